@@ -104,6 +104,16 @@ def test_a_prompt_is_computed_once_for_all_its_groups() -> None:
         assert largest_gap(MODEL, groups) < 1e-5
 
 
+def test_a_stored_prompt_that_moves_is_found_by_its_next_group() -> None:
+    """The first prompt goes, the third takes its place, and a group comes that answers the third."""
+    a, b, c = prompts(9, 12, 5)
+    own = [params(2, max_new_tokens=n, stop_token_ids=()) for n in (4, 30, 20, 15)]
+    engine = Engine(MODEL, max_rows=6)
+    groups = engine.generate([a, b, c, c], own)
+    assert engine.stats.prefill_tokens == 9 + 12 + 5  # so the fourth found it stored
+    assert largest_gap(MODEL, groups) < 1e-5
+
+
 def test_a_prompt_of_one_group_is_let_go_when_the_group_ends() -> None:
     engine = Engine(MODEL, max_rows=2)
     engine.generate(prompts(*[300] * 6), params(2))
