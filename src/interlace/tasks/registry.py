@@ -52,6 +52,15 @@ _TASKS = {
             "Countdown",
         ),
         TaskInfo(
+            "tiny-countdown",
+            "countdown as the tiny models write it",
+            "exact value",
+            "generated",
+            "",
+            "tiny_countdown",
+            "TinyCountdown",
+        ),
+        TaskInfo(
             "chain-arithmetic",
             "several operations, step by step",
             "exact value",
@@ -130,7 +139,7 @@ def list_tasks() -> list[TaskInfo]:
     """Every task, generated ones first; "rg:NAME" and "jsonl:PATH" stand for whole families.
 
     >>> [info.name for info in list_tasks()][:3]
-    ['countdown', 'chain-arithmetic', 'gsm8k']
+    ['countdown', 'tiny-countdown', 'chain-arithmetic']
     """
     return list(_TASKS.values())
 

@@ -17,6 +17,7 @@ from support.unchecked import unchecked
 def test_every_task_of_the_brief_is_there() -> None:
     assert [info.name for info in list_tasks()] == [
         "countdown",
+        "tiny-countdown",
         "chain-arithmetic",
         "gsm8k",
         "math500",
