@@ -1,0 +1,248 @@
+"""The trainers' options: Hugging Face's `TrainingArguments` with what groups add to them.
+
+Letters: W width, M groups of one prompt; a prompt has M*W rollouts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from interlace.errors import ConfigError
+from interlace.training.advantages import Baseline, Credit, Scale
+from interlace.training.losses import Kind, LossConfig, RatioLevel
+
+Train = Literal["all", "new", "lora"]
+OldLogprobs = Literal["auto", "sampled", "recomputed"]
+CHOICES: dict[str, tuple[str, ...]] = {
+    "train": ("all", "new", "lora"),
+    "loss": ("token", "sequence", "dr_grpo"),
+    "ratio_level": ("token", "sequence"),
+    "baseline": ("prompt", "own", "others"),
+    "scale": ("std", "none"),
+    "credit": ("row", "group"),
+    "old_logprobs": ("auto", "sampled", "recomputed"),
+}
+
+
+@dataclass
+class GroupArguments(TrainingArguments):
+    """What both trainers share; every option of Hugging Face's `TrainingArguments` is here, too.
+
+    Args:
+        train: "all" weights; only the "new" ones (the blocks'); or the new ones and "lora" adapters
+            on the old.
+        new_learning_rate: of the new weights; None is `learning_rate`, which is that of the old.
+        lora: PEFT's `LoraConfig` options for train="lora", such as r and target_modules.
+        micro_rows: the most rows in one forward pass. Groups stay whole, so it is at least the
+            width; None feeds a batch in one pass for each width.
+        max_new_tokens: the longest completion.
+        temperature: of sampling, and so of every log-probability.
+        max_rows: the most rows that the engine advances together; None leaves it to the engine.
+
+    Raises:
+        ConfigError: for a value that contradicts another or is out of its range.
+    """
+
+    train: Train = "all"
+    new_learning_rate: float | None = None
+    lora: dict[str, Any] = field(default_factory=dict)
+    micro_rows: int | None = None
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    max_rows: int | None = None
+
+    logging_steps: float = 1
+    save_steps: float = 100
+    save_total_limit: int | None = 2
+    report_to: None | str | list[str] = "tensorboard"
+    remove_unused_columns: bool | None = False
+    ddp_broadcast_buffers: bool | None = False
+    ddp_find_unused_parameters: bool | None = False
+
+    def __post_init__(self) -> None:
+        self._check()
+        super().__post_init__()
+
+    def _check(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name, allowed[0])
+            if value not in allowed:
+                raise ConfigError(f"{name} is one of {', '.join(allowed)}; got {value!r}.")
+        if self.gradient_accumulation_steps != 1:
+            raise ConfigError(
+                "gradient_accumulation_steps is 1 here: a batch is split into micro-batches of "
+                f"whole groups by micro_rows; got {self.gradient_accumulation_steps}. Set "
+                "micro_rows to the most rows that one forward pass may hold."
+            )
+        if not self.temperature > 0:
+            raise ConfigError(
+                f"Training samples at a temperature above 0; got {self.temperature!r}. Greedy rows "
+                "of a group would all be the same."
+            )
+        at_least_one(self, "max_new_tokens", "micro_rows", "max_rows")
+        if self.lora and self.train != "lora":
+            raise ConfigError(f"lora= holds options for train='lora'; train is {self.train!r}.")
+
+
+@dataclass
+class WarmupConfig(GroupArguments):
+    """The warm-up's options: responses that the base model got right, learned in groups.
+
+    Args:
+        problems: how many of the task's problems are sampled; None for all.
+        samples: responses sampled a problem.
+        fewest_correct: problems with fewer correct responses are dropped.
+        groups_per_step: groups in an optimizer step, over all processes.
+        data: a JSONL file of responses to use instead of sampling; see `training.responses`.
+        train: by default only the new weights.
+    """
+
+    problems: int | None = None
+    samples: int = 8
+    fewest_correct: int = 2
+    groups_per_step: int = 24
+    data: str | None = None
+    train: Train = "new"
+    learning_rate: float = 1e-4
+
+    def _check(self) -> None:
+        super()._check()
+        at_least_one(self, "problems", "samples", "fewest_correct", "groups_per_step")
+
+
+@dataclass
+class GRPOConfig(GroupArguments):
+    """GRPO's options.
+
+    Args:
+        prompts_per_rollout: prompts sampled at once, over all processes.
+        rollouts: samples a prompt, over which the advantage is taken; a multiple of every width.
+        width: W, the rows that see each other. A list draws one for each prompt.
+        mini_batches: optimizer steps in one pass over a rollout; each takes its share of the
+            prompts.
+        passes: passes over a rollout.
+        loss: "token" (DAPO), "sequence" (GRPO) or "dr_grpo"; see `LossConfig`.
+        clip_low: see `LossConfig`.
+        clip_high: see `LossConfig`.
+        ratio_level: "token", or "sequence" (GSPO).
+        kl_weight: weight of the KL to the model as it was at the start, with its own blocks.
+        entropy_weight: weight of the entropy bonus.
+        baseline: "prompt" over all rollouts of a prompt, the "own" group, or the "others" only.
+        scale: "std" divides advantages by the standard deviation; "none" does not.
+        leave_one_out: the baseline leaves out the row itself (RLOO).
+        credit: "row", or "group" for its group's mean reward to every row.
+        drop_without_variance: leave out prompts whose rollouts all have the same reward; then the
+            loss is divided by what remains.
+        rewards: name -> weight. Names: correctness, partial, self-consistency, steps, format,
+            pass@k, or `module:function` or `file.py:function` with TRL's signature.
+        old_logprobs: "sampled" takes them from the engine, "recomputed" from the training pass;
+            "auto" is "sampled" in fp32 and "recomputed" in lower precision.
+        guard: check invariant I7 on the first micro-batch of every rollout. Leave it on.
+        log_completions: groups of a rollout that are written to completions.jsonl.
+    """
+
+    prompts_per_rollout: int = 64
+    rollouts: int = 8
+    width: int | list[int] = 8
+    mini_batches: int = 1
+    passes: int = 1
+    loss: Kind = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    ratio_level: RatioLevel = "token"
+    kl_weight: float = 0.0
+    entropy_weight: float = 0.0
+    baseline: Baseline = "prompt"
+    scale: Scale = "std"
+    leave_one_out: bool = False
+    credit: Credit = "row"
+    drop_without_variance: bool = False
+    rewards: dict[str, float] = field(default_factory=lambda: {"correctness": 1.0})
+    old_logprobs: OldLogprobs = "auto"
+    guard: bool = True
+    log_completions: int = 2
+
+    learning_rate: float = 1e-6
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths that prompts may get."""
+        return [self.width] if isinstance(self.width, int) else list(self.width)
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps between two rollouts."""
+        return self.mini_batches * self.passes
+
+    @property
+    def loss_config(self) -> LossConfig:
+        """The loss these options name."""
+        return LossConfig(
+            kind=self.loss,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            ratio_level=self.ratio_level,
+            kl_weight=self.kl_weight,
+            entropy_weight=self.entropy_weight,
+        )
+
+    def _check(self) -> None:
+        super()._check()
+        at_least_one(self, "prompts_per_rollout", "rollouts", "mini_batches", "passes")
+        self._check_widths()
+        if self.prompts_per_rollout % self.mini_batches:
+            raise ConfigError(
+                f"Each of the {self.mini_batches} mini_batches takes the same number of prompts; "
+                f"prompts_per_rollout={self.prompts_per_rollout} is no multiple of it."
+            )
+        if not self.rewards:
+            raise ConfigError("rewards names at least one reward, such as {correctness: 1.0}.")
+        if not 0 <= self.clip_low < 1 or self.clip_high < 0:
+            raise ConfigError(
+                "Ratios are clipped to [1 - clip_low, 1 + clip_high] with 0 <= clip_low < 1 and "
+                f"clip_high >= 0; got {self.clip_low} and {self.clip_high}."
+            )
+        if self.save_strategy == "steps" and self.save_steps >= 1:
+            whole = -(-int(self.save_steps) // self.steps_per_rollout) * self.steps_per_rollout
+            self.save_steps = whole  # a checkpoint in the middle of a rollout could not be resumed
+
+    def _check_widths(self) -> None:
+        widths = self.widths
+        if not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
+            raise ConfigError(
+                f"width is a whole number of at least 1, or a list of them; got {self.width!r}."
+            )
+        for width in widths:
+            if self.rollouts % width:
+                raise ConfigError(
+                    f"A prompt's rollouts are whole groups, so rollouts is a multiple of the width;"
+                    f" got rollouts={self.rollouts} and width={width}. Its widths could be "
+                    f"{[w for w in range(1, self.rollouts + 1) if self.rollouts % w == 0]}."
+                )
+            if self.micro_rows is not None and self.micro_rows < width:
+                raise ConfigError(
+                    "A forward pass holds whole groups, never a part of one: "
+                    f"micro_rows={self.micro_rows} is less than the width {width}. Use micro_rows="
+                    f"{width} or more, or widths up to {self.micro_rows}."
+                )
+            if self.baseline == "others" and self.rollouts == width:
+                raise ConfigError(
+                    "baseline='others' needs at least two groups a prompt; "
+                    f"rollouts={self.rollouts} at width {width} is one. Use rollouts={2 * width}, "
+                    "or baseline='prompt'."
+                )
+
+
+def at_least_one(settings: Any, *names: str) -> None:
+    """Raise unless these are whole numbers of at least 1, or None.
+
+    Raises:
+        ConfigError: with the name and the value.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} is a whole number of at least 1; got {value!r}.")

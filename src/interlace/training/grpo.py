@@ -1,0 +1,294 @@
+"""GRPO over coupled groups: Bridge, P-Match and RLVR-only through the same code.
+
+The objective is GRPO's; what is special is that every log-probability (sampled, old, new,
+reference) is that of whole groups with the alive mask of sampling, because a row's distribution
+depends on its siblings, and that gradients of a row reach its siblings.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from interlace.errors import ConfigError
+from interlace.generation.engine import Engine
+from interlace.generation.types import Group
+from interlace.tasks.base import Task
+from interlace.training.arguments import GRPOConfig
+from interlace.training.batch import GroupBatch, Scores, collate, score
+from interlace.training.guard import Gap, check_gap, check_in_fp32
+from interlace.training.journal import Journal
+from interlace.training.losses import denominator, policy_loss
+from interlace.training.parameters import unwrapped
+from interlace.training.rollout import RolledGroup, Rollouts, describe
+from interlace.training.tally import LARGEST, SMALLEST
+from interlace.training.trainer import GroupTrainer, Part, gathered
+
+COMPLETIONS = "completions.jsonl"
+
+
+@dataclass
+class RolledPart(Part):
+    """Groups of one width with what their loss needs.
+
+    Attributes:
+        advantages: one a row.
+        group: one of the groups, for the guard.
+        old_logprobs: under the model that sampled; None takes this pass's own.
+        reference_logprobs: under the frozen reference, if the loss has a KL.
+    """
+
+    advantages: Float[Tensor, "P W"] | None = None
+    group: Group | None = None
+    old_logprobs: Float[Tensor, "P W T"] | None = None
+    reference_logprobs: Float[Tensor, "P W T"] | None = None
+
+
+class GRPOTrainer(GroupTrainer):
+    """Trains a model with GRPO on groups whose rows see each other.
+
+    Args:
+        model: with Bridge blocks, with P-Match blocks, or with nothing attached (RLVR-only).
+        tokenizer: its tokenizer.
+        args: the options.
+        task: problems and their verifier.
+        callbacks: further Hugging Face callbacks.
+
+    Raises:
+        ConfigError: for options that contradict each other or the number of processes.
+        GuardError: while training, if sampling and training disagree (invariant I7).
+    """
+
+    args: GRPOConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        args: GRPOConfig,
+        task: Task,
+        *,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        every = args.steps_per_rollout
+        if args.max_steps > 0:
+            args.max_steps = -(-args.max_steps // every) * every
+        super().__init__(model, tokenizer, args, task, callbacks=callbacks)
+        share = args.prompts_per_rollout // args.mini_batches
+        if share % args.world_size:
+            raise ConfigError(
+                f"Every process takes the same number of a mini-batch's {share} prompts (groups "
+                f"are never split); {args.world_size} processes do not divide it. Set "
+                f"prompts_per_rollout to a multiple of {args.mini_batches * args.world_size}."
+            )
+        self.rollouts = Rollouts(task, args)
+        self._engine: Engine | None = None
+        self._mini_batches: list[tuple[list[RolledPart], RolledPart]] = []
+        self._completions = Journal(self.folder / COMPLETIONS)
+        self._reference: nn.Module | None = None
+        if args.kl_weight:
+            self._reference = copy.deepcopy(model).eval().requires_grad_(False)
+            self._reference.to(args.device)
+
+    def steps_per_epoch(self, args: Any) -> float:
+        return len(self.task) / args.prompts_per_rollout * float(args.steps_per_rollout)
+
+    def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
+        number, within = divmod(step, self.args.steps_per_rollout)
+        if within == 0:
+            self._begin_rollout(number)
+        return self._mini_batches[within % self.args.mini_batches]
+
+    def weight_of(self, part: Part) -> float:
+        mask = part.batch.completion_mask
+        return denominator(self.args.loss, mask, self.args.max_new_tokens)
+
+    def loss_of(self, model: nn.Module, part: Part, denominator: float, first: bool) -> Tensor:
+        assert isinstance(part, RolledPart)
+        assert part.advantages is not None
+        config = self.args.loss_config
+        scores = self._score(model, part.batch, entropy=True)
+        within = self.state.global_step % self.args.steps_per_rollout
+        if self.args.guard and first and within == 0:
+            self._guard(part, scores.logprobs.detach())
+        old = scores.logprobs.detach() if part.old_logprobs is None else part.old_logprobs
+        parts = policy_loss(
+            scores.logprobs,
+            old,
+            part.advantages,
+            part.batch.completion_mask,
+            config,
+            denominator,
+            reference_logprobs=part.reference_logprobs,
+            entropy=scores.entropy,
+        )
+        tokens = parts.tokens if part.counts else 0
+        self.tally.mean("clip_fraction", parts.clipped if tokens else 0.0, tokens)
+        self.tally.mean("entropy", parts.entropy if tokens else 0.0, tokens)
+        if config.kl_weight:
+            self.tally.mean("kl", parts.kl if tokens else 0.0, tokens)
+        self.tally.extreme("ratio/min", parts.ratio_min, SMALLEST)
+        self.tally.extreme("ratio/max", parts.ratio_max, LARGEST)
+        self.tally.total("tokens/train", tokens)
+        return parts.loss
+
+    def derived(self, logs: dict[str, float]) -> dict[str, float]:
+        for phase, counted, seconds in (
+            ("rollout", "tokens/rollout", ("rollout",)),
+            ("train", "tokens/train", ("score", "backward")),
+        ):
+            spent = sum(logs.get(f"seconds/{name}", 0.0) for name in seconds)
+            if spent and logs.get(counted):
+                logs[f"tokens_per_second/{phase}"] = logs[counted] / spent
+        return logs
+
+    def rewind(self, step: int) -> None:
+        super().rewind(step)
+        self._completions.rewind(step)
+
+    # One rollout.
+
+    def _begin_rollout(self, number: int) -> None:
+        args = self.args
+        share = args.prompts_per_rollout // args.mini_batches
+        mine = [
+            range(start + args.process_index, start + share, args.world_size)
+            for start in range(0, args.prompts_per_rollout, share)
+        ]
+        positions = [position for own in mine for position in own]
+        with self.timed("rollout"), self._sampling_model() as model:
+            groups = self.rollouts.sample(self._sampler(model), number, positions)
+        with self.timed("verify"):
+            rolled = self.rollouts.judge(groups, number, positions, self.tally)
+            self.rollouts.weigh(rolled, self.tally)
+            describe(rolled, args.widths if len(args.widths) > 1 else (), self.tally)
+        if self.is_world_process_zero() and args.log_completions:
+            self._show(number, rolled)
+        self._mini_batches = [
+            self._parts([entry for entry in rolled if entry.position in own]) for own in mine
+        ]
+        with self.timed("score"):
+            self._score_before()
+
+    def _parts(self, rolled: Sequence[RolledGroup]) -> tuple[list[RolledPart], RolledPart]:
+        """Groups of one width, of similar length, at most `micro_rows` rows at a time."""
+        by_width: dict[int, list[RolledGroup]] = defaultdict(list)
+        for entry in rolled:
+            if entry.kept:
+                by_width[entry.width].append(entry)
+        parts = []
+        for width, entries in sorted(by_width.items()):
+            entries = sorted(entries, key=lambda e: -e.length)
+            most = len(entries) if self.args.micro_rows is None else self.args.micro_rows // width
+            for start in range(0, len(entries), most):
+                parts.append(self._part(entries[start : start + most]))
+        spare = self._part([min(rolled, key=lambda e: e.length * e.width)])
+        spare.counts = False
+        return parts, spare
+
+    def _part(self, entries: Sequence[RolledGroup]) -> RolledPart:
+        batch = collate([e.group for e in entries], self.pad_token_id).to(self.args.device)
+        gains = torch.stack([e.advantages for e in entries if e.advantages is not None])
+        old = None if self._recomputes() else batch.sampled_logprobs
+        return RolledPart(
+            batch,
+            advantages=gains.to(self.args.device),
+            group=entries[0].group,
+            old_logprobs=old,
+        )
+
+    def _recomputes(self) -> bool:
+        wanted = self.args.old_logprobs
+        return wanted == "recomputed" or (wanted == "auto" and not self._in_fp32())
+
+    def _in_fp32(self) -> bool:
+        wide = next(unwrapped(self.model).parameters()).dtype in (torch.float32, torch.float64)
+        return wide and self.accelerator.mixed_precision == "no"
+
+    @torch.no_grad()
+    def _score_before(self) -> None:
+        """Log-probabilities under the model that sampled, and under the reference."""
+        again = self._recomputes() and self.args.steps_per_rollout > 1
+        if not again and self._reference is None:
+            return
+        for parts, spare in self._mini_batches:
+            passes = int(self.reduce(torch.tensor([float(len(parts))]), "max"))
+            for index in range(passes):  # sharded models need as many passes on every process
+                part = parts[index] if index < len(parts) else spare
+                with self.compute_loss_context_manager():
+                    if again:
+                        part.old_logprobs = self._score(self.model_wrapped, part.batch).logprobs
+                    if self._reference is not None:
+                        scores = self._score(self._reference, part.batch)
+                        part.reference_logprobs = scores.logprobs
+
+    def _score(self, model: nn.Module, batch: GroupBatch, entropy: bool = False) -> Scores:
+        return score(
+            model,
+            batch,
+            temperature=self.args.temperature,
+            forbidden=self.forbidden,
+            entropy=entropy,
+            entropy_gradients=self.args.entropy_weight != 0,
+        )
+
+    def _guard(self, part: RolledPart, logprobs: Float[Tensor, "P W T"]) -> None:
+        """Invariant I7 on this rollout: what was sampled is what is trained."""
+        batch = part.batch
+        assert batch.sampled_logprobs is not None
+        assert part.group is not None
+        off = (logprobs - batch.sampled_logprobs).abs()[batch.completion_mask]
+        largest = self.reduce(off.max().reshape(1).double(), "max")
+        gap = Gap(float(largest), float(off.mean()), off.numel())
+        self.tally.extreme("sampled_gap/max", gap.largest, LARGEST)
+        self.tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
+        if self._in_fp32():
+            check_gap(gap)
+        elif self.args.world_size == 1 or not self.is_fsdp_enabled:
+            check_in_fp32(
+                unwrapped(self.model),
+                self._sample_again,
+                part.group,
+                temperature=self.args.temperature,
+                forbidden=self.forbidden,
+                pad_token_id=self.pad_token_id,
+            )
+
+    def _sample_again(self, model: nn.Module, prompt: list[int], params: Any) -> Group:
+        engine = Engine(model, self.tokenizer, max_rows=self.args.max_rows)
+        return engine.generate([prompt], params)[0]
+
+    def _sampler(self, model: nn.Module) -> Engine:
+        if self._engine is None:
+            self._engine = Engine(model, self.tokenizer, max_rows=self.args.max_rows)
+        return self._engine
+
+    @contextmanager
+    def _sampling_model(self) -> Iterator[nn.Module]:
+        """The very modules that train, whole, and without the autocast that accelerate wraps around
+        their forward pass: the engine's packed products take the weights' own type."""
+        model = unwrapped(self.model)
+        cast = model.__dict__.pop("forward", None) if self.args.device.type == "cpu" else None
+        try:
+            with gathered(self.model):
+                yield model
+        finally:
+            if cast is not None:
+                model.__dict__["forward"] = cast
+
+    def _show(self, number: int, rolled: Sequence[RolledGroup]) -> None:
+        step = self.state.global_step + 1
+        for entry in rolled[: self.args.log_completions]:
+            self._completions.add(step, {"rollout": number, **entry.to_dict()})
+
+

@@ -1,0 +1,107 @@
+"""Which weights train, with which learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from interlace.bridge.attach import is_attached, new_parameters
+from interlace.bridge.layers import base_model_of
+from interlace.errors import ConfigError, MissingDependencyError
+from interlace.training.arguments import GroupArguments
+
+
+def choose_parameters(model: nn.Module, args: GroupArguments) -> None:
+    """Mark what trains (`requires_grad`), adding LoRA adapters if they are asked for.
+
+    Raises:
+        ConfigError: if new weights are to train and there are none.
+    """
+    attached = is_attached(model)
+    if args.train == "new" and not attached:
+        raise ConfigError(
+            "train='new' trains the attached blocks' weights, and nothing is attached. Attach "
+            "blocks (attach: bridge), or use train='all'."
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(args.train == "all")
+    if args.train == "lora":
+        _add_lora(model, args.lora)
+    if attached:
+        for _, parameter in new_parameters(model):
+            parameter.requires_grad_(True)
+    _without_dropout(model)
+
+
+def _add_lora(model: nn.Module, options: dict[str, Any]) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingDependencyError("train='lora' needs peft: pip install peft") from error
+    # In place: a wrapper would come between the engine and the modules that train.
+    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **options}), model)
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Dropout would make the training pass another model than the one that sampled (I7)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def split_parameters(
+    model: nn.Module,
+) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
+    """The old and the new weights among those that train, with their names."""
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not is_attached(base := unwrapped(model)):
+        return trained, []
+    new = {id(p) for _, p in new_parameters(base)}
+    return (
+        [(n, p) for n, p in trained if id(p) not in new],
+        [(n, p) for n, p in trained if id(p) in new],
+    )
+
+
+def optimizer_groups(
+    model: nn.Module, args: GroupArguments, decayed: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Parameter groups for the optimizer: old and new weights, with and without weight decay."""
+    decayed = set(decayed)
+    rate = args.new_learning_rate
+    groups = []
+    for pairs, learning_rate in zip(
+        split_parameters(model),
+        (args.learning_rate, args.learning_rate if rate is None else rate),
+        strict=True,
+    ):
+        for decay, chosen in (
+            (args.weight_decay, [p for n, p in pairs if n in decayed]),
+            (0.0, [p for n, p in pairs if n not in decayed]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "lr": learning_rate})
+    return groups
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """The Euclidean norm of all gradients together; of sharded ones, of the whole."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return 0.0
+    norm: Tensor = torch.nn.utils.get_total_norm(grads)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside data-parallel and compile wrappers."""
+    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
+        model = inner
+    return base_model_of(model)

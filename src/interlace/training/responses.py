@@ -1,0 +1,145 @@
+"""Responses to learn in the warm-up: sampled from the base model, judged, kept in a JSONL file.
+
+One line is one problem: {"example": id, "prompt_token_ids": [...], "completions": [[ids], ...]}.
+A ready data set of responses has texts instead: {"prompt": text or messages, "responses": [text,
+...]}; each gets the tokenizer's end token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from interlace.errors import DataFileError
+from interlace.generation.engine import Engine
+from interlace.generation.prompts import encode
+from interlace.generation.types import SamplingParams
+from interlace.tasks.base import Task
+from interlace.training.arguments import WarmupConfig
+from interlace.training.schedule import draw_indices, sampling_seed
+
+_CHUNK = 64  # problems sampled between two writes
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt with its responses: one group.
+
+    Attributes:
+        prompt: token ids.
+        completions: token ids, the end token included.
+    """
+
+    prompt: list[int]
+    completions: list[list[int]]
+
+
+def sample_responses(
+    engine: Engine, task: Task, args: WarmupConfig, path: Path, share: tuple[int, int] = (0, 1)
+) -> None:
+    """Sample the problems' responses from the base model and write the correct ones.
+
+    Rows are independent (width 1), as the base model is. What the file has already is kept, so a
+    killed run goes on where it ended.
+
+    Args:
+        engine: of the base model; blocks that are attached must be fresh, so that it is the base.
+        task: the problems.
+        args: how many, and how.
+        path: the JSONL file.
+        share: (index, count) of the process, which samples every count-th problem.
+    """
+    chosen = draw_indices(int(args.seed), len(task), 0, min(args.problems or len(task), len(task)))
+    mine = chosen[share[0] :: share[1]]
+    done = {entry["example"] for entry in _read_lines(path, repair=True)}
+    left = [task[index] for index in mine if task[index].id not in done]
+    chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    params = SamplingParams(
+        width=1,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=sampling_seed(int(args.seed), -1),
+    )
+    quiet = args.disable_tqdm or share[0] > 0
+    for chunk in track(chunks, "Sampling responses", disable=bool(quiet)):
+        prompts = [task.prompt(example) for example in chunk for _ in range(args.samples)]
+        groups = engine.generate(prompts, params)
+        with path.open("a", encoding="utf-8") as file:
+            for index, example in enumerate(chunk):
+                own = groups[index * args.samples : (index + 1) * args.samples]
+                rows = [group.completions[0] for group in own]
+                right = [
+                    row.token_ids
+                    for row in rows
+                    if row.finish_reason == "stop" and task.verify(example, row.text).correct
+                ]
+                entry = {
+                    "example": example.id,
+                    "prompt_token_ids": own[0].prompt_token_ids,
+                    "samples": args.samples,
+                    "completions": right,
+                }
+                file.write(json.dumps(entry) + "\n")
+
+
+def read_responses(paths: Sequence[Path], tokenizer: Any, fewest: int) -> list[Item]:
+    """The groups of these files with at least `fewest` responses, in a fixed order.
+
+    Raises:
+        DataFileError: for a file that cannot be read, or if no problem is left.
+    """
+    items: dict[str, Item] = {}
+    problems = 0
+    for path in paths:
+        for number, entry in enumerate(_read_lines(path), start=1):
+            problems += 1
+            item = _item(entry, tokenizer, f"{path.name}, line {number}")
+            if len(item.completions) >= fewest:
+                items[str(entry.get("example", f"{path.name}:{number:09d}"))] = item
+    if not items:
+        raise DataFileError(
+            f"No problem has {fewest} correct responses; {problems} problems were read. A model "
+            "that solves next to nothing cannot warm up on its own responses: take easier "
+            "problems, more samples, or pass responses from elsewhere (warmup.data)."
+        )
+    return [items[key] for key in sorted(items)]
+
+
+def _item(entry: dict[str, Any], tokenizer: Any, place: str) -> Item:
+    if "completions" in entry and "prompt_token_ids" in entry:
+        return Item(entry["prompt_token_ids"], entry["completions"])
+    if "prompt" not in entry or not isinstance(entry.get("responses"), list):
+        raise DataFileError(
+            f"{place}: a line has a prompt and its responses, or prompt_token_ids and completions; "
+            f"got {sorted(entry)}."
+        )
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    rows = [tokenizer.encode(t, add_special_tokens=False) + end for t in entry["responses"]]
+    return Item(encode(entry["prompt"], 0, tokenizer), rows)
+
+
+def _read_lines(path: Path, repair: bool = False) -> Iterator[dict[str, Any]]:
+    """The lines' objects; with `repair`, a last line that a kill cut off is taken away."""
+    if repair and not path.exists():
+        return
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise DataFileError(f"The responses {path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or (repair and not line.endswith(b"\n")):
+                raise ValueError("not a whole JSON object")
+        except ValueError as error:
+            if repair and number == len(lines):
+                path.write_bytes(b"".join(lines[:-1]))
+                return
+            raise DataFileError(f"{path}, line {number}: {error}") from error
+        yield entry

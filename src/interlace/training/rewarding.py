@@ -1,0 +1,139 @@
+"""Rewards by name, as a recipe gives them, and verdicts that are reached once."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interlace.errors import ConfigError, RewardError
+from interlace.rewards import (
+    CombinedReward,
+    Correctness,
+    Format,
+    PassAtK,
+    RewardFunction,
+    SelfConsistency,
+    StepVerification,
+)
+from interlace.tasks.base import Example, Task, Verdict
+
+NAMED: dict[str, Callable[[Any], RewardFunction]] = {
+    "correctness": Correctness,
+    "partial": lambda task: Correctness(task, partial=True),
+    "self-consistency": SelfConsistency,
+    "steps": StepVerification,
+    "format": lambda _: Format(),
+    "pass@k": PassAtK,
+}
+
+
+class Verdicts:
+    """A task that judges each text once, however many rewards and metrics ask."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._known: dict[tuple[str, str], Verdict] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def verify(self, example: Example, text: str) -> Verdict:
+        """As the task's."""
+        key = example.id, text
+        if key not in self._known:
+            self._known[key] = self._task.verify(example, text)
+        return self._known[key]
+
+    def forget(self) -> None:
+        """Drop what is known, after a rollout."""
+        self._known.clear()
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """One term of the reward.
+
+    Attributes:
+        name: as in the recipe; what it is logged by.
+        weight: of it in the sum.
+        function: with TRL's signature.
+    """
+
+    name: str
+    weight: float
+    function: RewardFunction
+
+
+def named_rewards(weights: Mapping[str, float], task: Any) -> list[NamedReward]:
+    """The rewards that a recipe names.
+
+    Args:
+        weights: name -> weight; `module:function` and `file.py:function` are imported.
+        task: judges, for those that need it.
+
+    Raises:
+        ConfigError: for a name that is not known or cannot be imported.
+    """
+    found = [NamedReward(n, float(w), _function(n, task)) for n, w in weights.items()]
+    # Tells a self-consistency reward whether correctness stands beside it; else it warns.
+    CombinedReward([r.function for r in found], [r.weight for r in found])
+    return found
+
+
+def add_up(
+    rewards: Sequence[NamedReward], prompts: Sequence[Any], texts: Sequence[str], columns: Any
+) -> tuple[list[float], dict[str, list[float | None]]]:
+    """Each row's weighted sum, and the parts; a part's None counts as nothing.
+
+    Raises:
+        RewardError: for a function that returns another number of values, or one that is no number.
+    """
+    totals = [0.0] * len(texts)
+    parts: dict[str, list[float | None]] = {}
+    for reward in rewards:
+        values = reward.function(prompts=prompts, completions=texts, **columns)
+        if not isinstance(values, Sequence) or len(values) != len(texts):
+            raise RewardError(
+                f"A reward returns a list with one value a completion, {len(texts)} here; "
+                f"{reward.name} returned {values!r:.80}."
+            )
+        parts[reward.name] = list(values)
+        for row, value in enumerate(values):
+            if value is not None:
+                totals[row] += reward.weight * float(value)
+    return totals, parts
+
+
+def _function(name: str, task: Any) -> RewardFunction:
+    if name in NAMED:
+        return NAMED[name](task)
+    place, colon, function = name.rpartition(":")
+    if not colon:
+        raise ConfigError(
+            f"There is no reward {name!r}. Rewards are {', '.join(NAMED)}, or your own as "
+            "module:function or file.py:function, with the signature "
+            "f(prompts, completions, **columns) -> list of numbers."
+        )
+    found = getattr(_module(place, name), function, None)
+    if not callable(found):
+        raise ConfigError(f"{place} has no function {function!r}, which the reward {name!r} names.")
+    return found  # type: ignore[no-any-return]
+
+
+def _module(place: str, name: str) -> Any:
+    path = Path(place)
+    try:
+        if path.suffix != ".py":
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except (ImportError, OSError, SyntaxError) as error:
+        raise ConfigError(f"The reward {name!r} cannot be imported: {error}") from error

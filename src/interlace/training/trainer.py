@@ -1,0 +1,329 @@
+"""What both trainers share: batches of whole groups on `transformers.Trainer`.
+
+A step takes the parts of a batch (whole groups of one width each), runs forward and backward over
+them one by one, and lets Hugging Face's loop do the rest: clipping, optimizer, schedule, logging,
+checkpoints, callbacks. What a step learns from follows from the run's seed and the step's number
+alone, so a resumed run is the uninterrupted one.
+
+Several processes: each feeds its own groups; losses are sums divided by one denominator of the
+whole batch, so gradients are added up over processes, not averaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import rotate_checkpoints
+
+from interlace.bridge.attach import get_attachment, is_attached
+from interlace.errors import CheckpointError, ConfigError
+from interlace.generation.stopping import forbidden_token_ids, stop_ids_of
+from interlace.generation.types import SamplingParams
+from interlace.tasks.base import Task
+from interlace.training import checkpoints
+from interlace.training.arguments import GroupArguments
+from interlace.training.batch import GroupBatch
+from interlace.training.journal import Journal
+from interlace.training.parameters import (
+    choose_parameters,
+    gradient_norm,
+    optimizer_groups,
+    split_parameters,
+    unwrapped,
+)
+from interlace.training.tally import Tally
+
+log = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Part:
+    """What goes through the model in one pass.
+
+    Attributes:
+        batch: whole groups of one width.
+        counts: False for one that is fed only because other processes feed one; it adds nothing.
+    """
+
+    batch: GroupBatch
+    counts: bool = True
+
+
+class GroupTrainer(Trainer):
+    """Base of the trainers; see this module's head.
+
+    Args:
+        model: the model, attached or not; it trains in place.
+        tokenizer: its tokenizer.
+        args: the options.
+        task: problems and their verifier.
+        callbacks: further Hugging Face callbacks.
+    """
+
+    args: GroupArguments
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        args: GroupArguments,
+        task: Task,
+        *,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.task = task
+        self.tally = Tally()
+        choose_parameters(model, args)
+        if args.max_steps <= 0:
+            args.max_steps = max(round(args.num_train_epochs * self.steps_per_epoch(args)), 1)
+        base: Any = super()
+        base.__init__(
+            model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks)
+        )
+        self.model_accepts_loss_kwargs = False
+        self.tokenizer = tokenizer
+        params = SamplingParams()
+        self.forbidden = forbidden_token_ids(model, tokenizer, stop_ids_of(model, tokenizer, params))
+        self.pad_token_id = _pad_id(model, tokenizer)
+        self.folder = Path(str(args.output_dir))
+        self._journal = Journal(self.folder / METRICS)
+
+    # What a trainer says.
+
+    @abstractmethod
+    def steps_per_epoch(self, args: Any) -> float:
+        """Optimizer steps in which every problem is seen once."""
+
+    @abstractmethod
+    def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
+        """This process's parts for an optimizer step, and a small one to feed if it has too few."""
+
+    @abstractmethod
+    def weight_of(self, part: Part) -> float:
+        """The part's share of the loss's denominator."""
+
+    @abstractmethod
+    def loss_of(self, model: nn.Module, part: Part, denominator: float, first: bool) -> Tensor:
+        """The part's loss, divided by the whole batch's denominator."""
+
+    # What Hugging Face's loop asks.
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """One ticket a step, the same on every process; the step's number says the rest."""
+        return DataLoader([{"ticket": step} for step in range(self.args.max_steps)])  # type: ignore[arg-type]
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward over all parts of this optimizer step."""
+        model.train()
+        parts, spare = self.parts_of(self.state.global_step)
+        weight = torch.tensor([sum(map(self.weight_of, parts))], dtype=torch.float64)
+        denominator = max(float(self.reduce(weight, "sum")), 1.0)
+        passes = int(self.reduce(torch.tensor([float(len(parts))]), "max"))
+        if passes > 1 and self.is_deepspeed_enabled:
+            raise ConfigError(
+                f"DeepSpeed steps after every backward, and this batch has {passes} parts. Use one "
+                "width and no micro_rows, or FSDP2."
+            )
+        total = torch.zeros((), device=self.args.device)
+        for index in range(passes):
+            part = parts[index] if index < len(parts) else spare
+            with self._syncing(model, last=index == passes - 1):
+                with self.compute_loss_context_manager(), self.timed("score"):
+                    with self._watching_blocks(index == 0):
+                        loss = self.loss_of(model, part, denominator, index == 0)
+                    loss = loss if part.counts else loss * 0
+                with self.timed("backward"):
+                    # Reducers average over processes; the loss is a share of the sum.
+                    self.accelerator.backward(loss * self.args.world_size)
+            total += loss.detach()
+        old, new = split_parameters(self.accelerator.unwrap_model(model))
+        self.tally.mean("gradient_norm/old", gradient_norm(p for _, p in old))
+        self.tally.mean("gradient_norm/new", gradient_norm(p for _, p in new))
+        return total * self.args.world_size
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """With learning rates of their own for old and new weights."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            decayed = self.get_decay_parameter_names(model)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = kind(optimizer_groups(model, self.args, decayed), **options)
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was tallied since the last time; keep it all in metrics.jsonl."""
+        if "loss" in logs:
+            logs |= self.derived(self.tally.collect(self.reduce))
+        base: Any = super()
+        base.log(logs, start_time)
+        if self.is_world_process_zero():
+            numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
+            self._journal.add(self.state.global_step, numbers)
+
+    def derived(self, logs: dict[str, float]) -> dict[str, float]:
+        """Numbers that follow from those tallied."""
+        return logs
+
+    # Runs.
+
+    def run(self) -> Path:
+        """Train, from the last checkpoint if there is one, and write the result.
+
+        Returns:
+            The folder that `interlace.load` reads.
+        """
+        last = checkpoints.last_checkpoint(self.folder)
+        step = 0 if last is None else int(last.name.rpartition("-")[2])
+        if self.is_world_process_zero():
+            self.rewind(step)
+        self.accelerator.wait_for_everyone()
+        self.train(resume_from_checkpoint=None if last is None else str(last))
+        return self.save_result()
+
+    def rewind(self, step: int) -> None:
+        """Take back what a killed run wrote after its last checkpoint."""
+        self._journal.rewind(step)
+
+    def save_result(self) -> Path:
+        """Write the trained model."""
+        model: Any = unwrapped(self.model)
+        folder = self.folder / checkpoints.RESULT
+        if is_attached(model) or self.is_world_process_zero():
+            checkpoints.save_result(model, folder, self.args.train, self.tokenizer)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        partial = self.folder / f"{checkpoints.PARTIAL}{name}"
+        try:
+            self._write_checkpoint(str(partial))
+        except (OSError, RuntimeError) as error:  # safetensors' and torch's writers raise either
+            if self.args.world_size == 1:
+                shutil.rmtree(partial, ignore_errors=True)
+            last = checkpoints.last_checkpoint(self.folder)
+            raise CheckpointError(
+                f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
+                f"The last good one is {last.name if last else 'none'}; make room and run the same "
+                "command again to go on from there."
+            ) from error
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.publish(partial, self.folder / name)
+            rotate_checkpoints(str(self.folder), save_total_limit=self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, folder: str) -> None:
+        base: Any = self
+        base.save_model(folder, _internal_call=True)
+        base._save_optimizer_and_scheduler(folder)
+        base._save_scaler(folder)
+        base._save_rng_state(folder)
+        if self.args.should_save:
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(Path(folder) / "trainer_state.json"))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save and output_dir is not None:
+            checkpoints.write_trained(self.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            base: Any = super()
+            base._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            checkpoints.read_trained(self.model, Path(resume_from_checkpoint))
+
+    # Several processes.
+
+    def reduce(self, values: Tensor, how: str) -> Tensor:
+        """Values summed or maximised over all processes."""
+        if self.args.world_size == 1:
+            return values
+        on_device = values.to(self.args.device)
+        operation = dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX
+        dist.all_reduce(on_device, operation)
+        return on_device.cpu()
+
+    @contextlib.contextmanager
+    def _syncing(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Gradients travel between processes with the last part only; sharded ones with each."""
+        if last or isinstance(model, FSDPModule) or self.args.world_size == 1:
+            yield
+        else:
+            with self.accelerator.no_sync(model):
+                yield
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add to a phase's seconds."""
+        with self.tally.timed(phase):
+            yield
+            if self.args.device.type == "cuda":
+                torch.cuda.synchronize()
+
+    @contextlib.contextmanager
+    def _watching_blocks(self, active: bool) -> Iterator[None]:
+        """Note how much the blocks add: the norm of their output over that of their input."""
+        model = unwrapped(self.model)
+        if not active or not is_attached(model):
+            yield
+            return
+        ratios: list[Tensor] = []
+
+        def note(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            with torch.no_grad():
+                x = inputs[0].detach()
+                ratios.append((output.detach() - x).float().norm() / x.float().norm())
+
+        names = get_attachment(model).block_names
+        handles = [model.get_submodule(name).register_forward_hook(note) for name in names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.tally.mean("block_output_over_input", float(torch.stack(ratios).mean()))
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Within this context sharded weights are whole: gathered once, not at every token."""
+    shards = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        yield
+    finally:
+        for index, shard in enumerate(shards):
+            shard.set_reshard_after_forward(index > 0, recurse=False)
+            shard.reshard()
+
+
+def _pad_id(model: PreTrainedModel, tokenizer: Any) -> int:
+    for source in (tokenizer, model.config):
+        found = getattr(source, "pad_token_id", None)
+        if isinstance(found, int):
+            return found
+    return 0  # nothing attends to it, and it counts nowhere

@@ -1,0 +1,120 @@
+"""The warm-up: next-token loss on groups of responses that the base model got right.
+
+Its point is that the blocks leave zero in a direction that helps: siblings' features start to say
+something about the next token (METHOD.md, "Training", 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from interlace.generation.engine import Engine
+from interlace.tasks.base import Task
+from interlace.training.arguments import WarmupConfig
+from interlace.training.batch import collate_ids, score
+from interlace.training.parameters import unwrapped
+from interlace.training.responses import Item, read_responses, sample_responses
+from interlace.training.schedule import draw_indices
+from interlace.training.trainer import GroupTrainer, Part
+
+RESPONSES = "responses"
+
+
+class WarmupTrainer(GroupTrainer):
+    """Trains freshly attached blocks on groups of correct responses.
+
+    Args:
+        model: with fresh blocks; while they are zero it is the base model, which is sampled.
+        tokenizer: its tokenizer.
+        args: the options.
+        task: problems and their verifier.
+        callbacks: further Hugging Face callbacks.
+    """
+
+    args: WarmupConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        args: WarmupConfig,
+        task: Task,
+        *,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        super().__init__(model, tokenizer, args, task, callbacks=callbacks)
+        self._items: list[Item] = []
+
+    def steps_per_epoch(self, args: Any) -> float:
+        problems = min(args.problems or len(self.task), len(self.task))
+        return float(max(problems / args.groups_per_step, 1.0))
+
+    def run(self) -> Path:
+        self._items = self._prepare()
+        return super().run()
+
+    def _prepare(self) -> list[Item]:
+        """The data set: the one given, or sampled from the base model and stored."""
+        args = self.args
+        if args.data is not None:
+            paths = [Path(args.data)]
+        else:
+            folder = self.folder / RESPONSES
+            paths = [
+                folder / f"{index}-of-{args.world_size}.jsonl" for index in range(args.world_size)
+            ]
+            engine = Engine(unwrapped(self.model), self.tokenizer, max_rows=args.max_rows)
+            own = args.process_index
+            sample_responses(engine, self.task, args, paths[own], (own, args.world_size))
+            self.accelerator.wait_for_everyone()
+        return read_responses(paths, self.tokenizer, args.fewest_correct)
+
+    def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
+        args = self.args
+        count = args.groups_per_step
+        indices = draw_indices(int(args.seed), len(self._items), step * count, (step + 1) * count)
+        chosen = [self._items[index] for index in indices]
+        mine = sorted(chosen[args.process_index :: args.world_size], key=_size)
+        spare = self._part(sorted(chosen, key=_size)[:1])
+        spare.counts = False
+        return [self._part(entries) for entries in self._micro_batches(mine)], spare
+
+    def weight_of(self, part: Part) -> float:
+        return float(part.batch.completion_mask.sum())
+
+    def loss_of(self, model: nn.Module, part: Part, denominator: float, first: bool) -> Tensor:
+        # At temperature 1 and with nothing forbidden: the plain next-token loss.
+        logprobs = score(model, part.batch).logprobs
+        tokens = self.weight_of(part) if part.counts else 0.0
+        self.tally.total("tokens/train", tokens)
+        self.tally.mean("groups", part.batch.count if part.counts else 0.0)
+        return -logprobs.sum() / denominator
+
+    def _micro_batches(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Groups of similar size, as many as `micro_rows` holds with their widest one's width."""
+        most = self.args.micro_rows
+        found: list[list[Item]] = []
+        for item in items:  # ascending, so the item that is added is the widest
+            width = len(item.completions)
+            full = most is not None and found and (len(found[-1]) + 1) * width > most
+            if not found or full:
+                found.append([])
+            found[-1].append(item)
+        return found
+
+    def _part(self, items: Sequence[Item]) -> Part:
+        batch = collate_ids(
+            [item.prompt for item in items],
+            [item.completions for item in items],
+            self.pad_token_id,
+        )
+        return Part(batch.to(self.args.device))
+
+
+def _size(item: Item) -> tuple[int, int]:
+    return len(item.completions), max(map(len, item.completions))
