@@ -33,7 +33,12 @@ class LossConfig:
         ratio_level: "token", or "sequence" for one ratio a row, the exponential of the mean
             difference of its log-probabilities (GSPO).
         kl_weight: weight of the KL to the reference (Schulman's k3 estimate); 0 for none.
-        entropy_weight: weight of the entropy bonus; 0 for none.
+        entropy_weight: weight of the entropy bonus, which is normalised as the rest of a token's
+            loss is; 0 for none.
+        kl_corrected: multiply a token's k3 by its own ratio, at either `ratio_level`: then its
+            value and its gradient are, in expectation, those of KL(model, reference), as in
+            DeepSeek-V3.2 (arXiv 2512.02556). Without, as in the first GRPO, the gradient is that
+            of KL(reference, model), even where all ratios are 1.
     """
 
     kind: Kind = "token"
@@ -42,6 +47,7 @@ class LossConfig:
     ratio_level: RatioLevel = "token"
     kl_weight: float = 0.0
     entropy_weight: float = 0.0
+    kl_corrected: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,9 +113,9 @@ def policy_loss(
     keep = completion_mask.to(logprobs.dtype)
     lengths = keep.sum(dim=2, keepdim=True).clamp(min=1)
     difference = (logprobs - old_logprobs) * keep
+    token_ratio = ratio = difference.exp()
     if config.ratio_level == "sequence":
-        difference = (difference.sum(dim=2, keepdim=True) / lengths).expand_as(logprobs)
-    ratio = difference.exp()
+        ratio = (difference.sum(dim=2, keepdim=True) / lengths).exp().expand_as(logprobs)
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     gain = advantages.unsqueeze(-1)
     per_token = -torch.minimum(ratio * gain, clipped * gain)
@@ -117,6 +123,8 @@ def policy_loss(
     if config.kl_weight and reference_logprobs is not None:
         gap = (reference_logprobs - logprobs) * keep
         divergence = gap.exp() - gap - 1
+        if config.kl_corrected:
+            divergence = divergence * token_ratio
         per_token = per_token + config.kl_weight * divergence
     if config.entropy_weight and entropy is not None:
         per_token = per_token - config.entropy_weight * entropy

@@ -91,9 +91,45 @@ def test_kl_and_entropy_terms() -> None:
         new, old, gains, mask, config, 1.0, reference_logprobs=reference, entropy=spread
     )
     k3 = torch.exp(torch.tensor(-0.3, dtype=torch.float64)) + 0.3 - 1
-    wanted = base.loss + 0.7 * k3 * mask.sum() - 0.2 * (spread * mask).sum()
+    weight = ((new - old).exp() * mask).sum()  # each token's estimate times its ratio
+    wanted = base.loss + 0.7 * k3 * weight - 0.2 * (spread * mask).sum()
     torch.testing.assert_close(got.loss, wanted)
+    assert got.kl == pytest.approx(float(k3 * weight))
+    plain = dataclasses.replace(config, kl_corrected=False)
+    got = policy_loss(
+        new, old, gains, mask, plain, 1.0, reference_logprobs=reference, entropy=spread
+    )
     assert got.kl == pytest.approx(float(k3 * mask.sum()))
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("moved", [0.0, 0.5])
+def test_expected_kl_and_its_gradient_are_the_divergences(level: str, moved: float) -> None:
+    """Over all tokens that could have been sampled, in value and gradient: KL(model, reference)."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    logits = noise[0].clone().requires_grad_()
+    old = (noise[0] + moved * noise[1]).log_softmax(0)
+    reference = noise[2].log_softmax(0)
+    config = LossConfig(kl_weight=1.0, ratio_level=level)  # type: ignore[arg-type]
+    expected = torch.zeros((), dtype=torch.float64)
+    for token in range(5):
+        # A second token that stays as it was: a row's mean ratio is not the token's.
+        now = torch.stack([logits.log_softmax(0)[token], old.new_tensor(-1.0)]).view(1, 1, 2)
+        then, frozen = (
+            torch.stack([x[token], x.new_tensor(-1.0)]).view(1, 1, 2) for x in (old, reference)
+        )
+        mask = torch.ones(1, 1, 2, dtype=torch.bool)
+        gain = torch.zeros(1, 1, dtype=torch.float64)
+        parts = policy_loss(now, then, gain, mask, config, 1.0, reference_logprobs=frozen)
+        expected = expected + old[token].exp() * parts.loss
+    now = logits.log_softmax(0)
+    divergence = (now.exp() * (now - reference)).sum()
+    torch.testing.assert_close(expected, divergence)
+    got, wanted = (
+        torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (expected, divergence)
+    )
+    torch.testing.assert_close(got, wanted)
 
 
 def test_coupled_gradients_are_finite_differences() -> None:
