@@ -1,0 +1,76 @@
+"""What `interlace train` does: read the recipe, then run a stage or say what it would take."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from interlace.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from interlace.training.recipe import Recipe, Stage
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the stage, or with --dry-run say what it would take."""
+    if arguments.processes < 1:
+        raise ConfigError(f"--processes is at least 1; got {arguments.processes}.")
+    from interlace.training.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    stage: Stage = arguments.stage
+    recipe.section(stage)
+    if arguments.dry_run:
+        from interlace.cli.train.dry_run import dry_run
+
+        return dry_run(recipe, stage, arguments.processes, arguments.memory)
+    return _train(recipe, stage, arguments)
+
+
+def _train(recipe: Recipe, stage: Stage, arguments: argparse.Namespace) -> int:
+    from interlace.training.run import train
+
+    with warnings.catch_warnings():
+        warnings.showwarning = _show
+        folder = train(recipe, stage, restart=arguments.restart)
+    if _is_first():
+        print(f"The trained model is in {folder}. Next:\n\n  {_next(recipe, stage, arguments)}")
+    return 0
+
+
+def _next(recipe: Recipe, stage: Stage, arguments: argparse.Namespace) -> str:
+    """The command that usually follows."""
+    if stage == "warmup" and recipe.grpo is not None:
+        words = ["interlace", "train", "grpo", arguments.recipe, *arguments.overrides]
+        return shlex.join(words)
+    name, options = recipe.task_of(stage)
+    words = ["interlace", "eval", "--model", str(_model_folder(recipe, stage)), "--task", name]
+    rest = [f"{k}={_text(v)}" for k, v in options.items() if k not in ("split", "data", "size")]
+    return shlex.join([*words, *(["--task-options", *rest] if rest else [])])
+
+
+def _model_folder(recipe: Recipe, stage: Stage) -> Path:
+    return recipe.folder(stage) / "model"
+
+
+def _text(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    if _is_first():
+        print(f"interlace: {message}", file=sys.stderr)
