@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": ("interlace.cli.generate", "W responses side by side, then one; or a whole file"),
     "info": ("interlace.cli.info", "Layers, parameters, and memory at a width, from the config"),
     "tasks": ("interlace.cli.tasks", "The tasks, and how an answer is judged"),
+    "train": ("interlace.cli.train", "The warm-up, and GRPO over coupled groups, by a recipe"),
 }
 USAGE_ERROR, INTERRUPTED = 2, 130
 DEBUG = "INTERLACE_DEBUG"
