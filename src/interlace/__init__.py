@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from interlace.generation.types import SamplingParams as SamplingParams
     from interlace.groups import Groups as Groups
     from interlace.models.loading import load as load
+    from interlace.training.arguments import GRPOConfig as GRPOConfig
+    from interlace.training.arguments import WarmupConfig as WarmupConfig
+    from interlace.training.grpo import GRPOTrainer as GRPOTrainer
+    from interlace.training.warmup import WarmupTrainer as WarmupTrainer
 
 
 __version__ = "0.1.0"
@@ -49,12 +53,16 @@ _EXPORTS = {
     "Attachment": "interlace.bridge.attach",
     "BridgeConfig": "interlace.bridge.config",
     "Engine": "interlace.generation.engine",
+    "GRPOConfig": "interlace.training.arguments",
+    "GRPOTrainer": "interlace.training.grpo",
     "Groups": "interlace.groups",
     "InterlaceError": "interlace.errors",
     "PMatchConfig": "interlace.bridge.config",
     "Responses": "interlace.aggregation.aggregators",
     "SamplingParams": "interlace.generation.types",
     "Vote": "interlace.aggregation.votes",
+    "WarmupConfig": "interlace.training.arguments",
+    "WarmupTrainer": "interlace.training.warmup",
     "attach": "interlace.bridge.attach",
     "best_of_n": "interlace.aggregation.select",
     "detach": "interlace.bridge.attach",

@@ -8,6 +8,7 @@ lies in column L + t.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -205,7 +206,10 @@ def score(
     """
     length = batch.completion_mask.shape[2]
     positions = (batch.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    extra: dict[str, Any] = {"groups": batch.groups} if is_attached(_unwrapped(model)) else {}
+    inner = _unwrapped(model)
+    extra: dict[str, Any] = {"groups": batch.groups} if is_attached(inner) else {}
+    if _can_keep_few(inner):  # logits of prompts would take most of the memory
+        extra["logits_to_keep"] = length + 1
     logits = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask.long(),
@@ -235,6 +239,10 @@ def score(
         mean = (probabilities * logits.masked_fill(probabilities == 0, 0)).sum(dim=-1)
         spread = (normaliser - mean).unflatten(0, shape) * keep
     return Scores(logprobs, spread)
+
+
+def _can_keep_few(model: nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -290,5 +290,3 @@ class GRPOTrainer(GroupTrainer):
         step = self.state.global_step + 1
         for entry in rolled[: self.args.log_completions]:
             self._completions.add(step, {"rollout": number, **entry.to_dict()})
-
-

@@ -102,6 +102,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The Hugging Face model inside data-parallel and compile wrappers."""
-    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
+    while (
+        inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+    ) is not None:
         model = inner
     return base_model_of(model)

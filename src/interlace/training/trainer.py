@@ -77,6 +77,7 @@ class GroupTrainer(Trainer):
 
     args: GroupArguments
     model: PreTrainedModel
+    optimizer: Any
 
     def __init__(
         self,
@@ -93,13 +94,13 @@ class GroupTrainer(Trainer):
         if args.max_steps <= 0:
             args.max_steps = max(round(args.num_train_epochs * self.steps_per_epoch(args)), 1)
         base: Any = super()
-        base.__init__(
-            model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks)
-        )
+        base.__init__(model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks))
         self.model_accepts_loss_kwargs = False
         self.tokenizer = tokenizer
         params = SamplingParams()
-        self.forbidden = forbidden_token_ids(model, tokenizer, stop_ids_of(model, tokenizer, params))
+        self.forbidden = forbidden_token_ids(
+            model, tokenizer, stop_ids_of(model, tokenizer, params)
+        )
         self.pad_token_id = _pad_id(model, tokenizer)
         self.folder = Path(str(args.output_dir))
         self._journal = Journal(self.folder / METRICS)
