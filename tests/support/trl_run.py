@@ -28,6 +28,7 @@ from support.words import tiny_tokenizer
 PROMPTS = ["w20 w21 w22 w23 w24 w25 w26", "w30 w31", "w40 w41 w42 w43"]
 ROLLOUTS = 4
 LONGEST = 12
+SAMPLED = 10  # less than is allowed, or a divisor of one could pass for the other
 ENDS = [2, *range(60, 97)]  # so many end tokens that random rows end at different lengths
 TEMPERATURE = 0.7
 # By row: a plain prompt, one without variance, and one whose rewards are no halves or quarters.
@@ -144,6 +145,7 @@ def run_trl(folder: Path, architecture: str = "llama", **settings: Any) -> Run:
         num_generations=ROLLOUTS,
         num_iterations=2,
         max_completion_length=LONGEST,
+        generation_kwargs={"max_new_tokens": SAMPLED},
         temperature=TEMPERATURE,
         save_strategy="no",
         logging_strategy="no",
