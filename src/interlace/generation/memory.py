@@ -15,10 +15,15 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def budget_for(device: torch.device) -> int:
     """Bytes that keys and values may take on a device: half of what is free."""
+    return int(free_bytes(device) * _SHARE)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a device can still give."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _SHARE)
-    return int(_free_memory() * _SHARE)
+        return int(free)
+    return _free_memory()
 
 
 def _free_memory() -> int:

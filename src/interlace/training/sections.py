@@ -147,9 +147,10 @@ def check_section(stage: str, values: Any) -> dict[str, Any]:
         raise ConfigError(f"The section {stage} holds options by name; got {values!r}.")
     hints = {**section.hints, **OWN}
     checked: dict[str, Any] = {}
-    for written, value in values.items():
+    for key, value in values.items():
+        written = str(key)
         if written not in hints:
-            raise ConfigError(_unknown_option(stage, str(written)))
+            raise ConfigError(_unknown_option(stage, written))
         if (why := _refused(written, section)) is not None:
             raise ConfigError(f"{stage}.{written} is not set here: {why}.")
         name = ALIASES.get(written, written)

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from interlace.cli.train.dry_run import dry_run
 
-        return dry_run(recipe, stage, arguments.processes, arguments.memory)
+        return dry_run(recipe, stage, arguments.processes, arguments.memory, sharded=arguments.fsdp)
     return _train(recipe, stage, arguments)
 
 

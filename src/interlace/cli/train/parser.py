@@ -110,4 +110,10 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         metavar="GIB",
         help="with --dry-run: of the device of each process (default: what this machine has)",
     )
+    add(
+        "--fsdp",
+        action="store_true",
+        default=os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"),
+        help="with --dry-run: FSDP shards the weights over the processes",
+    )
     return parser

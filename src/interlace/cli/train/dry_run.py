@@ -1,0 +1,159 @@
+"""`interlace train ... --dry-run`: what a stage would do and take, without its weights."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from interlace.errors import ConfigError
+from interlace.training.estimate import Memory, Plan, Setting, memory, plan, setting, ways_out
+from interlace.training.probe import Subject, probe
+from interlace.training.run import build_task, starting_folder
+from interlace.training.skeleton import longest_prompt, skeleton
+
+if TYPE_CHECKING:
+    from interlace.training.recipe import Recipe, Stage
+
+GIB = 2**30
+
+
+def dry_run(
+    recipe: Recipe, stage: Stage, processes: int, gibibytes: float | None, sharded: bool
+) -> int:
+    """Print what a stage would do and take.
+
+    Args:
+        recipe: the recipe.
+        stage: the stage.
+        processes: how many would train.
+        gibibytes: of each process's device; None for what this machine has.
+        sharded: whether FSDP would shard over the processes.
+
+    Raises:
+        ConfigError: if it cannot fit; with what to change.
+    """
+    if gibibytes is not None and not gibibytes > 0:
+        raise ConfigError(f"--memory is a number of GiB above 0; got {gibibytes}.")
+    options = recipe.options(stage)
+    task = build_task(recipe, stage)
+    model, source = skeleton(recipe, stage)
+    on_cpu = _on_cpu(options, gibibytes)
+    prompt = longest_prompt(source, task)
+    at = setting(options, stage, prompt, processes=processes, sharded=sharded, cpu=on_cpu)
+    eager = recipe.load.get("attn_implementation") == "eager"
+    subject = probe(model, at.group_rows, eager=eager)
+    needed = memory(subject, at)
+    available, where = _available(on_cpu, gibibytes, processes)
+    start = starting_folder(recipe, stage)
+    _print(recipe, stage, start, plan(options, stage, len(task)), subject, at, needed)
+    print(f"\n{where}: {_gib(available)} for each process; needed at the peak {_gib(needed.peak)}")
+    if needed.peak > available:
+        ways = "; or ".join(ways_out(subject, at, available, stage))
+        raise ConfigError(
+            f"This does not fit: about {_gib(needed.peak)} for each process, and there are "
+            f"{_gib(available)}. Try {ways}. If the device is another one, say so with --memory."
+        )
+    return 0
+
+
+def _on_cpu(options: Any, gibibytes: float | None) -> bool:
+    import torch
+
+    if options.use_cpu:
+        return True
+    return gibibytes is None and not torch.cuda.is_available()
+
+
+def _available(on_cpu: bool, gibibytes: float | None, processes: int) -> tuple[int, str]:
+    """Bytes for each process, and what has them."""
+    if gibibytes is not None:
+        return int(gibibytes * GIB), "As --memory says"
+    import torch
+
+    from interlace.generation.memory import free_bytes
+
+    if on_cpu:
+        # Processes of one machine share its memory.
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        return free_bytes(torch.device("cpu")) // max(here, 1), "Free memory of this machine"
+    return free_bytes(torch.device("cuda")), "Free memory of this GPU"
+
+
+def _print(
+    recipe: Recipe,
+    stage: Stage,
+    start: Any,
+    does: Plan,
+    subject: Subject,
+    at: Setting,
+    needed: Memory,
+) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.title = f"{stage} of {recipe.model}, into {recipe.folder(stage)}"
+    table.add_column()
+    table.add_column(justify="right", overflow="fold")
+    for section in (
+        _work(stage, does, at),
+        _parameters(recipe, subject, start, stage),
+        _bytes("all the time", needed.fixed),
+        _bytes("while sampling", needed.sampling),
+        _bytes("while training", needed.training),
+    ):
+        for name, value in section.items():
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_section()
+    Console().print(table)
+
+
+def _work(stage: Stage, does: Plan, at: Setting) -> dict[str, Any]:
+    sampled = {"prompts sampled": does.prompts, "rows sampled": does.rows}
+    tokens = {"tokens sampled, at most": does.most_tokens}
+    if stage == "warmup":
+        return {
+            "problems": does.problems,
+            **sampled,
+            **tokens,
+            "groups kept, at most": does.problems,
+            "optimizer steps": does.optimizer_steps,
+            "groups trained on, repeats counted": does.groups,
+        }
+    return {
+        "problems": does.problems,
+        "rollouts": does.rollouts,
+        **sampled,
+        **tokens,
+        "optimizer steps": does.optimizer_steps,
+        "processes": at.processes,
+    }
+
+
+def _parameters(recipe: Recipe, subject: Subject, start: Any, stage: Stage) -> dict[str, Any]:
+    trained = f"{subject.trained_old:,} old, {subject.trained_new:,} new"
+    found = {
+        "old parameters": subject.old_parameters,
+        "new parameters": subject.new_parameters,
+        "that train": trained,
+    }
+    if stage == "grpo":
+        found["starts from"] = "fresh blocks" if start is None else str(start)
+        if recipe.attach == "none" and start is None:
+            found["starts from"] = "the model"
+    return found
+
+
+def _bytes(phase: str, parts: dict[str, int]) -> dict[str, Any]:
+    found: dict[str, Any] = {f"memory {phase}": _gib(sum(parts.values()))}
+    return found | {f"  {name}": _gib(value) for name, value in parts.items()}
+
+
+def _gib(count: int) -> str:
+    """Bytes as GiB, or as MiB where that is little.
+
+    >>> _gib(3 * 2**30), _gib(5 * 2**20)
+    ('3.00 GiB', '5.0 MiB')
+    """
+    return f"{count / GIB:.2f} GiB" if count >= GIB // 2 else f"{count / 2**20:.1f} MiB"

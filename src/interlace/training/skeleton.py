@@ -1,0 +1,87 @@
+"""A stage's model without its weights, and its longest prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from interlace.bridge.attach import detach
+from interlace.bridge.config import BlockConfig
+from interlace.errors import LoadError
+from interlace.generation.prompts import encode
+from interlace.models.describe import describe
+from interlace.models.loading import base_of
+from interlace.models.source import GgufFile, SavedBlocks, Source, resolve
+from interlace.tasks.base import Task
+from interlace.training.parameters import choose_parameters
+from interlace.training.recipe import Recipe, Stage
+from interlace.training.run import attach_blocks, starting_folder
+
+_PROMPTS = 256  # looked at for the longest one
+
+
+def skeleton(recipe: Recipe, stage: Stage) -> tuple[PreTrainedModel, Source]:
+    """The model that a stage trains on the meta device, `requires_grad` as it will be.
+
+    Raises:
+        ConfigError: if `attach` contradicts what the model has.
+        LoadError: if its configuration cannot be read.
+    """
+    start = starting_folder(recipe, stage)
+    options = recipe.load if start is None else {}
+    source = resolve(
+        recipe.model if start is None else start,
+        revision=options.get("revision"),
+        gguf_file=options.get("gguf_file"),
+        weights=False,
+    )
+    saved = isinstance(source, SavedBlocks)
+    config = recipe.attach if isinstance(recipe.attach, BlockConfig) and not saved else None
+    _, model = describe(
+        source,
+        config,
+        base=options.get("base"),
+        dtype=recipe.load.get("dtype"),
+        trust_remote_code=bool(recipe.load.get("trust_remote_code")),
+    )
+    if recipe.attach == "none" and not saved:
+        detach(model)
+    else:
+        attach_blocks(model, recipe, start)
+    choose_parameters(model, recipe.options(stage))
+    return model, source
+
+
+def longest_prompt(source: Source, task: Task) -> int:
+    """Tokens of the longest of the task's first prompts.
+
+    Raises:
+        LoadError: if there is no tokenizer.
+    """
+    tokenizer = _tokenizer(source)
+    found = 0
+    for index, example in enumerate(task[:_PROMPTS]):
+        prompt: Any = task.prompt(example)
+        if not isinstance(prompt, str) and not tokenizer.chat_template:
+            prompt = "\n".join(message["content"] for message in prompt)
+        found = max(found, len(encode(prompt, index, tokenizer)))
+    return found
+
+
+def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    if isinstance(source, SavedBlocks):
+        own = source.own_tokenizer()
+        if own is not None:
+            return _read(str(own))
+        source = base_of(source)
+    if isinstance(source, GgufFile):
+        return _read(str(source.path.parent), gguf_file=source.path.name)
+    return _read(source.location, revision=source.revision or "main")
+
+
+def _read(place: str, **options: Any) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise LoadError(f"{place} has no tokenizer that can be loaded: {error}") from error
