@@ -1,0 +1,161 @@
+"""One unit's work: warm up, train, evaluate. Resumable, because the library's runs are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from units import DONE, Config, Places, Unit, base_source
+
+import interlace
+from interlace.evaluation.records import read_records
+from interlace.tasks import Task, get_task
+from interlace.training import checkpoints
+from interlace.training.arguments import GRPOConfig, WarmupConfig
+from interlace.training.grpo import GRPOTrainer
+from interlace.training.parameters import unwrapped
+from interlace.training.warmup import WarmupTrainer
+
+MODEL = checkpoints.RESULT
+BLOCKS = {"bridge": interlace.BridgeConfig, "pmatch": interlace.PMatchConfig}
+RECORDS = "records.jsonl.xz"
+# What the learning curves and the table of costs are made from.
+KEPT = ("loss", "entropy", "clip_fraction", "seconds", "pass@1", "coverage", "vote", "distinct")
+
+
+class Snapshots(TrainerCallback):
+    """Keeps the model of certain optimizer steps, in folders that `interlace.load` reads."""
+
+    def __init__(self, steps: Sequence[int], tokenizer: Any) -> None:
+        self.steps, self.tokenizer = steps, tokenizer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            folder = Path(args.output_dir) / f"step-{state.global_step}"
+            checkpoints.save_result(unwrapped(kwargs["model"]), folder, args.train, self.tokenizer)
+
+
+def carry_out(unit: Unit, config: Config, places: Places) -> None:
+    """Do a unit's work, from where an earlier process left off, and write its outcome."""
+    torch.set_num_threads(1)
+    begun = places.work(unit.name) / "settings.json"
+    resumed = begun.exists()
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    begun.write_text(json.dumps(unit.settings))
+    started, spent = time.monotonic(), time.process_time()
+    {"warmup": warm_up, "train": train, "evaluate": evaluate}[unit.kind](unit, config, places)
+    outcome = {
+        "settings": unit.settings,
+        "size": unit.size,
+        "resumed": resumed,  # then the seconds are those of the last process only
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(time.process_time() - spent, 1),
+    }
+    results = places.results(unit.name)
+    results.mkdir(parents=True, exist_ok=True)
+    partial = results / f"{DONE}.partial"
+    partial.write_text(json.dumps(outcome, indent=1) + "\n")
+    os.replace(partial, results / DONE)
+
+
+def warm_up(unit: Unit, config: Config, places: Places) -> None:
+    """Attach blocks to the seed's base and warm them up."""
+    model, tokenizer = interlace.load(base_source(config, unit.seed))
+    blocks = BLOCKS[unit.settings["attach"]](**unit.settings["blocks"])
+    interlace.attach(model, blocks, seed=unit.seed)
+    folder = places.work(unit.name)
+    args = WarmupConfig(output_dir=str(folder), seed=unit.seed, **unit.settings["trainer"])
+    WarmupTrainer(model, tokenizer, args, task_of(unit, "train")).run()
+    tidy(unit, places)
+
+
+def train(unit: Unit, config: Config, places: Places) -> None:
+    """GRPO from the base, or from its warmed-up blocks."""
+    source = base_source(config, unit.seed)
+    model, tokenizer = interlace.load(source)
+    if unit.needs:
+        model, tokenizer = interlace.load(places.work(unit.needs[0]) / MODEL, base=source)
+    folder = places.work(unit.name)
+    args = GRPOConfig(output_dir=str(folder), seed=unit.seed, **unit.settings["trainer"])
+    snapshots = Snapshots(unit.settings["snapshots"], tokenizer)
+    GRPOTrainer(model, tokenizer, args, task_of(unit, "train"), callbacks=[snapshots]).run()
+    tidy(unit, places)
+
+
+def evaluate(unit: Unit, config: Config, places: Places) -> None:
+    """Sample the held-out problems at every width."""
+    *_, moment = unit.name.split("/")
+    source: Any = base_source(config, unit.seed)
+    if unit.needs:
+        source = places.work(unit.needs[0]) / (MODEL if moment == "final" else moment)
+    settings = dict(unit.settings["evaluation"])
+    keep_texts = settings.pop("keep_texts")
+    batch_rows = settings["batch_rows"]
+    interlace.evaluate(
+        interlace.Engine(*interlace.load(source), max_rows=batch_rows),
+        task_of(unit, "test"),
+        params=interlace.SamplingParams(
+            max_new_tokens=unit.settings["max_new_tokens"], temperature=1.0
+        ),
+        arm=unit.arm,
+        training_seed=unit.seed,
+        timed=0,
+        output=places.work(unit.name),
+        figures=(),
+        **{**settings, "seed": settings["seed"] + unit.seed},
+    )
+    trained = moment == "final" and unit.needs
+    keep(unit, places, keep_texts if trained else ())
+
+
+def task_of(unit: Unit, split: str) -> Task:
+    """The experiment's task, its problems to train on or those held out."""
+    options = dict(unit.settings["task"])
+    return get_task(options.pop("name"), split=split, **options)
+
+
+def tidy(unit: Unit, places: Places) -> None:
+    """Keep the numbers of a training run; delete what only a resumed run would need."""
+    work, results = places.work(unit.name), places.results(unit.name)
+    results.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in (work / unit.lines).read_text().splitlines()]
+    thin = [json.dumps(thinned(line)) + "\n" for line in lines]
+    with gzip.GzipFile(results / f"{unit.lines}.gz", "wb", mtime=0) as file:
+        file.write("".join(thin).encode())
+    for folder in work.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def thinned(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics without what no table or figure uses."""
+    kept = {"step": line["step"]}
+    for name, value in line.items():
+        if name.rpartition("/")[2].startswith(KEPT) or name.startswith("seconds/"):
+            kept[name] = float(f"{value:.4g}")
+    return kept
+
+
+def keep(unit: Unit, places: Places, keep_texts: Sequence[int]) -> None:
+    """Put what the metrics need of an evaluation's folder into the results, compressed."""
+    work, results = places.work(unit.name), places.results(unit.name)
+    results.mkdir(parents=True, exist_ok=True)
+    run = json.loads((work / "config.json").read_text())
+    run["settings"]["model"]["id"] = f"{unit.settings['base']}: {unit.name}"  # not a local path
+    (results / "config.json").write_text(json.dumps(run, indent=1) + "\n")
+    with lzma.open(results / RECORDS, "wt", encoding="utf-8", preset=9) as file:
+        for record in read_records(work / "records.jsonl"):
+            texts = record.texts if record.width in keep_texts else None
+            bare = replace(
+                record, texts=texts, logprob_sums=None, finish_reasons=None, seconds=None
+            )
+            file.write(bare.to_line())
