@@ -19,13 +19,12 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import ClassVar
 
 from interlace.errors import ExpressionError, TaskError
 from interlace.tasks.arithmetic import evaluate, parse
 from interlace.tasks.base import Example, Split, Task, Verdict, final_part
 from interlace.tasks.expressions import Node, canonical, has_power, literals
-from interlace.tasks.generated import SIZE, Problem, check_count, draw_examples
+from interlace.tasks.generated import Problem, check_count, draw_examples
 from interlace.tasks.seeds import Draw
 
 MAX_NUMBERS = 8
@@ -62,7 +61,6 @@ class Countdown(Task):
     True
     """
 
-    default_size: ClassVar[int] = SIZE
     instruction: str = "End with one line of the form\nAnswer: <expression>"
 
     def __init__(
@@ -91,16 +89,9 @@ class Countdown(Task):
             solved = _combine(given, stream)
             if solved is None or not min_target <= solved[0] <= max_target:
                 return None
-            return _problem(sorted(given), *solved, use_all)
+            return problem_of(sorted(given), *solved, use_all)
 
-        examples = draw_examples(
-            "countdown",
-            draw,
-            split=split,
-            size=size,
-            seed=seed,
-            default_size=self.default_size,
-        )
+        examples = draw_examples("countdown", draw, split=split, size=size, seed=seed)
         super().__init__("countdown", examples, split=split, chat=chat, template=template)
 
     def extract(self, text: str) -> str | None:
@@ -174,7 +165,8 @@ def _combine(given: list[int], stream: Draw) -> tuple[int, str] | None:
     return value, text.removeprefix("(").removesuffix(")")
 
 
-def _problem(numbers: list[int], target: int, solution: str, use_all: bool) -> Problem:
+def problem_of(numbers: list[int], target: int, solution: str, use_all: bool = True) -> Problem:
+    """The problem with these numbers, sorted, and a solution."""
     listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
     how_often = "exactly once" if use_all else "at most once"
     return Problem(

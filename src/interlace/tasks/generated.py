@@ -31,7 +31,6 @@ def draw_examples(
     split: Split,
     size: int | None,
     seed: int,
-    default_size: int = SIZE,
 ) -> list[Example]:
     """`size` distinct problems of a split.
 
@@ -42,16 +41,15 @@ def draw_examples(
         name: Of the task; part of the examples' ids.
         draw: One problem from a stream of draws, or None to draw again.
         split: "train", "test", or "all" for both mixed.
-        size: How many problems; None for `default_size`, or all there are if that is fewer.
+        size: How many problems; None for `SIZE`, or all there are if that is fewer.
         seed: Chooses which.
-        default_size: How many where `size` is None.
 
     Raises:
         TaskError: if there are not that many.
     """
     if size is not None:
         check_count("size", size)
-    wanted = size or default_size
+    wanted = size or SIZE
     found: dict[str, Example] = {}
     attempt = last_new = 0
     while len(found) < wanted:

@@ -1,73 +1,109 @@
 """Countdown as the packaged tiny models read and write it, tokens set apart by spaces.
 
-    prompt      3 5 7 -> 56 :
-    response    ( 3 + 5 ) + 7 = 15 ; 7 * ( 5 + 3 ) = 56
+    prompt      3 7 8 -> 45 :
+    response    ( 7 - 3 ) * 8 = 32 ; ( 7 + 8 ) * 3 = 45
 
 A response holds up to four tries; the last expression counts, as in any countdown text.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from typing import ClassVar
+from collections.abc import Iterator
 
-from interlace.tasks.base import Example, Split
-from interlace.tasks.countdown import Countdown
+from interlace.errors import TaskError
+from interlace.tasks.base import Example, Split, Task
+from interlace.tasks.countdown import Countdown, problem_of
+from interlace.tasks.generated import Problem, check_count, example_id
+from interlace.tasks.seeds import digest, split_of
 
 TEMPLATE = "{numbers[0]} {numbers[1]} {numbers[2]} -> {target} :"
+MAX_NUMBER, MAX_TARGET = 9, 100
 
 
 class TinyCountdown(Countdown):
     """`Countdown` with three numbers from 1 to 9 and a target from 1 to 100, as plain text.
 
-    The packaged tiny models were trained on its split "train" and know no other prompt. There are
-    2,145 problems, of which nearly all (394 of 395 in the split "test") are drawn by default.
+    Problems have a solution whose intermediate values are whole and positive: all 2,145 are here,
+    1,750 of them in the split "train" and 395 in "test". The packaged tiny models were trained on
+    "train" and know no other prompt.
 
     Args:
-        max_number: As in `Countdown`.
-        min_target: As in `Countdown`.
-        max_target: As in `Countdown`.
-        size: How many problems; None for all that are found.
-        seed: Chooses which.
+        size: How many problems; None for all.
+        seed: Their order, and so which a smaller size takes.
         split: "train", "test" (held out) or "all".
         chat: As in `Task`.
         template: As in `Task`.
 
     Raises:
-        TaskError: for options out of range, or if there are not that many problems.
+        TaskError: if there are not that many problems.
 
-    >>> task = TinyCountdown(size=2)
-    >>> task.prompt(task[0]), task.reference_text(task[0])
-    ('3 7 8 -> 45 :', '( 7 + 8 ) * 3 = 45')
+    >>> task = TinyCountdown()
+    >>> len(task), task.prompt(task[0]), task.reference_text(task[0])
+    (395, '3 4 9 -> 21 :', '( 3 * 4 ) + 9 = 21')
     """
-
-    default_size: ClassVar[int] = 2145
 
     def __init__(
         self,
         *,
-        max_number: int = 9,
-        min_target: int = 1,
-        max_target: int = 100,
         size: int | None = None,
         seed: int = 0,
         split: Split = "test",
         chat: bool = False,
         template: str = TEMPLATE,
     ) -> None:
-        super().__init__(
-            max_number=max_number,
-            min_target=min_target,
-            max_target=max_target,
-            size=size,
-            seed=seed,
-            split=split,
-            chat=chat,
-            template=template,
-        )
-        self.name = "tiny-countdown"
+        found = [p for p in _problems() if split in ("all", split_of(p.canonical))]
+        if size is not None:
+            check_count("size", size)
+            if size > len(found):
+                raise TaskError(
+                    f"'tiny-countdown' has {len(found)} problems in the split {split!r}; {size} "
+                    "were asked for. Leave size out for all, or take 'countdown'."
+                )
+        found.sort(key=lambda problem: digest("order", seed, problem.canonical))
+        examples = [
+            Example(
+                id=example_id("countdown", problem.canonical),
+                question=problem.question,
+                answer=problem.answer,
+                data=dict(problem.data),
+            )
+            for problem in found[:size]
+        ]
+        self.use_all = True
+        # Not the parent's: that one draws problems, which takes longer and misses rare ones.
+        Task.__init__(self, "tiny-countdown", examples, split=split, chat=chat, template=template)
 
     def reference_text(self, example: Example) -> str:
         """A response of a single try, which hits."""
         tokens = re.findall(r"\d+|\S", example.answer)
         return f"{' '.join(tokens)} = {example.data['target']}"
+
+
+def _problems() -> Iterator[Problem]:
+    """All problems, each with the first solution found."""
+    for numbers in itertools.combinations_with_replacement(range(1, MAX_NUMBER + 1), 3):
+        solutions: dict[int, str] = {}
+        for a, b, c in itertools.permutations(numbers):
+            for bracket, inner in _joined(a, b):
+                for target, text in _joined(bracket, c, f"({inner})", str(c)):
+                    solutions.setdefault(target, text)
+                for target, text in _joined(c, bracket, str(c), f"({inner})"):
+                    solutions.setdefault(target, text)
+        for target in sorted(solutions):
+            if target <= MAX_TARGET:
+                yield problem_of(list(numbers), target, solutions[target])
+
+
+def _joined(
+    left: int, right: int, left_text: str | None = None, right_text: str | None = None
+) -> list[tuple[int, str]]:
+    """Two values joined by every sign that gives a whole, positive value."""
+    one, two = left_text or str(left), right_text or str(right)
+    found = [(left + right, f"{one} + {two}"), (left * right, f"{one} * {two}")]
+    if left > right:
+        found.append((left - right, f"{one} - {two}"))
+    if left % right == 0:
+        found.append((left // right, f"{one} / {two}"))
+    return found
