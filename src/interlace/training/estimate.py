@@ -245,9 +245,9 @@ def _activations(subject: Subject, at: Setting) -> int:
     if subject.eager:
         kept += subject.per_square * positions**2
     if at.checkpointing:
-        inputs = subject.layers * subject.hidden_size * positions
+        inputs = subject.layers * subject.hidden_size * positions * size
         kept = inputs + kept / subject.layers
-    return int(kept * size)
+    return int(kept)
 
 
 def _logits(subject: Subject, at: Setting) -> int:

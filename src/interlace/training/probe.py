@@ -39,7 +39,7 @@ class Subject:
         hidden_size: D.
         vocabulary: V.
         itemsize: bytes of a number, as weights have it.
-        per_position: a, numbers kept for the backward pass, a row and position, of 2 bytes each.
+        per_position: a, bytes kept for the backward pass, a row and position.
         per_square: b, the same for each pair of positions.
         eager: whether attention runs eagerly, so that b counts.
         cache_per_position: bytes of one row's keys and values at one position.
@@ -62,19 +62,24 @@ class Subject:
     cache_per_position: float
 
 
-def probe(model: PreTrainedModel, width: int, *, eager: bool = False) -> Subject:
+def probe(
+    model: PreTrainedModel, width: int, *, eager: bool = False, mixed: bool = False
+) -> Subject:
     """Measure a model on the meta device, `requires_grad` set as it will train.
 
     Args:
         model: with or without blocks.
         width: W, of its forward pass.
         eager: whether it will run eager attention.
+        mixed: whether its passes will run in 16 bits over wider weights; they keep about what
+            those of a model in 16 bits keep.
     """
+    dtype = torch.bfloat16 if mixed else model.dtype
     new = {id(p) for _, p in new_parameters(model)} if is_attached(model) else set()
     weights = list(model.parameters())
     trained = [p for p in weights if p.requires_grad]
     sizes = model.config.get_text_config(decoder=True)
-    short, long = (_saved(model, width, length) / width for length in (_SHORT, _LONG))
+    short, long = (_saved(model, width, length, dtype) / width for length in (_SHORT, _LONG))
     square = (long - short * _LONG / _SHORT) / (_LONG**2 - _SHORT * _LONG)
     linear = short / _SHORT - square * _SHORT
     return Subject(
@@ -89,18 +94,27 @@ def probe(model: PreTrainedModel, width: int, *, eager: bool = False) -> Subject
         hidden_size=sizes.hidden_size,
         vocabulary=sizes.vocab_size,
         itemsize=model.dtype.itemsize,
-        per_position=linear / 2,
-        per_square=square / 2,
+        per_position=linear,
+        per_square=square,
         eager=eager,
         cache_per_position=cache_bytes(model, _LONG) / _LONG,
     )
 
 
-def _saved(model: PreTrainedModel, rows: int, length: int) -> int:
-    """Bytes kept for the backward pass by a group's forward in bfloat16, weights left out."""
+def _saved(model: PreTrainedModel, rows: int, length: int, dtype: torch.dtype) -> float:
+    """Bytes kept for the backward pass by a group's forward in `dtype`, weights left out."""
+    try:
+        return float(_kept(copy.deepcopy(model).to(dtype).train(), rows, length))
+    except RuntimeError:
+        if dtype == torch.bfloat16:
+            raise
     # A mixture's grouped products know no other data type on the meta device.
     half = copy.deepcopy(model).to(torch.bfloat16).train()
-    own = {t.untyped_storage()._cdata for t in (*half.parameters(), *half.buffers())}
+    return _kept(half, rows, length) * dtype.itemsize / 2
+
+
+def _kept(model: PreTrainedModel, rows: int, length: int) -> int:
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -109,9 +123,9 @@ def _saved(model: PreTrainedModel, rows: int, length: int) -> int:
             kept[storage._cdata] = storage  # held, so that no other takes its address
         return tensor
 
-    groups = {"groups": Groups(rows)} if is_attached(half) else {}
+    groups = {"groups": Groups(rows)} if is_attached(model) else {}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.device("meta"):
-        half(
+        model(
             input_ids=torch.zeros(rows, length, dtype=torch.long),
             attention_mask=torch.ones(rows, length, dtype=torch.long),
             use_cache=False,

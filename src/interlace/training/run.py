@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,19 @@ _WHERE = ("revision", "gguf_file", "base", "subfolder", "variant")
 _CONSTANT = ("constant", "constant_with_warmup")
 
 
-def train(recipe: Recipe, stage: Stage, *, restart: bool = False) -> Path:
+Note = Callable[[str], object]
+
+
+def train(
+    recipe: Recipe, stage: Stage, *, restart: bool = False, note: Note = warnings.warn
+) -> Path:
     """Run a stage, or go on with it.
 
     Args:
         recipe: what to do.
         stage: "warmup" or "grpo".
         restart: begin anew; what is in the stage's folder is moved aside, not deleted.
+        note: is told what the user should know.
 
     Returns:
         The folder of the trained model, as `interlace.load` takes it.
@@ -62,8 +68,8 @@ def train(recipe: Recipe, stage: Stage, *, restart: bool = False) -> Path:
     args = recipe.arguments(stage)
     # Read before the folder is written to, so that only one process changes it.
     with args.main_process_first(local=False):
-        prepare_folder(recipe, stage, restart=restart and args.process_index == 0)
-    model, tokenizer = build_model(recipe, stage, start)
+        prepare_folder(recipe, stage, restart=restart and args.process_index == 0, note=note)
+    model, tokenizer = build_model(recipe, stage, start, note)
     if task.chat and not tokenizer.chat_template and "chat" not in recipe.task_of(stage)[1]:
         task = build_task(recipe, stage, chat=False)
     if stage == "warmup":
@@ -135,7 +141,7 @@ def _check_warmup(recipe: Recipe) -> None:
 
 
 def build_model(
-    recipe: Recipe, stage: Stage, start: Path | None
+    recipe: Recipe, stage: Stage, start: Path | None, note: Note = warnings.warn
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that a stage trains, blocks attached, and its tokenizer.
 
@@ -150,10 +156,9 @@ def build_model(
         model, tokenizer = load(start, **kept)
     fresh = attach_blocks(model, recipe, start)
     if fresh and stage == "grpo":
-        warnings.warn(
+        note(
             "GRPO starts from fresh blocks. Without a warm-up nothing was seen to happen in 100 "
-            "optimizer steps: run `interlace train warmup` with this recipe first.",
-            stacklevel=2,
+            "optimizer steps: run `interlace train warmup` with this recipe first."
         )
     return model, tokenizer
 
@@ -207,13 +212,16 @@ def _in_words(config: BlockConfig) -> str:
     )
 
 
-def prepare_folder(recipe: Recipe, stage: Stage, *, restart: bool = False) -> None:
+def prepare_folder(
+    recipe: Recipe, stage: Stage, *, restart: bool = False, note: Note = warnings.warn
+) -> None:
     """Make sure that the stage's folder is this recipe's, and write the resolved recipe there.
 
     Args:
         recipe: the recipe.
         stage: the stage.
         restart: move what is there aside, to the first free `<stage>.before-N`.
+        note: is told where it went.
 
     Raises:
         RunError: if the folder holds another run, or something else.
@@ -224,8 +232,9 @@ def prepare_folder(recipe: Recipe, stage: Stage, *, restart: bool = False) -> No
         start = starting_folder(recipe, stage)
         now["blocks"] = _blocks_word(recipe, start)
     if restart:
-        _move_aside(folder)
-    if (folder / RECIPE).exists():
+        _move_aside(folder, note)
+    begun = folder.exists() and any(entry.name != RECIPE for entry in folder.iterdir())
+    if (folder / RECIPE).exists() and begun:
         changed = blocking_differences(_read(folder / RECIPE), now, stage)
         if changed:
             raise RunError(
@@ -234,7 +243,7 @@ def prepare_folder(recipe: Recipe, stage: Stage, *, restart: bool = False) -> No
                 "folder aside."
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if begun:
         raise RunError(
             f"{folder} is not empty and has no {RECIPE} that says what it is. Choose another "
             "output_dir, or --restart, which moves the folder aside."
@@ -306,11 +315,11 @@ def _write(path: Path, values: Mapping[str, Any], stage: Stage) -> None:
         raise RunError(f"The run folder {path.parent} cannot be written: {error}") from error
 
 
-def _move_aside(folder: Path) -> None:
+def _move_aside(folder: Path, note: Note) -> None:
     if not folder.exists():
         return
     number = 1
     while (target := folder.with_name(f"{folder.name}.before-{number}")).exists():
         number += 1
     folder.rename(target)
-    warnings.warn(f"What was in {folder} is now in {target}.", stacklevel=3)
+    note(f"What was in {folder} is now in {target}.")

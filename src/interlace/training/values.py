@@ -37,7 +37,7 @@ def fit(value: Any, hint: Any, name: str) -> Any:
         ConfigError: if it does not fit.
 
     >>> fit("1e-6", float, "grpo.learning_rate"), fit(3, float, "x"), fit([1, 2], list[int], "x")
-    (1e-06, 3.0, [1, 2])
+    (1e-06, 3, [1, 2])
     >>> fit("yes", bool, "grpo.bf16")
     Traceback (most recent call last):
     interlace.errors.ConfigError: grpo.bf16 is true or false; got 'yes'.
@@ -123,7 +123,7 @@ def _number(value: Any, kind: type, lenient: bool) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         return _NO
     if kind is float:
-        return float(value)
+        return value  # whole ones as they were written: save_steps is 50, not 50.0
     return int(value) if isinstance(value, int) or (lenient and value.is_integer()) else _NO
 
 

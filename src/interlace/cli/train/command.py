@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import ConfigError
@@ -35,9 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(recipe: Recipe, stage: Stage, arguments: argparse.Namespace) -> int:
     from interlace.training.run import train
 
-    with warnings.catch_warnings():
-        warnings.showwarning = _show
-        folder = train(recipe, stage, restart=arguments.restart)
+    folder = train(recipe, stage, restart=arguments.restart, note=_note)
     if _is_first():
         print(f"The trained model is in {folder}. Next:\n\n  {_next(recipe, stage, arguments)}")
     return 0
@@ -71,6 +68,6 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+def _note(text: str) -> None:
     if _is_first():
-        print(f"interlace: {message}", file=sys.stderr)
+        print(f"interlace: {text}", file=sys.stderr)

@@ -41,7 +41,7 @@ def dry_run(
     prompt = longest_prompt(source, task)
     at = setting(options, stage, prompt, processes=processes, sharded=sharded, cpu=on_cpu)
     eager = recipe.load.get("attn_implementation") == "eager"
-    subject = probe(model, at.group_rows, eager=eager)
+    subject = probe(model, at.group_rows, eager=eager, mixed=at.mixed)
     needed = memory(subject, at)
     available, where = _available(on_cpu, gibibytes, processes)
     start = starting_folder(recipe, stage)
