@@ -1,4 +1,4 @@
-"""The experiment's figures, in the style of the library's: t intervals over the seeds throughout."""
+"""The experiment's figures, in the library's style: t intervals over the seeds throughout."""
 
 from __future__ import annotations
 

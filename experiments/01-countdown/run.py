@@ -74,6 +74,7 @@ def carry_out_queue(
             state = "stale" if places.is_stale(unit) else "done" if places.outcome(unit) else ""
             print(f"{unit.name:40}{state}")
         sys.exit()
+    refuse_missing(chosen)
     refuse_stale(places, chosen, given.redo)
     places.out.mkdir(parents=True, exist_ok=True)
     (places.out / "work").mkdir(exist_ok=True)
@@ -101,6 +102,16 @@ def only(wishes: Sequence[str], units: Sequence[Unit]) -> list[Unit]:
         for unit in units
         if all(str(getattr(unit, k)) in wished for k, wished in named.items() if wished)
     ]
+
+
+def refuse_missing(units: Sequence[Unit]) -> None:
+    """Nothing begins before all bases that it takes are there."""
+    missing = {unit.settings["base"] for unit in units if unit.settings["base_weights"] is None}
+    if missing:
+        sys.exit(
+            f"These base models are not there: {', '.join(sorted(missing))}. Make them with "
+            "experiments/00-tiny-base/make.py, or leave their seeds out with --only seed=N."
+        )
 
 
 def refuse_stale(places: Places, units: Sequence[Unit], redo: bool) -> None:
