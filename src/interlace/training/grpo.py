@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,9 +79,6 @@ class GRPOTrainer(GroupTrainer):
         *,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        every = args.steps_per_rollout
-        if args.max_steps > 0:
-            args.max_steps = -(-args.max_steps // every) * every
         super().__init__(model, tokenizer, args, task, callbacks=callbacks)
         share = args.prompts_per_rollout // args.mini_batches
         if share % args.world_size:
@@ -99,6 +95,9 @@ class GRPOTrainer(GroupTrainer):
         if args.kl_weight:
             self._reference = copy.deepcopy(model).eval().requires_grad_(False)
             self._reference.to(args.device)
+
+    def resumable_every(self, args: Any) -> int:
+        return int(args.steps_per_rollout)
 
     def steps_per_epoch(self, args: Any) -> float:
         return len(self.task) / args.prompts_per_rollout * float(args.steps_per_rollout)
@@ -190,8 +189,8 @@ class GRPOTrainer(GroupTrainer):
         for width, entries in sorted(by_width.items()):
             entries = sorted(entries, key=lambda e: -e.length)
             most = len(entries) if self.args.micro_rows is None else self.args.micro_rows // width
-            for start in range(0, len(entries), most):
-                parts.append(self._part(entries[start : start + most]))
+            starts = range(0, len(entries), most)
+            parts += [self._part(entries[start : start + most]) for start in starts]
         spare = self._part([min(rolled, key=lambda e: e.length * e.width)])
         spare.counts = False
         return parts, spare

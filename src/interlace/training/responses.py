@@ -57,8 +57,13 @@ def sample_responses(
     chosen = draw_indices(int(args.seed), len(task), 0, min(args.problems or len(task), len(task)))
     mine = chosen[share[0] :: share[1]]
     done = {entry["example"] for entry in _read_lines(path, repair=True)}
-    left = [task[index] for index in mine if task[index].id not in done]
-    chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
+    # A chunk that a kill cut off is sampled whole again: in low precision a row's tokens can depend
+    # on what shares its batch.
+    chunks = [
+        [task[index] for index in mine[start : start + _CHUNK]]
+        for start in range(0, len(mine), _CHUNK)
+    ]
+    chunks = [chunk for chunk in chunks if any(example.id not in done for example in chunk)]
     path.parent.mkdir(parents=True, exist_ok=True)
     params = SamplingParams(
         width=1,
@@ -72,6 +77,8 @@ def sample_responses(
         groups = engine.generate(prompts, params)
         with path.open("a", encoding="utf-8") as file:
             for index, example in enumerate(chunk):
+                if example.id in done:
+                    continue
                 own = groups[index * args.samples : (index + 1) * args.samples]
                 rows = [group.completions[0] for group in own]
                 right = [

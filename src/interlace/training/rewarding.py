@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +60,7 @@ class NamedReward:
     """One term of the reward.
 
     Attributes:
-        name: as in the recipe; what it is logged by.
+        name: what it is logged by: the recipe's name, of a function of your own without its place.
         weight: of it in the sum.
         function: with TRL's signature.
     """
@@ -78,7 +80,12 @@ def named_rewards(weights: Mapping[str, float], task: Any) -> list[NamedReward]:
     Raises:
         ConfigError: for a name that is not known or cannot be imported.
     """
-    found = [NamedReward(n, float(w), _function(n, task)) for n, w in weights.items()]
+    short = {name: name.rpartition(":")[2] for name in weights}
+    twice = {own for own, count in Counter(short.values()).items() if count > 1}
+    found = [
+        NamedReward(name if short[name] in twice else short[name], float(w), _function(name, task))
+        for name, w in weights.items()
+    ]
     # Tells a self-consistency reward whether correctness stands beside it; else it warns.
     CombinedReward([r.function for r in found], [r.weight for r in found])
     return found
@@ -104,8 +111,21 @@ def add_up(
         parts[reward.name] = list(values)
         for row, value in enumerate(values):
             if value is not None:
-                totals[row] += reward.weight * float(value)
+                totals[row] += reward.weight * _number(value, reward.name)
     return totals, parts
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RewardError(
+            f"A reward's values are finite numbers, or None where it does not apply; {name} "
+            f"returned {value!r:.80}."
+        )
+    return number
 
 
 def _function(name: str, task: Any) -> RewardFunction:
@@ -135,5 +155,5 @@ def _module(place: str, name: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except (ImportError, OSError, SyntaxError) as error:
+    except (ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(f"The reward {name!r} cannot be imported: {error}") from error

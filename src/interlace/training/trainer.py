@@ -93,6 +93,8 @@ class GroupTrainer(Trainer):
         choose_parameters(model, args)
         if args.max_steps <= 0:
             args.max_steps = max(round(args.num_train_epochs * self.steps_per_epoch(args)), 1)
+        every = self.resumable_every(args)
+        args.max_steps = -(-args.max_steps // every) * every
         base: Any = super()
         base.__init__(model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks))
         self.model_accepts_loss_kwargs = False
@@ -104,8 +106,13 @@ class GroupTrainer(Trainer):
         self.pad_token_id = _pad_id(model, tokenizer)
         self.folder = Path(str(args.output_dir))
         self._journal = Journal(self.folder / METRICS)
+        self._owes_checkpoint = False
 
     # What a trainer says.
+
+    def resumable_every(self, args: Any) -> int:
+        """Optimizer steps from one at which a run can go on to the next."""
+        return 1
 
     @abstractmethod
     def steps_per_epoch(self, args: Any) -> float:
@@ -171,13 +178,26 @@ class GroupTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was tallied since the last time; keep it all in metrics.jsonl."""
-        if "loss" in logs:
+        trained = "loss" in logs
+        if trained:
             logs |= self.derived(self.tally.collect(self.reduce))
         base: Any = super()
         base.log(logs, start_time)
-        if self.is_world_process_zero():
+        if trained and self.is_world_process_zero():  # the summary is of this process's steps alone
             numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
             self._journal.add(self.state.global_step, numbers)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # What was tallied is in no checkpoint, so it is logged before; and a checkpoint that falls
+        # between two steps at which a run can go on is written at the second.
+        self._owes_checkpoint |= self.control.should_save
+        whole = self.state.global_step % self.resumable_every(self.args) == 0
+        self.control.should_save = self._owes_checkpoint and whole
+        if self.control.should_save:
+            self._owes_checkpoint = False
+            self.control.should_log = True
+        base: Any = super()
+        base._maybe_log_save_evaluate(*args, **kwargs)
 
     def derived(self, logs: dict[str, float]) -> dict[str, float]:
         """Numbers that follow from those tallied."""

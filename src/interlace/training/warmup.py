@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from interlace.errors import ConfigError
 from interlace.generation.engine import Engine
 from interlace.tasks.base import Task
 from interlace.training.arguments import WarmupConfig
@@ -72,7 +73,15 @@ class WarmupTrainer(GroupTrainer):
             own = args.process_index
             sample_responses(engine, self.task, args, paths[own], (own, args.world_size))
             self.accelerator.wait_for_everyone()
-        return read_responses(paths, self.tokenizer, args.fewest_correct)
+        items = read_responses(paths, self.tokenizer, args.fewest_correct)
+        widest = max(len(item.completions) for item in items)
+        if args.micro_rows is not None and args.micro_rows < widest:
+            raise ConfigError(
+                "A forward pass holds whole groups, never a part of one: micro_rows="
+                f"{args.micro_rows} is less than the {widest} responses of the widest group. Use "
+                f"micro_rows={widest} or more, or fewer samples."
+            )
+        return items
 
     def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
         args = self.args

@@ -1,0 +1,142 @@
+"""Rewards by name, as a recipe gives them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlace.errors import ConfigError, RewardError
+from interlace.tasks.base import Example, Verdict
+from interlace.training.rewarding import NAMED, NamedReward, Verdicts, add_up, named_rewards
+from support.training import Evens, grpo, metrics
+
+TASK = Evens(4)
+TEXTS = ["the answer is 4", "the answer is 3", "the answer is 4", "nothing"]
+COLUMNS: dict[str, Any] = {
+    "examples": TASK[:],
+    "groups": [0, 0, 0, 0],
+    "answers": [example.answer for example in TASK],
+    "completion_ids": [[1]] * 4,
+}
+FILE = """
+def length(prompts, completions, **columns):
+    return [float(len(text)) for text in completions]
+
+def ids(prompts, completions, completion_ids, **columns):
+    return [len(row) if len(row) else None for row in completion_ids]
+"""
+
+
+def parts_of(weights: dict[str, float]) -> tuple[list[float], dict[str, list[float | None]]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return add_up(named_rewards(weights, TASK), ["?"] * 4, TEXTS, COLUMNS)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_name_gives_a_value_a_row(name: str) -> None:
+    totals, parts = parts_of({name: 2.0})
+    assert totals == [2.0 * (value or 0.0) for value in parts[name]]
+
+
+def test_named_rewards_mean_what_they_say() -> None:
+    totals, parts = parts_of({"correctness": 1.0, "pass@k": 0.5, "self-consistency": 0.25})
+    assert parts["correctness"] == [1.0, 0.0, 1.0, 0.0]
+    assert parts["pass@k"] == [1.0, 1.0, 1.0, 1.0]
+    assert parts["self-consistency"] == [1.0, 0.0, 1.0, 0.0]
+    assert totals == [1.75, 0.5, 1.75, 0.5]
+
+
+def test_functions_of_a_file_and_of_a_module(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    totals, parts = parts_of({f"{path}:length": 1.0, "support.training:shorter": 1.0})
+    assert parts["length"] == [len(text) for text in TEXTS]
+    assert totals == [len(text) * 0.9 for text in TEXTS]
+    assert set(parts) == {"length", "shorter"}
+
+
+def test_two_functions_of_one_name_keep_their_places(tmp_path: Path) -> None:
+    names = []
+    for folder in ("a", "b"):
+        path = tmp_path / f"{folder}.py"
+        path.write_text(FILE)
+        names.append(f"{path}:length")
+    assert set(parts_of(dict.fromkeys(names, 1.0))[1]) == set(names)
+
+
+def test_a_run_logs_a_function_by_its_short_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    grpo(tmp_path / "run", rewards={f"{path}:ids": 1.0}).run()
+    first = metrics(tmp_path / "run")[0]
+    assert first["reward/ids"] == first["reward"] == first["completion_length"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("corectness", "There is no reward 'corectness'. Rewards are correctness"),
+        ("no_such_module:f", "cannot be imported: No module"),
+        ("missing.py:f", "cannot be imported: .*No such file"),
+        (":f", "cannot be imported"),
+        ("support.training:nothing", "support.training has no function 'nothing'"),
+        ("support.training:QUIET", "has no function 'QUIET'"),
+    ],
+)
+def test_wrong_names(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        named_rewards({name: 1.0}, TASK)
+
+
+def test_a_file_with_an_error_in_it(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def f(:\n")
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        named_rewards({f"{tmp_path / 'bad.py'}:f": 1.0}, TASK)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, 2.0], "one value a completion, 4 here; own returned"),
+        (1.0, "one value a completion"),
+        (None, "one value a completion"),
+        ([1.0, "much", 0.0, 0.0], "finite numbers, or None .* own returned 'much'"),
+        ([1.0, float("nan"), 0.0, 0.0], "finite numbers"),
+    ],
+)
+def test_wrong_values(values: Any, message: str) -> None:
+    reward = NamedReward("own", 1.0, lambda **_: values)
+    with pytest.raises(RewardError, match=message):
+        add_up([reward], ["?"] * 4, TEXTS, COLUMNS)
+
+
+def test_none_counts_as_nothing() -> None:
+    rewards = [
+        NamedReward("some", 1.0, lambda **_: [None, 1.0, None, 2.0]),
+        NamedReward("all", 0.5, lambda **_: [1, 1, True, None]),
+    ]
+    totals, parts = add_up(rewards, ["?"] * 4, TEXTS, COLUMNS)
+    assert totals == [0.5, 1.5, 0.5, 2.0]
+    assert parts["some"] == [None, 1.0, None, 2.0]
+
+
+def test_a_text_is_judged_once() -> None:
+    asked = []
+
+    class Counting(Evens):
+        def verify(self, example: Example, text: str) -> Verdict:
+            asked.append(text)
+            return super().verify(example, text)
+
+    judge = Verdicts(Counting(4))
+    assert [judge.verify(TASK[0], text).correct for text in TEXTS] == [True, False, True, False]
+    assert asked == [TEXTS[0], TEXTS[1], TEXTS[3]]
+    judge.verify(TASK[1], TEXTS[0])
+    judge.forget()
+    judge.verify(TASK[1], TEXTS[0])
+    assert len(asked) == 5
+    assert judge.name == "evens"
