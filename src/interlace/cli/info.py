@@ -33,7 +33,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="hub id, folder, .gguf file, saved blocks, or smollm2-135m")
+    add(
+        "model",
+        metavar="MODEL",
+        help="hub id, folder, .gguf file, saved blocks, tiny, or smollm2-135m",
+    )
     add("--base", help="base model of saved blocks, if not where they say")
     add("--revision", help="branch, tag or commit of a hub id")
     add("--gguf-file", help="which file, where a folder or repository holds GGUF files")

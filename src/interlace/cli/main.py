@@ -26,6 +26,7 @@ from interlace.errors import InterlaceError
 # Name -> module, and what it does in one line.
 COMMANDS = {
     "compare": ("interlace.cli.compare", "Arms over the same problems: gains with intervals"),
+    "demo": ("interlace.cli.demo", "The whole method on a tiny model, in minutes on a laptop"),
     "eval": ("interlace.cli.eval", "A task at every width: metrics with intervals, and figures"),
     "generate": ("interlace.cli.generate", "W responses side by side, then one; or a whole file"),
     "info": ("interlace.cli.info", "Layers, parameters, and memory at a width, from the config"),
@@ -122,9 +123,9 @@ def _help() -> str:
             *lines,
             "",
             "A MODEL is a hub id (Qwen/Qwen2.5-1.5B-Instruct), a folder, a .gguf file, a folder or",
-            "repository of saved blocks, or smollm2-135m. Start with",
+            "repository of saved blocks, tiny, or smollm2-135m. Start with",
             "",
-            "  interlace info smollm2-135m --share 0.05",
+            "  interlace eval --model tiny --task tiny-countdown --widths 1,8",
             "",
             "`interlace COMMAND --help` explains a command. --debug (or INTERLACE_DEBUG=1) adds",
             "the traceback to an error. --version prints the version.",

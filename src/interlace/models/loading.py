@@ -49,7 +49,8 @@ def load(
 
     Args:
         source: a hub id, the folder of a Hugging Face model, what `interlace.save` wrote (a folder,
-            or the repository it was pushed to), a `.gguf` file, or "smollm2-135m".
+            or the repository it was pushed to), a `.gguf` file, "tiny" (see
+            `get_task("tiny-countdown")`), or "smollm2-135m".
         base: for saved blocks, the base model to put them on, if not the recorded one: anything
             that `source` may be, or a loaded model, which gets the blocks in place.
         tokenizer: instead of the source's own: a tokenizer, or where to load it from.

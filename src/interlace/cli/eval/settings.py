@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
+  The model that comes with the package, in seconds:
+    interlace eval --model tiny --task tiny-countdown --widths 1,8 --limit 100
   Every width a run of its own for a model with Bridge blocks; any other is sampled once:
     interlace eval --model out/ --task countdown --widths 1,2,4,8,16
   The same command again goes on after a kill. The folder holds raw generations, result, figures:
@@ -109,7 +111,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("--model", help="hub id, folder, .gguf file, saved blocks, or smollm2-135m")
+    add("--model", help="hub id, folder, .gguf file, saved blocks, tiny, or smollm2-135m")
     add("--task", help="a task's name, rg:NAME or jsonl:PATH; `interlace tasks` lists them")
     add("--widths", type=numbers, action="extend", metavar="W,W,...", help="(default: 1,2,4,8,16)")
     add("--config", metavar="FILE", help="YAML file of these options, such as 'limit: 100'")

@@ -113,7 +113,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads it from standard input")
-    add("--model", help="hub id, folder, .gguf file, saved blocks, or smollm2-135m (required)")
+    add("--model", help="hub id, folder, .gguf file, saved blocks, tiny, smollm2-135m (required)")
     add("--config", metavar="FILE", help="YAML file of these options, such as 'width: 8'")
     add("--json", action="store_true", help="print the group as one JSON line, nothing live")
 
