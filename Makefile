@@ -41,8 +41,8 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(STAMP) ## See siblings change each other, on a tiny model
-	$(BIN)/python examples/first_steps.py
+demo: $(STAMP) ## Train a tiny model before your eyes and see the method work (at most 8 minutes)
+	$(BIN)/interlace demo
 
 bench: $(STAMP) ## Run the benchmarks; each ends in one JSON line
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

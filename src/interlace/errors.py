@@ -111,3 +111,7 @@ class MissingDependencyError(InterlaceError, ImportError):
 
 class GuardError(InterlaceError, RuntimeError):
     """Sampling and training disagree about log-probabilities (invariant I7)."""
+
+
+class WorkerError(InterlaceError, RuntimeError):
+    """A process that a command started for a part of its work has failed."""

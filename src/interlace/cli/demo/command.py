@@ -1,0 +1,143 @@
+"""What `interlace demo` does: train and evaluate in two processes, then show and write it down."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from interlace.cli.demo.options import settle
+from interlace.errors import RunError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.console import Console
+
+    from interlace.cli.demo.plan import Plan
+
+INTERRUPTED = 130
+STARTS = "starts.jsonl"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo, or go on with it; the exit status is 130 after Ctrl-C."""
+    from rich.console import Console
+
+    from interlace.cli.demo.plan import Plan
+
+    settings, folder = settle(arguments)
+    return carry_out(Plan(folder, settings), Console(), restart=arguments.restart)
+
+
+def carry_out(plan: Plan, console: Console, *, restart: bool = False) -> int:
+    """As `run`, with the plan made and the console given."""
+    from interlace.cli.demo.plan import begin
+
+    known = begin(plan, restart=restart)
+    with _locked(plan.folder):
+        _say(console, _greeting(plan, known))
+        try:
+            _work(plan, console)
+            _show(plan, console)
+        except KeyboardInterrupt:
+            _say(
+                console,
+                f"\nInterrupted. What is done is kept in {plan.folder}; the same command goes on "
+                "from there.",
+            )
+            return INTERRUPTED
+    return 0
+
+
+def _greeting(plan: Plan, known: bool) -> str:
+    if known:
+        return f"Going on with the demo in {plan.folder}."
+    if plan.settings.quick:
+        return "Evaluating the packaged arms on held-out puzzles, in two processes."
+    return (
+        "Training Bridge and RLVR-only from one tiny model, then asking both held-out puzzles: "
+        "reach a target with three numbers.\nTwo processes, one core each, everything in "
+        f"{plan.folder}. Ctrl-C is safe: the same command goes on."
+    )
+
+
+def _work(plan: Plan, console: Console) -> None:
+    """All jobs; the seconds are kept whatever happens."""
+    from interlace.cli.demo.children import Workers
+    from interlace.cli.demo.follow import Progress
+    from interlace.cli.demo.progress_view import ProgressView
+
+    progress = Progress(plan)
+    if progress.done:
+        return
+    started = time.time()
+    view = ProgressView(console, progress)
+
+    def look() -> None:
+        progress.read()
+        view.update()
+
+    try:
+        with Workers(plan.folder) as workers, view:
+            workers.wait(look)
+    finally:
+        with (plan.folder / STARTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"seconds": round(time.time() - started, 1)}) + "\n")
+
+
+def _show(plan: Plan, console: Console) -> None:
+    """The table, the group, the report."""
+    from interlace.cli.demo import report
+    from interlace.cli.demo.group_view import GroupView
+    from interlace.cli.demo.outcome import read_outcome
+    from interlace.cli.demo.worker import peak_bytes
+
+    outcome = read_outcome(plan)
+    console.print(report.table(outcome.lines()))
+    _say(console, report.LEGEND, "dim")
+    for sentence in outcome.sentences():
+        _say(console, f"- {sentence}")
+    view = GroupView(outcome.group)
+    _say(console, "\nA group from inside\n", "bold")
+    if console.is_terminal:
+        view.play(console)
+    else:
+        _say(console, view.plain())
+    for sentence in view.sentences():
+        _say(console, f"- {sentence}")
+    _say(console, "\nWhat the numbers do not say\n", "bold")
+    for sentence in report.limits(outcome):
+        _say(console, f"- {sentence}")
+    starts = (plan.folder / STARTS).read_text(encoding="utf-8").splitlines()
+    seconds = [json.loads(line)["seconds"] for line in starts]
+    report.write(outcome, seconds, peak_bytes())
+    _say(console, f"\n{report.cost(outcome, seconds, peak_bytes())}.")
+    _say(console, f"Report: {plan.folder / report.REPORT}")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Refuse a second demo in the same folder at the same time."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two at once are the user's care
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"Another demo is at work in {folder}; wait for it, or choose another --output."
+            ) from error
+        yield
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    # A terminal breaks lines between words; a file keeps them whole.
+    console.print(text, style=style, highlight=False, markup=False,
+                  soft_wrap=not console.is_terminal)  # fmt: skip

@@ -1,0 +1,109 @@
+"""The command line of `interlace demo`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from interlace.errors import ConfigError
+
+# What fits into minutes on two cores; docs/guide/demo.md has the measured times.
+STEPS, PROBLEMS, QUICK_PROBLEMS = 160, 200, 100
+HELD_OUT = 395
+EPILOG = """\
+what happens:
+  1. From one tiny model (0.4 M parameters, packaged) two arms are trained side by side, each in a
+     process of its own: Bridge (a warm-up of the new weights, then GRPO at widths 1, 2, 4 and 8)
+     and RLVR-only (the same GRPO, nothing attached). The puzzle: reach a target with three numbers.
+  2. Base, RLVR-only and Bridge answer the same held-out problems at widths 1 to 16.
+  3. One group of eight rows is replayed, in which a row's find spreads to its siblings; beside it
+     the same prompt and the same weights with every row alone.
+  4. A report with the table, a figure and the group is written; its path is printed.
+
+examples:
+  Everything, in about six minutes on two free cores:
+    interlace demo
+  A look at it without training, in a minute (needs the packaged arms):
+    interlace demo --quick
+  Longer training shows larger differences; another seed shows how much is chance:
+    interlace demo --steps 400 --output runs/demo-400
+    interlace demo --seed 1 --output runs/demo-seed-1
+
+After Ctrl-C or a kill the same command goes on where it was. It needs no network, no GPU, and less
+than 4 GB of memory.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a demo's outcome.
+
+    Attributes:
+        quick: packaged arms instead of training.
+        seed: of training and of sampling.
+        steps: optimizer steps of GRPO, for each arm.
+        problems: held-out problems of the evaluation.
+        warmup_problems: problems whose responses the warm-up learns from.
+        warmup_steps: its optimizer steps.
+        prompts: of a rollout.
+    """
+
+    quick: bool = False
+    seed: int = 0
+    steps: int = STEPS
+    problems: int = PROBLEMS
+    warmup_problems: int = 600
+    warmup_steps: int = 150
+    prompts: int = 64
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The options of `interlace demo`."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="See the method work, honestly, on a laptop: train, evaluate, look inside a "
+        "group, read what\nthe numbers mean and what they do not.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", metavar="FOLDER", default=None,
+        help="where everything goes (default: runs/demo, or runs/demo-quick)")  # fmt: skip
+    add("--quick", action="store_true", help="use packaged arms instead of training")
+    add("--seed", type=int, default=0, help="of training and sampling (default: 0)")
+    add("--steps", type=int, default=None, metavar="N",
+        help=f"optimizer steps of GRPO for each arm, two a rollout (default: {STEPS})")  # fmt: skip
+    add("--problems", type=int, default=None, metavar="N",
+        help=f"held-out problems, at most {HELD_OUT} "
+        f"(default: {PROBLEMS}, with --quick {QUICK_PROBLEMS})")  # fmt: skip
+    add("--restart", action="store_true",
+        help="begin anew; the folder's earlier demo is moved aside")  # fmt: skip
+    return parser
+
+
+def settle(arguments: argparse.Namespace) -> tuple[Settings, Path]:
+    """The settings and the output folder that a command line asks for.
+
+    Raises:
+        ConfigError: for a value out of its range, or --steps with --quick.
+    """
+    quick = arguments.quick
+    if quick and arguments.steps is not None:
+        raise ConfigError("--quick trains nothing, so it takes no --steps; drop one of them.")
+    steps = STEPS if arguments.steps is None else arguments.steps
+    problems = arguments.problems
+    if problems is None:
+        problems = QUICK_PROBLEMS if quick else PROBLEMS
+    if steps < 2 or steps % 2:
+        raise ConfigError(
+            "--steps is an even number of at least 2, since a rollout gives two optimizer steps; "
+            f"got {steps}."
+        )
+    if not 2 <= problems <= HELD_OUT:
+        raise ConfigError(f"--problems is 2 to {HELD_OUT}, all held-out ones; got {problems}.")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed is a whole number from 0 on; got {arguments.seed}.")
+    folder = arguments.output or ("runs/demo-quick" if quick else "runs/demo")
+    settings = Settings(quick=quick, seed=arguments.seed, steps=steps, problems=problems)
+    return settings, Path(folder).expanduser()

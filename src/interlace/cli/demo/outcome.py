@@ -1,0 +1,152 @@
+"""What a demo found: the numbers of its table, and what may be said of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from interlace.cli.demo.plan import GROUP, LABELS, SHOWN_WIDTH, USAGE, WIDTHS, Plan
+from interlace.evaluation.intervals import Estimate
+from interlace.evaluation.pairing import paired_difference
+from interlace.evaluation.results import ArmResult
+from interlace.evaluation.runs import load_run
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm at one width.
+
+    Attributes:
+        arm: its label.
+        width: W; None for a number that holds at every width.
+        one: pass@1.
+        any: any of W rows right; None at width 1.
+        majority: maj@W; None at width 1.
+        tokens: sampled tokens a problem.
+        seconds: of a group alone, over those of RLVR-only at that width; None without them.
+    """
+
+    arm: str
+    width: int
+    one: Estimate | None
+    any: Estimate | None
+    majority: Estimate | None
+    tokens: float
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a report says.
+
+    Attributes:
+        plan: the demo.
+        results: one for each arm, in the order of `LABELS`.
+        group: the content of group.json.
+        usage: a line for every finished job.
+    """
+
+    plan: Plan
+    results: list[ArmResult]
+    group: dict[str, Any]
+    usage: list[dict[str, Any]]
+
+    def result(self, arm: str) -> ArmResult:
+        """An arm's, by its key."""
+        return next(result for result in self.results if result.arm == LABELS[arm])
+
+    def lines(self) -> list[Line]:
+        """The table, arm by arm."""
+        return [_line(result, width, self.result("rlvr"))
+                for result in self.results for width in WIDTHS]  # fmt: skip
+
+    def gain(self, metric: str, width: int) -> Estimate:
+        """Bridge minus RLVR-only, over the same problems."""
+        return paired_difference(self.result("rlvr"), self.result("bridge"), metric, width)
+
+    def training_seconds(self, arm: str) -> float:
+        """Processor seconds of an arm's training, as far as its last processes took them."""
+        mine = (e for e in self.usage if e["arm"] == arm and e["kind"] in ("warmup", "grpo"))
+        return sum(entry["cpu_seconds"] for entry in mine)
+
+    def sentences(self) -> list[str]:
+        """The numbers in words; what they show and what not."""
+        found = []
+        for metric, name in (
+            ("pass@1", f"pass@1 at width {SHOWN_WIDTH}"),
+            ("maj", f"maj@{SHOWN_WIDTH}"),
+        ):
+            gain = self.gain(metric, SHOWN_WIDTH)
+            bridge = self.result("bridge").get(metric, SHOWN_WIDTH).estimate.value
+            rlvr = self.result("rlvr").get(metric, SHOWN_WIDTH).estimate.value
+            found.append(
+                f"{name}: Bridge {100 * bridge:.1f} %, RLVR-only "
+                f"{100 * rlvr:.1f} %, difference {_points(gain)}: {_verdict(gain)}."
+            )
+        alone = self.gain("pass@1", 1)
+        found.append(
+            f"Alone (width 1) Bridge's rows differ from RLVR-only's by {_points(alone)}: "
+            f"{_verdict(alone)}."
+        )
+        if (self.gain("pass@1", SHOWN_WIDTH).low or 0.0) <= 0:
+            found.append(
+                "So this run does not show the gain that longer training shows (see "
+                "experiments/01-countdown). More --steps, or another --seed, may."
+            )
+        if not self.plan.settings.quick:
+            bridge_cost, rlvr_cost = map(self.training_seconds, ("bridge", "rlvr"))
+            found.append(
+                f"Training took {bridge_cost:.0f} processor seconds for Bridge, warm-up included, "
+                f"and {rlvr_cost:.0f} for RLVR-only, of equally many GRPO steps."
+            )
+        return found
+
+
+def read_outcome(plan: Plan) -> Outcome:
+    """The outcome of a finished demo."""
+    usage = [json.loads(line) for line in (plan.folder / USAGE).read_text().splitlines()]
+    group = json.loads((plan.folder / GROUP).read_text(encoding="utf-8"))
+    return Outcome(plan, [_merged(plan, arm) for arm in plan.arms], group, usage)
+
+
+def _merged(plan: Plan, arm: str) -> ArmResult:
+    """An arm's result; widths that two processes shared, together."""
+    parts = [load_run(folder) for folder in plan.evaluations(arm)]
+    measured = tuple(entry for part in parts for entry in part.measurements)
+    return dataclasses.replace(parts[0], measurements=measured)
+
+
+def _line(result: ArmResult, width: int, beside: ArmResult) -> Line:
+    def estimate(metric: str) -> Estimate | None:
+        found = result.find(metric, width)
+        return None if found is None or (width == 1 and metric != "pass@1") else found.estimate
+
+    own, other = result.find("seconds", width), beside.find("seconds", width)
+    ratio = own.estimate.value / other.estimate.value if own and other else None
+    return Line(
+        arm=result.arm,
+        width=width,
+        one=estimate("pass@1") if result.coupled or width == 1 else None,
+        any=estimate("coverage"),
+        majority=estimate("maj"),
+        tokens=result.get("tokens", width).estimate.value,
+        seconds=ratio,
+    )
+
+
+def _points(gain: Estimate) -> str:
+    assert gain.low is not None
+    assert gain.high is not None
+    return f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+def _verdict(gain: Estimate) -> str:
+    assert gain.low is not None
+    assert gain.high is not None
+    if gain.low > 0:
+        return "Bridge is ahead, by more than the choice of problems explains"
+    if gain.high < 0:
+        return "Bridge is behind, by more than the choice of problems explains"
+    return "no clear difference on these problems"

@@ -1,0 +1,103 @@
+"""Finds in a group, and how they spread: read off the texts alone.
+
+A response is up to four tries of ten tokens, so try k of every row stands in the same columns. A
+find is a try whose expression hits the target. A row takes a find over if it hits the target with
+the same expression (but for the order of what may be swapped) at a later try than a sibling did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from interlace.tasks.base import Example, Task
+
+TRY_TOKENS, TRIES = 10, 4
+Mark = Literal["miss", "first", "taken", "own"]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One try of one row.
+
+    Attributes:
+        tokens: its tokens, the separator left out.
+        form: the expression in canonical form; None if it is none.
+        hit: whether it reaches the target.
+    """
+
+    tokens: tuple[str, ...]
+    form: str | None
+    hit: bool
+
+
+class Found:
+    """The tries of a group's rows.
+
+    Args:
+        task: that judges them.
+        example: the problem.
+        texts: the rows' responses.
+    """
+
+    def __init__(self, task: Task, example: Example, texts: list[str]) -> None:
+        self.rows = [_tries(task, example, text) for text in texts]
+        hits = [k for row in self.rows for k, one in enumerate(row) if one.hit]
+        self.first = min(hits, default=None)
+
+    def mark(self, row: int, k: int) -> Mark:
+        """What a try is: a miss; a find of the group's first round of finds; a find taken over
+        from a sibling; or a find of its own."""
+        one = self.rows[row][k]
+        if not one.hit:
+            return "miss"
+        if k == self.first:
+            return "first"
+        before = {t.form for r in self.rows if r is not self.rows[row] for t in r[:k] if t.hit}
+        return "taken" if one.form in before else "own"
+
+    def count(self, mark: Mark) -> int:
+        """How many tries are marked so."""
+        return sum(
+            self.mark(r, k) == mark for r, row in enumerate(self.rows) for k in range(len(row))
+        )
+
+
+def choose(groups: Mapping[str, Found]) -> str:
+    """The group that shows spreading best: a find of a single row that most siblings take over."""
+
+    def worth(name: str) -> tuple[int, int, int]:
+        found = groups[name]
+        taken, finders = found.count("taken"), found.count("first")
+        return (taken if finders == 1 else 0, taken, -finders)
+
+    return max(sorted(groups), key=worth)
+
+
+def following(groups: Iterable[Found]) -> dict[str, list[int]]:
+    """How often a row without a find hits at its next try, as [hits, tries]: `after` a sibling has
+    hit at an earlier try, and `before` any has."""
+    counts = {"after": [0, 0], "before": [0, 0]}
+    for found in groups:
+        for row in found.rows:
+            for k, one in enumerate(row[1:], 1):
+                if any(t.hit for t in row[:k]):
+                    break
+                seen = any(t.hit for r in found.rows if r is not row for t in r[:k])
+                entry = counts["after" if seen else "before"]
+                entry[0] += one.hit
+                entry[1] += 1
+    return counts
+
+
+def _tries(task: Task, example: Example, text: str) -> list[Try]:
+    tokens = text.split()
+    found = []
+    for start in range(0, min(len(tokens), TRIES * TRY_TOKENS), TRY_TOKENS):
+        own = tokens[start : start + TRY_TOKENS]
+        own = own[:-1] if own[-1] == ";" else own
+        expression = " ".join(own).partition("=")[0]
+        verdict = task.verify(example, expression)
+        found.append(Try(tuple(own), verdict.answer, verdict.correct))
+    return found
