@@ -57,39 +57,47 @@ AIMS = (
 
 def write_report(config: Config, places: Places, extra: bool = False) -> None:
     """Measure the raw results anew and write all that follows from them."""
-    values, sections = extra_report(config, places) if extra else main_report(config, places)
+    values = (extra_values if extra else main_values)(config, places)
     path = places.out / "results.json"
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"wrote {path}")
+    sections = (extra_sections if extra else main_sections)(values, config["labels"])
     home = places.out in (HERE.resolve(), HERE.resolve() / "extra")
-    print(f"wrote {fill(HERE / 'README.md', sections) if home else together(places, sections)}")
+    tables = fill(HERE / "README.md", sections) if home else together(places, sections)
+    print(f"wrote {path}, {tables} and the figures" if not extra else f"wrote {path}, {tables}")
 
 
-def main_report(config: Config, places: Places) -> tuple[dict[str, Any], dict[str, str]]:
-    """The numbers and the tables of the main arms, at every budget."""
+def main_values(config: Config, places: Places) -> dict[str, Any]:
+    """The numbers of the main arms at every budget; draws the figures, too."""
     moments = [FINAL, *(f"step-{step}" for step in reversed(config["snapshots"]))]
     at = {moment: evaluated(config, places, moment) for moment in moments}
     if not all(at.values()):
         raise SystemExit("No seed has all its arms at every budget yet; run without --stage.")
     budgets = {moment: budget_of(config, moment, results) for moment, results in at.items()}
     found = finds(config, places, budgets[FINAL]["seeds"])
-    spent = costs(config, places)
     draw(at[FINAL], found, config, places)
-    labels = config["labels"]
-    final, *others = budgets.values()
-    sections = {
-        "aims": aims_table(list(budgets.values())),
+    return {
+        "experiment": "01-countdown",
+        "budgets": budgets,
+        "finds": found,
+        "costs": costs(config, places),
+    }
+
+
+def main_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
+    """The README's tables, from `results.json` alone."""
+    budgets = list(values["budgets"].values())
+    final, *others = budgets
+    return {
+        "aims": aims_table(budgets),
         **{name: part for name, (_, part) in budget_tables(final, labels).items()},
         "other-budgets": "\n\n".join(
             f"**{title}, after {budget['rollouts']} rollouts**\n\n{part}"
             for budget in others
             for title, part in budget_tables(budget, labels).values()
         ),
-        "finds": finds_table(found, labels),
-        "costs": costs_table(spent, labels),
+        "finds": finds_table(values["finds"], labels),
+        "costs": costs_table(values["costs"], labels),
     }
-    values = {"experiment": "01-countdown", "budgets": budgets, "finds": found, "costs": spent}
-    return values, sections
 
 
 def budget_of(config: Config, moment: str, results: Sequence[ArmResult]) -> dict[str, Any]:
@@ -144,25 +152,27 @@ def aims_table(budgets: Sequence[Mapping[str, Any]]) -> str:
     return markdown(["Bridge, mixed", "rollouts", "over seeds", "aim", "reached"], rows)
 
 
-def extra_report(config: Config, places: Places) -> tuple[dict[str, Any], dict[str, str]]:
-    """The numbers and the table of the second queue."""
+def extra_values(config: Config, places: Places) -> dict[str, Any]:
+    """The numbers of the second queue."""
     results = evaluated(config, places, FINAL)
     if not results:
         raise SystemExit("No seed has all its arms yet; run without --stage.")
     pairs = [(arm, a["against"]) for arm, a in config["arms"].items() if "against" in a]
-    values = {
+    return {
         "experiment": "01-countdown, extra",
         "optimizer_steps": _steps(config, FINAL),
         "seeds": sorted({result.seed for result in results if result.seed is not None}),
         "table": table(results),
         "differences": differences(results, pairs),
     }
-    labels = config["labels"]
-    sections = {
+
+
+def extra_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
+    """The README's tables of the second queue, from its `results.json` alone."""
+    return {
         "extra": arms_table(values["table"], labels),
         "extra-differences": differences_table(values["differences"], labels),
     }
-    return values, sections
 
 
 def budget_tables(

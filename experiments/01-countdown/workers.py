@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from units import Config, Places, Unit
 
@@ -29,10 +29,11 @@ PACE = {
 
 @dataclass
 class Running:
-    """A unit with its process."""
+    """A unit with its process, and the pipe whose end tells it that the queue has ended."""
 
     unit: Unit
     process: subprocess.Popen[bytes]
+    pipe: IO[bytes]
     log: Path
     before: int  # pieces that an earlier process had done
     since: float = field(default_factory=time.monotonic)
@@ -91,6 +92,7 @@ class Queue:
                 entry.process.terminate()
             for entry in self.running:
                 entry.process.wait()
+                entry.pipe.close()
         return len(self.done) == len(self.units)
 
     def status(self) -> str:
@@ -148,15 +150,17 @@ class Queue:
         with log.open("ab") as stream:
             process = subprocess.Popen(
                 [sys.executable, str(script), "--unit", str(job)],
-                stdin=subprocess.PIPE,  # ends with this process, whatever ends it
+                stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
             )
-        return Running(unit, process, log, before)
+        assert process.stdin is not None
+        return Running(unit, process, process.stdin, log, before)
 
     def _end(self, entry: Running) -> None:
         self.running.remove(entry)
+        entry.pipe.close()
         seconds = time.monotonic() - entry.since
         if self.places.outcome(entry.unit) is not None and entry.process.returncode == 0:
             self.done.add(entry.unit.name)
