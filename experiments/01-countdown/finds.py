@@ -81,12 +81,11 @@ def count(groups: Iterable[Sequence[Sequence[Try]]]) -> Counter[str]:
     """Tries at risk, hits among them, and hits that write what a sibling had found."""
     found: Counter[str] = Counter()
     for rows in groups:
-        for place, row in enumerate(rows):
-            others = [other for index, other in enumerate(rows) if index != place]
+        for row in rows:
             for t in range(1, len(row)):
                 if any(hit for _, hit in row[:t]):
                     break
-                before = {text for other in others for text, hit in other[:t] if hit}
+                before = {text for other in rows for text, hit in other[:t] if hit}  # not its own
                 given = "found" if before else "not found"
                 text, hit = row[t]
                 for number in ("any", str(t + 1)):

@@ -175,6 +175,45 @@ def test_tables_go_between_their_marks_and_nowhere_else(countdown: Any, tmp_path
         countdown.report.fill(page, {"seeds": "x"})
 
 
+def _line(value: float, **place: Any) -> dict[str, Any]:
+    return {**place, "over_seeds": {"value": value, "low": value - 0.05, "high": value + 0.05}}
+
+
+def _differences(countdown: Any, values: dict[str, float]) -> list[dict[str, Any]]:
+    """All cells of mixed widths minus each arm, every cell the same."""
+    cells = {(metric, width) for _, metric, width, _ in countdown.report.MAIN}
+    return [
+        _line(value, arm="bridge-mixed", against=other, metric=metric, width=width)
+        for other, value in values.items()
+        for metric, width in cells
+    ]
+
+
+def test_differences_are_from_the_arm_that_their_line_names(countdown: Any, config: Any) -> None:
+    lines = _differences(countdown, {"rlvr": 0.1, "bridge8": 0.2})
+    first, second = countdown.report.differences_table(lines, config["labels"]).splitlines()[2:]
+    assert first.startswith("| Bridge, mixed minus RLVR-only | +10.0 [+5.0, +15.0] |")
+    assert second.startswith("| Bridge, mixed minus Bridge, width 8 | +20.0 [+15.0, +25.0] |")
+
+
+@pytest.mark.parametrize(
+    ("gain", "difference", "reached"),
+    [
+        (0.51, 0.06, [True] * 7),
+        (0.43, 0.05, [False, True, True, *[False] * 4]),  # an interval that begins at 0
+        (0.49, -0.02, [False] * 7),
+    ],
+)
+def test_aims_are_reached_where_the_intervals_say_so(
+    countdown: Any, gain: float, difference: float, reached: list[bool]
+) -> None:
+    budget = {
+        "relative_gains": [_line(gain, arm="bridge-mixed", width=8)],
+        "differences": _differences(countdown, {"rlvr": difference, "bridge8": difference}),
+    }
+    assert [aim["reached"] for aim in countdown.report.aims(budget)] == reached
+
+
 @pytest.mark.parametrize("kind", ["main", "extra"])
 def test_readme_says_what_the_results_say(
     countdown: Any, config: Any, kind: str, tmp_path: Path
