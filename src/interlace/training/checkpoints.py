@@ -114,6 +114,5 @@ def _merged(model: PreTrainedModel) -> PreTrainedModel:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, module.get_base_layer())
     for extra in ("peft_config", "_hf_peft_config_loaded"):
-        if hasattr(model, extra):
-            delattr(model, extra)
+        vars(model).pop(extra, None)
     return model

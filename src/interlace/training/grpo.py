@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,7 +228,8 @@ class GRPOTrainer(GroupTrainer):
                     if again:
                         part.old_logprobs = self._score(self.model_wrapped, part.batch).logprobs
                     if self._reference is not None:
-                        scores = self._score(self._reference, part.batch)
+                        with self.accelerator.autocast():  # as the model that trains
+                            scores = self._score(self._reference, part.batch)
                         part.reference_logprobs = scores.logprobs
 
     def _score(self, model: nn.Module, batch: GroupBatch, entropy: bool = False) -> Scores:
@@ -254,14 +255,15 @@ class GRPOTrainer(GroupTrainer):
         if self._in_fp32():
             check_gap(gap)
         elif self.args.world_size == 1 or not self.is_fsdp_enabled:
-            check_in_fp32(
-                unwrapped(self.model),
-                self._sample_again,
-                part.group,
-                temperature=self.args.temperature,
-                forbidden=self.forbidden,
-                pad_token_id=self.pad_token_id,
-            )
+            with _without_autocast(unwrapped(self.model)) as model:
+                check_in_fp32(
+                    model,
+                    self._sample_again,
+                    part.group,
+                    temperature=self.args.temperature,
+                    forbidden=self.forbidden,
+                    pad_token_id=self.pad_token_id,
+                )
 
     def _sample_again(self, model: nn.Module, prompt: list[int], params: Any) -> Group:
         engine = Engine(model, self.tokenizer, max_rows=self.args.max_rows)
@@ -277,15 +279,22 @@ class GRPOTrainer(GroupTrainer):
         """The very modules that train, whole, and without the autocast that accelerate wraps around
         their forward pass: the engine's packed products take the weights' own type."""
         model = unwrapped(self.model)
-        cast = model.__dict__.pop("forward", None) if self.args.device.type == "cpu" else None
-        try:
-            with gathered(self.model):
-                yield model
-        finally:
-            if cast is not None:
-                model.__dict__["forward"] = cast
+        on_cpu = self.args.device.type == "cpu"
+        with _without_autocast(model) if on_cpu else nullcontext(), gathered(self.model):
+            yield model
 
     def _show(self, number: int, rolled: Sequence[RolledGroup]) -> None:
         step = self.state.global_step + 1
         for entry in rolled[: self.args.log_completions]:
             self._completions.add(step, {"rollout": number, **entry.to_dict()})
+
+
+@contextmanager
+def _without_autocast(model: nn.Module) -> Iterator[nn.Module]:
+    """Take away the autocast that accelerate wraps around a model's forward pass."""
+    cast = vars(model).pop("forward", None)
+    try:
+        yield model
+    finally:
+        if cast is not None:
+            vars(model)["forward"] = cast

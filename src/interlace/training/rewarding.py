@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
@@ -23,7 +24,7 @@ from interlace.rewards import (
 )
 from interlace.tasks.base import Example, Task, Verdict
 
-NAMED: dict[str, Callable[[Any], RewardFunction]] = {
+NAMED: dict[str, Callable[[Task], RewardFunction]] = {
     "correctness": Correctness,
     "partial": lambda task: Correctness(task, partial=True),
     "self-consistency": SelfConsistency,
@@ -34,20 +35,23 @@ NAMED: dict[str, Callable[[Any], RewardFunction]] = {
 
 
 class Verdicts:
-    """A task that judges each text once, however many rewards and metrics ask."""
+    """Verdicts that are reached once, however many rewards and metrics ask.
+
+    Attributes:
+        task: the task, but with `verify` of this class; for rewards.
+    """
 
     def __init__(self, task: Task) -> None:
-        self._task = task
+        self._verify = task.verify
         self._known: dict[tuple[str, str], Verdict] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
+        self.task = copy.copy(task)
+        vars(self.task)["verify"] = self.verify
 
     def verify(self, example: Example, text: str) -> Verdict:
         """As the task's."""
         key = example.id, text
         if key not in self._known:
-            self._known[key] = self._task.verify(example, text)
+            self._known[key] = self._verify(example, text)
         return self._known[key]
 
     def forget(self) -> None:
@@ -70,7 +74,7 @@ class NamedReward:
     function: RewardFunction
 
 
-def named_rewards(weights: Mapping[str, float], task: Any) -> list[NamedReward]:
+def named_rewards(weights: Mapping[str, float], task: Task) -> list[NamedReward]:
     """The rewards that a recipe names.
 
     Args:
@@ -128,7 +132,7 @@ def _number(value: Any, name: str) -> float:
     return number
 
 
-def _function(name: str, task: Any) -> RewardFunction:
+def _function(name: str, task: Task) -> RewardFunction:
     if name in NAMED:
         return NAMED[name](task)
     place, colon, function = name.rpartition(":")

@@ -85,9 +85,9 @@ class Rollouts:
 
     def __init__(self, task: Task, args: GRPOConfig) -> None:
         self._task = task
-        self._judge: Any = Verdicts(task)
+        self._judge = Verdicts(task)
         self._args = args
-        self._rewards = named_rewards(args.rewards, self._judge)
+        self._rewards = named_rewards(args.rewards, self._judge.task)
 
     def sample(self, engine: Engine, number: int, positions: Sequence[int]) -> list[Group]:
         """The groups of these positions' prompts, a prompt's groups one after the other."""

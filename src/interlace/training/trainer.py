@@ -237,6 +237,9 @@ class GroupTrainer(Trainer):
         partial = self.folder / f"{checkpoints.PARTIAL}{name}"
         try:
             self._write_checkpoint(str(partial))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.publish(partial, self.folder / name)
         except (OSError, RuntimeError) as error:  # safetensors' and torch's writers raise either
             if self.args.world_size == 1:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -246,9 +249,7 @@ class GroupTrainer(Trainer):
                 f"The last good one is {last.name if last else 'none'}; make room and run the same "
                 "command again to go on from there."
             ) from error
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoints.publish(partial, self.folder / name)
             rotate_checkpoints(str(self.folder), save_total_limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 

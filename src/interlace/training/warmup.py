@@ -55,9 +55,10 @@ class WarmupTrainer(GroupTrainer):
         problems = min(args.problems or len(self.task), len(self.task))
         return float(max(problems / args.groups_per_step, 1.0))
 
-    def run(self) -> Path:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         self._items = self._prepare()
-        return super().run()
+        base: Any = super()
+        return base.train(*args, **kwargs)
 
     def _prepare(self) -> list[Item]:
         """The data set: the one given, or sampled from the base model and stored."""

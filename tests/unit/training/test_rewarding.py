@@ -139,4 +139,7 @@ def test_a_text_is_judged_once() -> None:
     judge.forget()
     judge.verify(TASK[1], TEXTS[0])
     assert len(asked) == 5
-    assert judge.name == "evens"
+    assert judge.task.name == "evens"
+    assert judge.task.verify(TASK[1], TEXTS[0]).correct
+    assert len(asked) == 5
+    assert TASK.verify(TASK[1], TEXTS[3]).correct is False

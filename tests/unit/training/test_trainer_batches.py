@@ -1,0 +1,186 @@
+"""Micro-batches, and the guard of invariant I7, through a whole training step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interlace.errors import GuardError
+from interlace.generation.types import Group
+from interlace.training import batch as batches
+from interlace.training.batch import GroupBatch
+from support.training import (
+    assert_close,
+    gradients,
+    grpo,
+    metrics,
+    tiny_model,
+    warmup,
+    write_responses,
+)
+
+# I10: micro-batches of whole groups are one batch.
+
+
+@pytest.mark.parametrize("loss", ["token", "sequence", "dr_grpo"])
+def test_I10_micro_batches_give_the_gradients_of_one_batch(loss: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"loss": loss, "kl_weight": 0.1, "entropy_weight": 0.01}
+    whole = gradients(grpo(tmp_path / "a", **options))
+    parts = grpo(tmp_path / "b", micro_rows=6, **options)
+    fed: list[tuple[int, int]] = []
+    original = parts.parts_of
+
+    def noting(step: int) -> Any:
+        found = original(step)
+        fed.extend((part.batch.count * part.batch.width, part.batch.width) for part in found[0])
+        return found
+
+    parts.parts_of = noting  # type: ignore[method-assign]
+    assert_close(gradients(parts), whole, 1e-5)
+    assert len(fed) > 3
+    assert max(rows for rows, _ in fed) <= 6
+    assert len({width for _, width in fed}) > 1
+
+
+def test_I10_micro_batches_of_the_warm_up(tmp_path: Path) -> None:
+    data = str(write_responses(tmp_path / "data.jsonl"))
+    options: dict[str, Any] = {"data": data, "train": "all", "groups_per_step": 9}
+    whole = gradients(warmup(tmp_path / "a", fewest_correct=1, **options))
+    parts = gradients(warmup(tmp_path / "b", fewest_correct=1, micro_rows=4, **options))
+    assert_close(parts, whole, 1e-5)
+
+
+def test_a_part_that_does_not_count_adds_nothing(tmp_path: Path) -> None:
+    whole = gradients(grpo(tmp_path / "a"))
+    trainer = grpo(tmp_path / "b")
+    original = trainer.parts_of
+
+    def with_spare(step: int) -> Any:
+        parts, spare = original(step)
+        return [*parts, spare], spare
+
+    trainer.parts_of = with_spare  # type: ignore[method-assign]
+    trainer.weight_of = (  # type: ignore[method-assign]
+        lambda part: type(trainer).weight_of(trainer, part) if part.counts else 0.0
+    )
+    assert_close(gradients(trainer), whole, 1e-6)
+
+
+# I7: the guard, in a run.
+
+PRECISIONS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "fp32": (torch.float32, {}),
+    "bf16 weights": (torch.bfloat16, {}),
+    "bf16 autocast": (torch.float32, {"bf16": True}),
+}
+every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+SEVERAL_STEPS: dict[str, Any] = {"max_steps": 6, "mini_batches": 2, "learning_rate": 5e-3}
+
+
+def run(folder: Path, precision: str, **options: Any) -> list[dict[str, float]]:
+    dtype, more = PRECISIONS[precision]
+    # A learning rate that bf16 weights can take in: their steps are 2^-8 of their size.
+    grpo(folder, tiny_model(dtype=dtype), **SEVERAL_STEPS | more | options).run()
+    return metrics(folder)
+
+
+@every_precision
+def test_I7_an_honest_run_passes(precision: str, tmp_path: Path) -> None:
+    lines = run(tmp_path, precision)
+    gaps = [line["sampled_gap/max"] for line in lines if "sampled_gap/max" in line]
+    assert len(gaps) == 3
+    if precision == "fp32":
+        assert max(gaps) < 1e-5
+    else:
+        assert max(gaps) > 1e-4  # noise, for which the guard samples again in fp32
+
+
+def late(batch: GroupBatch) -> GroupBatch:
+    return dataclasses.replace(batch, alive=batch.alive | torch.roll(batch.alive, 1, dims=2))
+
+
+def visible(batch: GroupBatch) -> GroupBatch:
+    return dataclasses.replace(batch, alive=torch.ones_like(batch.alive))
+
+
+def split(batch: GroupBatch) -> GroupBatch:
+    """Neighbouring groups of one width exchange a row; in a lone one each is alone."""
+    order = torch.arange(batch.count * batch.width).view(batch.count, batch.width)
+    if batch.count > 1:
+        order[:, 0] = order[:, 0].roll(1)
+        rows = order.flatten()
+        return dataclasses.replace(
+            batch,
+            input_ids=batch.input_ids[rows],
+            attention_mask=batch.attention_mask[rows],
+            **{
+                name: getattr(batch, name).flatten(0, 1)[rows].view_as(getattr(batch, name))
+                for name in ("alive", "completion_mask", "sampled_logprobs")
+            },
+        )
+    return dataclasses.replace(batch, alive=torch.zeros_like(batch.alive))
+
+
+@every_precision
+@pytest.mark.parametrize("sabotage", [late, visible, split])
+def test_I7_a_wrong_batch_stops_the_run(
+    precision: str, sabotage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate = batches.collate
+
+    def wrong(groups: Sequence[Group], pad_token_id: int) -> GroupBatch:
+        return sabotage(collate(groups, pad_token_id))
+
+    monkeypatch.setattr("interlace.training.grpo.collate", wrong)
+    monkeypatch.setattr("interlace.training.guard.collate", wrong)
+    with pytest.raises(GuardError, match="differ from those of sampling"):
+        run(tmp_path, precision, width=3)
+    assert not (tmp_path / "metrics.jsonl").exists()  # in the very first step
+
+
+def test_I7_stale_packed_weights_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interlace.generation.packed import PackedWeights
+
+    refresh = PackedWeights.refresh
+
+    def once(self: PackedWeights) -> None:
+        if not self._replacements:
+            refresh(self)
+
+    monkeypatch.setattr(PackedWeights, "refresh", once)
+    with pytest.raises(GuardError, match="weights that changed after sampling"):
+        run(tmp_path, "fp32", width=3)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]  # the second rollout's are stale
+
+
+def test_I7_the_guard_can_be_turned_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collate = batches.collate
+    monkeypatch.setattr(
+        "interlace.training.grpo.collate", lambda *arguments: visible(collate(*arguments))
+    )
+    lines = run(tmp_path, "fp32", width=3, guard=False)
+    assert "sampled_gap/max" not in lines[0]
+
+
+# Old log-probabilities.
+
+
+def test_sampled_and_recomputed_old_logprobs_are_the_same_in_fp32(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "mini_batches": 2, "passes": 2}
+    sampled = gradients(grpo(tmp_path / "a", old_logprobs="sampled", **options))
+    again = gradients(grpo(tmp_path / "b", old_logprobs="recomputed", **options))
+    assert_close(again, sampled, 1e-4)
+
+
+def test_recomputed_old_logprobs_are_those_before_the_first_step(tmp_path: Path) -> None:
+    run(tmp_path, "bf16 autocast", passes=2)
+    lines = metrics(tmp_path)
+    assert lines[0]["ratio/max"] == lines[0]["ratio/min"] == 1.0
+    assert lines[2]["ratio/max"] > 1.01  # the second pass over the same tokens
