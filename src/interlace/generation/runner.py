@@ -25,6 +25,8 @@ from interlace.generation.running import Drawn, Request, Row, RunningGroup
 from interlace.generation.sampling import needs_history, sample, uniforms
 from interlace.generation.types import EngineStats, Group
 
+_ROWS_ADMITTED = 64  # at once, so that their logits stay small
+
 # Groups, their rows that are live, and each row's next token.
 _Drawing = tuple[list[RunningGroup], list[Row], list[Drawn]]
 
@@ -66,6 +68,7 @@ class Runner:
         self._limits = limits
         self._stats = stats
         self._streaming = streaming
+        self._admits_several = True
 
     @property
     def is_done(self) -> bool:
@@ -81,7 +84,7 @@ class Runner:
         return {group.request.index: group.result() for group in self._running}
 
     def advance(self) -> list[RunningGroup]:
-        """Admit one group if it fits, else feed one token of every live row.
+        """Admit the groups that fit, else feed one token of every live row.
 
         Returns:
             The groups that got tokens; some may be finished.
@@ -106,18 +109,19 @@ class Runner:
     # Scheduling -----------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _fits(self, request: Request) -> bool:
-        """Whether a group can be admitted; makes room for it where rows and prompts that are gone
-        have left some."""
+    def _fits(self, request: Request, admitted: Sequence[RunningGroup] = ()) -> bool:
+        """Whether a group can be admitted, after those that are just being so; makes room for it
+        where rows and prompts that are gone have left some."""
         cache, memory = self._cache, self._limits.memory
-        rows = len(self._rows) + request.params.width
-        if self._running and rows > self._limits.rows:
+        running = [*self._running, *admitted]
+        rows = len(self._rows) + sum(len(g.rows) for g in admitted) + request.params.width
+        if running and rows > self._limits.rows:
             return False
         is_stored = request.prompt_key in self._prompts
         lengths = [*cache.prompt_lengths, *([] if is_stored else [len(request.token_ids)])]
-        longest = max([group.request.longest for group in self._running] + [request.longest])
+        longest = max([group.request.longest for group in running] + [request.longest])
         size = (rows, longest, len(lengths), max(lengths))
-        if self._running and cache.bytes_needed(*size) > memory:
+        if running and cache.bytes_needed(*size) > memory:
             return False
         if cache.bytes_at_most(*size) > memory:
             cache.trim()
@@ -126,6 +130,10 @@ class Runner:
     def _make_room(self, error: BaseException, admitting: bool) -> None:
         """Without memory for an act, put the youngest group back and go on with fewer rows."""
         rows = len(self._rows)
+        if admitting and not self._running and self._admits_several and len(self._waiting) > 1:
+            self._admits_several = False
+            self._stats.notes.append(f"Out of memory at {rows} rows: groups begin one by one.")
+            return
         if len(self._running) <= (0 if admitting else 1):
             raise GenerationError(
                 f"Not enough memory for one group: {error}. Its keys and values take "
@@ -153,22 +161,34 @@ class Runner:
     # Nothing changes before all tokens of a step are drawn, so that it can be done again.
 
     def _admit(self) -> _Drawing:
-        """Prefill a prompt at width 1, unless it is stored, and draw its rows' first tokens."""
-        request = self._waiting[0]
-        if request.prompt_key not in self._prompts:
-            keys_values, logits = self._forward.prefill(request.token_ids)
-            place = self._cache.add_prompt(keys_values, len(request.token_ids))
-            self._prompts[request.prompt_key] = place, logits
-            self._stats.prefill_tokens += len(request.token_ids)
-        place, logits = self._prompts[request.prompt_key]
-        group = RunningGroup(request, self._tokenizer, self._streaming)
-        drawn = _draw(group.rows, logits.expand(len(group.rows), -1))
-        self._running.append(group)
-        self._waiting.popleft()
-        self._cache.add_rows(place, len(group.rows))
-        self._rows += group.rows
+        """Prefill prompts at width 1, unless they are stored, and draw their rows' first tokens, of
+        several groups in one call."""
+        groups: list[RunningGroup] = []
+        places: list[int] = []
+        logits: list[Float[Tensor, "W V"]] = []
+        for request in self._waiting:
+            rows = sum(len(group.rows) for group in groups)
+            enough = rows >= _ROWS_ADMITTED or not self._admits_several
+            if groups and (enough or not self._fits(request, groups)):
+                break
+            if request.prompt_key not in self._prompts:
+                keys_values, last = self._forward.prefill(request.token_ids)
+                place = self._cache.add_prompt(keys_values, len(request.token_ids))
+                self._prompts[request.prompt_key] = place, last
+                self._stats.prefill_tokens += len(request.token_ids)
+            place, last = self._prompts[request.prompt_key]
+            groups.append(RunningGroup(request, self._tokenizer, self._streaming))
+            places.append(place)
+            logits.append(last.expand(request.params.width, -1))
+        rows_of_all = [row for group in groups for row in group.rows]
+        drawn = _draw(rows_of_all, logits[0] if len(logits) == 1 else torch.cat(logits))
+        for group, place in zip(groups, places, strict=True):
+            self._running.append(group)
+            self._waiting.popleft()
+            self._cache.add_rows(place, len(group.rows))
+        self._rows += rows_of_all
         self._live = None
-        return [group], group.rows, drawn
+        return groups, rows_of_all, drawn
 
     def _decode(self) -> _Drawing:
         """Feed every live row's last token, and draw the next ones."""

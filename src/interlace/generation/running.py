@@ -40,7 +40,7 @@ class Request:
     forbidden: Int[Tensor, " N"]
     room: int  # tokens that the model's context leaves for a completion
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """The most tokens that a row may get."""
         return min(self.params.longest, self.room)
