@@ -30,20 +30,23 @@ def choose_parameters(model: nn.Module, args: GroupArguments) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(args.train == "all")
     if args.train == "lora":
-        _add_lora(model, args.lora)
+        _add_lora(model, args.lora, int(args.seed))
     if attached:
         for _, parameter in new_parameters(model):
             parameter.requires_grad_(True)
     _without_dropout(model)
 
 
-def _add_lora(model: nn.Module, options: dict[str, Any]) -> None:
+def _add_lora(model: nn.Module, options: dict[str, Any], seed: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingDependencyError("train='lora' needs peft: pip install peft") from error
     # In place: a wrapper would come between the engine and the modules that train.
-    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **options}), model)
+    config = LoraConfig(**{"target_modules": "all-linear", **options})
+    with torch.random.fork_rng(devices=[]):  # the same adapters in every process and every try
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
 
 
 def _without_dropout(model: nn.Module) -> None:
