@@ -1,6 +1,6 @@
 """First steps: attach Bridge blocks to a model and watch its rows read each other.
 
-Runs in seconds on a tiny random decoder that is built here, with nothing to download: `make demo`.
+Runs in seconds on a tiny random decoder that is built here, with nothing to download.
 The tokens mean nothing, since nothing has been trained; what counts is who changes whom.
 """
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from interlace.cli.demo.plan import Plan
 
 INTERRUPTED = 130
-STARTS = "starts.jsonl"
+STARTS = "starts.json"
+SECONDS_BETWEEN_NOTES = 2.0
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,19 +75,39 @@ def _work(plan: Plan, console: Console) -> None:
     progress = Progress(plan)
     if progress.done:
         return
-    started = time.time()
+    clock = Clock(plan.folder / STARTS)
     view = ProgressView(console, progress)
 
     def look() -> None:
+        clock.note()
         progress.read()
         view.update()
 
-    try:
-        with Workers(plan.folder) as workers, view:
-            workers.wait(look)
-    finally:
-        with (plan.folder / STARTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"seconds": round(time.time() - started, 1)}) + "\n")
+    with Workers(plan.folder) as workers, view:
+        workers.wait(look)
+    clock.note(now=True)
+
+
+class Clock:
+    """Seconds of every start, kept up to date, so that a kill loses next to none of them.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.before: list[float] = json.loads(path.read_text()) if path.exists() else []
+        self._started = self._noted = time.monotonic()
+
+    def note(self, now: bool = False) -> None:
+        """Write them down, if the last time is long enough ago."""
+        if now or time.monotonic() - self._noted > SECONDS_BETWEEN_NOTES:
+            self._noted = time.monotonic()
+            seconds = [*self.before, round(self._noted - self._started, 1)]
+            partial = self._path.with_suffix(".tmp")
+            partial.write_text(json.dumps(seconds), encoding="utf-8")
+            partial.replace(self._path)
 
 
 def _show(plan: Plan, console: Console) -> None:
@@ -112,8 +133,7 @@ def _show(plan: Plan, console: Console) -> None:
     _say(console, "\nWhat the numbers do not say\n", "bold")
     for sentence in report.limits(outcome):
         _say(console, f"- {sentence}")
-    starts = (plan.folder / STARTS).read_text(encoding="utf-8").splitlines()
-    seconds = [json.loads(line)["seconds"] for line in starts]
+    seconds = Clock(plan.folder / STARTS).before
     report.write(outcome, seconds, peak_bytes())
     _say(console, f"\n{report.cost(outcome, seconds, peak_bytes())}.")
     _say(console, f"Report: {plan.folder / report.REPORT}")

@@ -10,8 +10,8 @@ from typing import Any
 
 from interlace.cli.demo.plan import Job, Part, Plan
 
+PASS = "pass@1"
 RECENT = 8  # rollouts whose mean is shown
-POINTS = 24  # of a sparkline
 ENOUGH = 10  # seconds of work after which the pace is believed
 
 
@@ -68,11 +68,12 @@ class JobProgress:
         # The mark of the end first: what it says is older than what the files say.
         self.done = self.done or self._plan.is_done(self.job)
         for index, (part, follower) in enumerate(zip(self.job.parts, self._followers, strict=True)):
-            follower.read(keep=part.counts == "steps")
-            if part.counts == "steps":
+            follower.read(keep=part.counts != "line")
+            reached = follower.count
+            if part.counts == "step":
                 reached = max((int(line["step"]) for line in follower.lines), default=0)
-            else:
-                reached = follower.count
+            if part.counts == "rollout":
+                reached = sum(PASS in line for line in follower.lines)
             self.reached[index] = part.total if self.done else min(reached, part.total)
 
     @property
@@ -155,7 +156,7 @@ class Progress:
         return sum(job.expected - job.spent for job in lane)
 
 
-def sparkline(values: list[float], points: int = POINTS, top: float | None = None) -> str:
+def sparkline(values: list[float], points: int = 20, top: float | None = None) -> str:
     """Values as bars, each the mean of its stretch, from 0 to `top` or the largest.
 
     >>> sparkline([0.0, 0.25, 0.5, 1.0])

@@ -9,7 +9,7 @@ from pathlib import Path
 from interlace.errors import ConfigError
 
 # What fits into minutes on two cores; docs/guide/demo.md has the measured times.
-STEPS, PROBLEMS, QUICK_PROBLEMS = 160, 200, 100
+ROLLOUTS, QUICK_PROBLEMS = 100, 200
 HELD_OUT = 395
 EPILOG = """\
 what happens:
@@ -27,7 +27,7 @@ examples:
   A look at it without training, in a minute (needs the packaged arms):
     interlace demo --quick
   Longer training shows larger differences; another seed shows how much is chance:
-    interlace demo --steps 400 --output runs/demo-400
+    interlace demo --rollouts 400 --output runs/demo-400
     interlace demo --seed 1 --output runs/demo-seed-1
 
 After Ctrl-C or a kill the same command goes on where it was. It needs no network, no GPU, and less
@@ -42,20 +42,22 @@ class Settings:
     Attributes:
         quick: packaged arms instead of training.
         seed: of training and of sampling.
-        steps: optimizer steps of GRPO, for each arm.
+        rollouts: of GRPO, for each arm.
         problems: held-out problems of the evaluation.
         warmup_problems: problems whose responses the warm-up learns from.
         warmup_steps: its optimizer steps.
         prompts: of a rollout.
+        timed: problems whose groups are timed alone.
     """
 
     quick: bool = False
     seed: int = 0
-    steps: int = STEPS
-    problems: int = PROBLEMS
+    rollouts: int = ROLLOUTS
+    problems: int = HELD_OUT
     warmup_problems: int = 600
     warmup_steps: int = 150
     prompts: int = 64
+    timed: int = 6
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -72,11 +74,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="where everything goes (default: runs/demo, or runs/demo-quick)")  # fmt: skip
     add("--quick", action="store_true", help="use packaged arms instead of training")
     add("--seed", type=int, default=0, help="of training and sampling (default: 0)")
-    add("--steps", type=int, default=None, metavar="N",
-        help=f"optimizer steps of GRPO for each arm, two a rollout (default: {STEPS})")  # fmt: skip
+    add("--rollouts", "--steps", type=int, default=None, metavar="N",
+        help="of GRPO for each arm, 64 prompts x 8 responses and the optimizer steps on them "
+        f"(default: {ROLLOUTS})")  # fmt: skip
     add("--problems", type=int, default=None, metavar="N",
-        help=f"held-out problems, at most {HELD_OUT} "
-        f"(default: {PROBLEMS}, with --quick {QUICK_PROBLEMS})")  # fmt: skip
+        help=f"held-out ones (default: all {HELD_OUT}, with --quick {QUICK_PROBLEMS})")  # fmt: skip
     add("--restart", action="store_true",
         help="begin anew; the folder's earlier demo is moved aside")  # fmt: skip
     return parser
@@ -89,21 +91,18 @@ def settle(arguments: argparse.Namespace) -> tuple[Settings, Path]:
         ConfigError: for a value out of its range, or --steps with --quick.
     """
     quick = arguments.quick
-    if quick and arguments.steps is not None:
-        raise ConfigError("--quick trains nothing, so it takes no --steps; drop one of them.")
-    steps = STEPS if arguments.steps is None else arguments.steps
+    if quick and arguments.rollouts is not None:
+        raise ConfigError("--quick trains nothing, so it takes no --rollouts; drop one of them.")
+    rollouts = ROLLOUTS if arguments.rollouts is None else arguments.rollouts
     problems = arguments.problems
     if problems is None:
-        problems = QUICK_PROBLEMS if quick else PROBLEMS
-    if steps < 2 or steps % 2:
-        raise ConfigError(
-            "--steps is an even number of at least 2, since a rollout gives two optimizer steps; "
-            f"got {steps}."
-        )
+        problems = QUICK_PROBLEMS if quick else HELD_OUT
+    if rollouts < 1:
+        raise ConfigError(f"--rollouts is at least 1; got {rollouts}.")
     if not 2 <= problems <= HELD_OUT:
         raise ConfigError(f"--problems is 2 to {HELD_OUT}, all held-out ones; got {problems}.")
     if arguments.seed < 0:
         raise ConfigError(f"--seed is a whole number from 0 on; got {arguments.seed}.")
     folder = arguments.output or ("runs/demo-quick" if quick else "runs/demo")
-    settings = Settings(quick=quick, seed=arguments.seed, steps=steps, problems=problems)
+    settings = Settings(quick=quick, seed=arguments.seed, rollouts=rollouts, problems=problems)
     return settings, Path(folder).expanduser()

@@ -93,13 +93,13 @@ class Outcome:
         if (self.gain("pass@1", SHOWN_WIDTH).low or 0.0) <= 0:
             found.append(
                 "So this run does not show the gain that longer training shows (see "
-                "experiments/01-countdown). More --steps, or another --seed, may."
+                "experiments/01-countdown). More --rollouts, or another --seed, may."
             )
         if not self.plan.settings.quick:
             bridge_cost, rlvr_cost = map(self.training_seconds, ("bridge", "rlvr"))
             found.append(
                 f"Training took {bridge_cost:.0f} processor seconds for Bridge, warm-up included, "
-                f"and {rlvr_cost:.0f} for RLVR-only, of equally many GRPO steps."
+                f"and {rlvr_cost:.0f} for RLVR-only, of equally many rollouts."
             )
         return found
 

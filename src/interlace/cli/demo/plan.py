@@ -41,15 +41,15 @@ class Part:
 
     Attributes:
         path: the file, relative to the output folder.
-        total: its lines in the end, or its last line's optimizer step.
-        guess: seconds a line takes on a free core.
-        counts: whether lines are counted, or steps read.
+        total: what is counted, in the end.
+        guess: seconds that one takes on a free core.
+        counts: lines; the optimizer step of the last line; or lines of a rollout.
     """
 
     path: str
     total: int
     guess: float
-    counts: Literal["lines", "steps"] = "lines"
+    counts: Literal["line", "step", "rollout"] = "line"
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Job:
     @property
     def title(self) -> str:
         """In a few words."""
-        what = {"warmup": "warm-up", "grpo": "GRPO", "spread": "one group"}.get(self.kind)
-        return what or f"evaluation at width{'s' if len(self.widths) > 1 else ''} " + ", ".join(
-            map(str, self.widths)
-        )
+        if self.kind == "evaluate":
+            first, last = self.widths[0], self.widths[-1]
+            return f"eval, W = {first}" + (f" to {last}" if last > first else "")
+        return {"warmup": "warm-up", "grpo": "GRPO", "spread": "one group"}[self.kind]
 
 
 @dataclass(frozen=True)
@@ -139,19 +139,20 @@ class Plan:
     def _warmup(self) -> Job:
         s = self.settings
         stage = "bridge/warmup"
-        responses = Part(f"{stage}/responses/0-of-1.jsonl", s.warmup_problems, 0.04)
-        steps = Part(f"{stage}/metrics.jsonl", s.warmup_steps, 0.35, "steps")
+        responses = Part(f"{stage}/responses/0-of-1.jsonl", s.warmup_problems, 0.06)
+        steps = Part(f"{stage}/metrics.jsonl", s.warmup_steps, 0.17, "step")
         return Job("warmup", "bridge", "warmup", (responses, steps))
 
     def _grpo(self, arm: str) -> Job:
-        part = Part(f"{arm}/grpo/metrics.jsonl", self.settings.steps, 1.3, "steps")
+        guess = 2.65 if arm == "bridge" else 2.1
+        part = Part(f"{arm}/grpo/metrics.jsonl", self.settings.rollouts, guess, "rollout")
         return Job("grpo", arm, "grpo", (part,))
 
     def _evaluate(self, arm: str, widths: list[int] | tuple[int, ...], name: str) -> Job:
         path = f"evaluation/{name}/records.jsonl"
         sampled = widths if arm == "bridge" else widths[-1:]
         groups = len(sampled) * self.settings.problems
-        seconds = sum(sampled) * self.settings.problems * 0.005
+        seconds = sum(sampled) * self.settings.problems * 0.0025
         return Job("evaluate", arm, name, (Part(path, groups, seconds / groups),), tuple(widths))
 
     def _spread(self) -> Job:

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from interlace.cli.demo.follow import JobProgress, Progress, sparkline
+from interlace.cli.demo.follow import PASS, JobProgress, Progress, sparkline
 from interlace.cli.demo.plan import LABELS, SHOWN_WIDTH
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 SECONDS_BETWEEN_LINES = 15.0
-PASS = "pass@1"
 PASS_WIDE, COVERAGE = f"width_{SHOWN_WIDTH}/pass@1", f"width_{SHOWN_WIDTH}/coverage"
-BAR = 14
+BAR = 10
+MOST = 500  # wider than any table, so that it says how wide it would like to be
 
 
 class ProgressView:
@@ -64,31 +65,51 @@ class ProgressView:
             self._print("; ".join([*parts, _left(self._progress)]))
 
     def table(self) -> RenderableType:
-        """Every job in a line."""
-        table = Table(box=box.SIMPLE_HEAD, title=self._title(), title_justify="left")
-        for name in ("", "", "done", "", "pass@1", "of width 8", "coverage of 8", "pass@1 so far"):
-            right = name in ("pass@1", "of width 8", "coverage of 8")
-            table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        """Every job in a line, with as many columns as fit."""
+        for bar, points in ((True, 20), (False, 20), (False, 6)):
+            table = self._table(bar, points)
+            wide = self._console.options.update(max_width=MOST)
+            if Measurement.get(self._console, wide, table).maximum <= self._console.width:
+                break
+        return table
+
+    def _table(self, bar: bool, points: int) -> Table:
+        title = Text(f"{duration(self._progress.seconds)} so far, {_left(self._progress)}", "dim")
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=title,
+            title_justify="left",
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        columns = {
+            "arm": "", "job": "", "bar": "", "reached": "", PASS: PASS,
+            PASS_WIDE: f"W = {SHOWN_WIDTH}", COVERAGE: f"any@{SHOWN_WIDTH}",
+            "line": "so far",
+        }  # fmt: skip
+        shown = [name for name in columns if bar or name != "bar"]
+        for name in shown:
+            number = name in (PASS, PASS_WIDE, COVERAGE)
+            table.add_column(columns[name], justify="right" if number else "left", no_wrap=True)
         order = sorted(
             (job for lane in self._progress.lanes for job in lane),
             key=lambda job: (job.job.kind in ("evaluate", "spread"), job.job.kind == "spread"),
         )
         for job in order:
+            cells: dict[str, str | Text] = {
+                "arm": Text(LABELS[job.job.arm], "bold"),
+                "job": job.job.title,
+                "bar": _bar(job),
+                "reached": _reached(job),
+                **{
+                    name: _percent(job.recent(name)).removesuffix(" %")
+                    for name in (PASS, PASS_WIDE, COVERAGE)
+                },
+                "line": Text(sparkline(job.series(PASS), points), "cyan"),
+            }
             style = "green" if job.done else "" if job.begun else "dim"
-            numbers = [_percent(job.recent(name)) for name in (PASS, PASS_WIDE, COVERAGE)]
-            table.add_row(
-                Text(LABELS[job.job.arm], "bold"),
-                job.job.title,
-                _bar(job),
-                _reached(job),
-                *numbers,
-                Text(sparkline(job.series(PASS)), "cyan"),
-                style=style,
-            )
+            table.add_row(*(cells[name] for name in shown), style=style)
         return table
-
-    def _title(self) -> Text:
-        return Text(f"{duration(self._progress.seconds)} so far, {_left(self._progress)}", "dim")
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -119,9 +140,9 @@ def _name(job: JobProgress) -> str:
 
 def _reached(job: JobProgress) -> str:
     part, reached = job.part
-    what = "step " if part.counts == "steps" else "problem " if job.job.kind == "warmup" else ""
-    what = "group " if job.job.kind == "evaluate" else what
-    return "" if job.job.kind == "spread" else f"{what}{reached} of {part.total}"
+    what = {"warmup": "problem", "evaluate": "group"}.get(job.job.kind, "")
+    what = what if part.counts == "line" else part.counts
+    return f"{what} {reached} of {part.total}" if what else ""
 
 
 def _numbers(job: JobProgress) -> str:

@@ -88,7 +88,7 @@ def cost(outcome: Outcome, seconds: Sequence[float], peak: int | None) -> str:
 
 def _text(outcome: Outcome, seconds: Sequence[float], peak: int | None) -> str:
     settings = outcome.plan.settings
-    how = "packaged arms" if settings.quick else f"{settings.steps} optimizer steps of GRPO"
+    how = "packaged arms" if settings.quick else f"{settings.rollouts} rollouts of GRPO"
     view = GroupView(outcome.group)
     bullets = [f"- {sentence}" for sentence in outcome.sentences()]
     caveats = [f"- {sentence}" for sentence in limits(outcome)]

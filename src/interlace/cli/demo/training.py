@@ -14,7 +14,10 @@ CHECKPOINT_EVERY = 20
 
 def recipe_of(plan: Plan, arm: str) -> Recipe:
     """The recipe of an arm: that of `recipes/tiny.yaml` with the demo's changes."""
-    return parse_recipe(merge_overrides(read_yaml(find_recipe("tiny")), overrides(plan, arm)))
+    values = merge_overrides(read_yaml(find_recipe("tiny")), overrides(plan, arm))
+    every = parse_recipe(values).options("grpo").steps_per_rollout
+    steps = every * plan.settings.rollouts
+    return parse_recipe(merge_overrides(values, [f"grpo.max_steps={steps}"]))
 
 
 def overrides(plan: Plan, arm: str) -> list[str]:
@@ -25,7 +28,6 @@ def overrides(plan: Plan, arm: str) -> list[str]:
         "seed": settings.seed,
         "warmup.problems": settings.warmup_problems,
         "warmup.max_steps": settings.warmup_steps,
-        "grpo.max_steps": settings.steps,
         "grpo.prompts_per_rollout": settings.prompts,
     }
     for stage in ("warmup", "grpo"):

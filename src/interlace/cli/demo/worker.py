@@ -28,7 +28,6 @@ from interlace.cli.demo.plan import (
     read_plan,
 )
 
-TIMED = 6
 BATCH_ROWS = 512
 SECONDS_BETWEEN_LOOKS = 0.5
 ORPHANED = 3
@@ -118,7 +117,7 @@ def _evaluate(plan: Plan, job: Job) -> None:
         params=interlace.SamplingParams(max_new_tokens=MAX_NEW_TOKENS, seed=1000 + seed),
         arm=LABELS[job.arm],
         training_seed=None if job.arm == "base" or plan.settings.quick else seed,
-        timed=TIMED,
+        timed=plan.settings.timed,
         batch_rows=BATCH_ROWS,
         output=plan.folder / "evaluation" / job.name,
         figures=(),
