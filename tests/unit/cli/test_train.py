@@ -95,7 +95,8 @@ def test_both_stages_and_the_next_command(train, tmp_path):
     status, out, err = train("grpo")
     assert status == 0, err
     assert "fresh blocks" not in err
-    assert "interlace eval --model out/grpo/model --task chain-arithmetic" in out
+    assert "interlace eval --model out/grpo/model --task chain-arithmetic --split test" in out
+    assert "--max-new-tokens 3" in out
     assert "digits=1 steps=1" in out
     written = yaml.safe_load(Path("out/grpo/recipe.yaml").read_text())
     assert written["blocks"] == "warmup"

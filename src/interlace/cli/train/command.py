@@ -47,6 +47,9 @@ def _next(recipe: Recipe, stage: Stage, arguments: argparse.Namespace) -> str:
         return shlex.join(words)
     name, options = recipe.task_of(stage)
     words = ["interlace", "eval", "--model", str(_model_folder(recipe, stage)), "--task", name]
+    if options.get("split") == "train":
+        words += ["--split", "test"]  # some tasks are taken as a whole unless told otherwise
+    words += ["--max-new-tokens", str(recipe.options(stage).max_new_tokens)]
     rest = [f"{k}={_text(v)}" for k, v in options.items() if k not in ("split", "data", "size")]
     return shlex.join([*words, *(["--task-options", *rest] if rest else [])])
 
