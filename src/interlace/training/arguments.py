@@ -57,7 +57,7 @@ class GroupArguments(TrainingArguments):
     logging_steps: float = 1
     save_steps: float = 100
     save_total_limit: int | None = 2
-    report_to: None | str | list[str] = "tensorboard"
+    report_to: str | list[str] | None = "tensorboard"
     remove_unused_columns: bool | None = False
     ddp_broadcast_buffers: bool | None = False
     ddp_find_unused_parameters: bool | None = False
@@ -129,6 +129,7 @@ class GRPOConfig(GroupArguments):
         clip_high: see `LossConfig`.
         ratio_level: "token", or "sequence" (GSPO).
         kl_weight: weight of the KL to the model as it was at the start, with its own blocks.
+        kl_corrected: see `LossConfig`.
         entropy_weight: weight of the entropy bonus.
         baseline: "prompt" over all rollouts of a prompt, the "own" group, or the "others" only.
         scale: "std" divides advantages by the standard deviation; "none" does not.
@@ -154,6 +155,7 @@ class GRPOConfig(GroupArguments):
     clip_high: float = 0.28
     ratio_level: RatioLevel = "token"
     kl_weight: float = 0.0
+    kl_corrected: bool = True
     entropy_weight: float = 0.0
     baseline: Baseline = "prompt"
     scale: Scale = "std"
@@ -186,6 +188,7 @@ class GRPOConfig(GroupArguments):
             clip_high=self.clip_high,
             ratio_level=self.ratio_level,
             kl_weight=self.kl_weight,
+            kl_corrected=self.kl_corrected,
             entropy_weight=self.entropy_weight,
         )
 

@@ -30,6 +30,7 @@ from interlace.training.journal import Journal
 from interlace.training.losses import denominator, policy_loss
 from interlace.training.parameters import unwrapped
 from interlace.training.rollout import RolledGroup, Rollouts, describe
+from interlace.training.tables import show_in_tensorboard
 from interlace.training.tally import LARGEST, SMALLEST
 from interlace.training.trainer import GroupTrainer, Part, gathered
 
@@ -285,8 +286,10 @@ class GRPOTrainer(GroupTrainer):
 
     def _show(self, number: int, rolled: Sequence[RolledGroup]) -> None:
         step = self.state.global_step + 1
-        for entry in rolled[: self.args.log_completions]:
+        shown = rolled[: self.args.log_completions]
+        for entry in shown:
             self._completions.add(step, {"rollout": number, **entry.to_dict()})
+        show_in_tensorboard(self.callback_handler.callbacks, shown, step)
 
 
 @contextmanager

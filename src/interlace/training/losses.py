@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interlace.errors import ConfigError
+
 Kind = Literal["token", "sequence", "dr_grpo"]
 RatioLevel = Literal["token", "sequence"]
 
@@ -109,7 +111,20 @@ def policy_loss(
         batch_denominator: `denominator` of the whole batch, all parts and processes.
         reference_logprobs: under the frozen reference; needed if `kl_weight` is not 0.
         entropy: of each position's distribution; needed if `entropy_weight` is not 0.
+
+    Raises:
+        ConfigError: for a weight without what it weighs.
     """
+    if config.kl_weight and reference_logprobs is None:
+        raise ConfigError(
+            f"kl_weight={config.kl_weight} needs the reference's log-probabilities; pass "
+            "reference_logprobs, or set kl_weight to 0."
+        )
+    if config.entropy_weight and entropy is None:
+        raise ConfigError(
+            f"entropy_weight={config.entropy_weight} needs the entropies; pass entropy, from "
+            "score(..., entropy=True, entropy_gradients=True), or set entropy_weight to 0."
+        )
     keep = completion_mask.to(logprobs.dtype)
     lengths = keep.sum(dim=2, keepdim=True).clamp(min=1)
     difference = (logprobs - old_logprobs) * keep

@@ -92,7 +92,7 @@ def test_progress_sees_the_statistics_grow() -> None:
     engine.generate(prompts(3, 4), params(2), progress=lambda s: seen.append(s.sampled_tokens))
     assert seen == sorted(seen)
     assert seen[-1] == engine.stats.sampled_tokens
-    assert len(seen) == engine.stats.decode_steps + 1  # both groups are admitted at once
+    assert len(seen) == engine.stats.decode_steps + 1  # admitted at once
 
 
 def test_a_prompt_is_computed_once_for_all_its_groups() -> None:
