@@ -381,13 +381,20 @@ def test_follower_reads_whole_lines_and_notices_a_new_file(tmp_path: Path) -> No
     assert follower.lines == [{"step": 1}]
 
 
+def half_trained(folder: Path) -> Plan:
+    """A demo whose RLVR-only arm has done half of its rollouts."""
+    run = folder / "rlvr" / "grpo"
+    run.mkdir(parents=True)
+    lines = [
+        {"step": s, "pass@1": s / 100, "width_8/pass@1": 0.5, "width_8/coverage": 0.75}
+        for s in range(1, 51)
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return Plan(folder, Settings(rollouts=100))
+
+
 def test_progress_shows_metrics_and_time_left(tmp_path: Path) -> None:
-    plan = Plan(tmp_path, Settings(rollouts=100))
-    folder = tmp_path / "rlvr" / "grpo"
-    folder.mkdir(parents=True)
-    lines = [{"step": s, "pass@1": s / 100, "width_8/pass@1": 0.5, "width_8/coverage": 0.75}
-             for s in range(1, 51)]  # fmt: skip
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    plan = half_trained(tmp_path)
     progress = Progress(plan)
     console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None)
     console.print(ProgressView(console, progress).table())
@@ -404,7 +411,7 @@ def test_progress_shows_metrics_and_time_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_progress_fits_the_terminal(tmp_path: Path, width: int) -> None:
-    progress = Progress(Plan(tmp_path, Settings()))
+    progress = Progress(half_trained(tmp_path))
     console = Console(file=io.StringIO(), width=width)
     console.print(ProgressView(console, progress).table())
     text = console.file.getvalue()  # type: ignore[attr-defined]

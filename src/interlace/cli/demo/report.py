@@ -32,7 +32,8 @@ LIMITS = (
     "where there is nothing to copy, a trial saw no gain.",
     "Bridge costs more: a warm-up before GRPO, 5 % more weights, and more seconds for the same "
     "tokens. On a model this small the extra operations weigh far more than on a large one.",
-    "Training was cut short to fit into minutes. All arms would go on to gain, RLVR-only too.",
+    "Training was cut short to fit into minutes. In trials every arm gained by longer training, "
+    "RLVR-only too.",
 )
 
 
