@@ -168,8 +168,6 @@ def same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
     return [name for name in expected if torch.equal(found[name], expected[name])]
 
 
-def noise(
-    prompts: Sequence[Any], completions: Sequence[str], **columns: Any
-) -> list[float | None]:
+def noise(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float | None]:
     """A reward that reads Python's generator: a resumed run must have it as it was."""
     return [random.random() for _ in completions]

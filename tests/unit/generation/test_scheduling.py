@@ -105,7 +105,7 @@ def test_a_prompt_is_computed_once_for_all_its_groups() -> None:
 
 
 def test_a_stored_prompt_that_moves_is_found_by_its_next_group() -> None:
-    """The first prompt goes, the third takes its place, and a group comes that answers the third."""
+    """The first prompt goes, the third takes its place, and then a group answers the third."""
     a, b, c = prompts(9, 12, 5)
     own = [params(2, max_new_tokens=n, stop_token_ids=()) for n in (4, 30, 20, 15)]
     engine = Engine(MODEL, max_rows=6)

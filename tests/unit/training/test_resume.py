@@ -121,7 +121,7 @@ def test_the_first_checkpoint_cannot_be_written(
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         grpo(tmp_path, callbacks=[at_step(2, stop)], max_steps=3, save_steps=1).run()
-    with pytest.raises(CheckpointError, match="holds other weights .* another output_dir"):
+    with pytest.raises(CheckpointError, match=r"holds other weights .* another output_dir"):
         grpo(tmp_path, max_steps=3, save_steps=1, train="new").run()
 
 

@@ -156,9 +156,7 @@ def test_the_reference_is_the_model_at_the_start_with_its_blocks(
     before = weights(model)
     watch = Watch()
     more = {"bf16": True} if precision == "bf16 autocast" else {}
-    trainer = grpo(
-        tmp_path, model, [watch], max_steps=3, kl_weight=0.1, learning_rate=5e-3, **more
-    )
+    trainer = grpo(tmp_path, model, [watch], max_steps=3, kl_weight=0.1, learning_rate=5e-3, **more)
     watch.trainer = trainer
     trainer.train()
     divergence = [line["kl"] for line in metrics(tmp_path)]
