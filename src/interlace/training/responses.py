@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.progress import track
 
-from interlace.errors import DataFileError
+from interlace.errors import DataFileError, GenerationError
 from interlace.generation.engine import Engine
 from interlace.generation.prompts import encode
 from interlace.generation.types import SamplingParams
@@ -120,15 +120,30 @@ def read_responses(paths: Sequence[Path], tokenizer: Any, fewest: int) -> list[I
 
 def _item(entry: dict[str, Any], tokenizer: Any, place: str) -> Item:
     if "completions" in entry and "prompt_token_ids" in entry:
-        return Item(entry["prompt_token_ids"], entry["completions"])
+        prompt, rows = entry["prompt_token_ids"], entry["completions"]
+        if not (isinstance(rows, list) and all(map(_are_ids, [prompt, *rows])) and prompt):
+            raise DataFileError(
+                f"{place}: prompt_token_ids is a list of token ids, and completions a list of such "
+                f"lists; got {prompt!r:.60} and {rows!r:.60}."
+            )
+        return Item(prompt, rows)
     if "prompt" not in entry or not isinstance(entry.get("responses"), list):
         raise DataFileError(
             f"{place}: a line has a prompt and its responses, or prompt_token_ids and completions; "
             f"got {sorted(entry)}."
         )
+    if not all(isinstance(text, str) for text in entry["responses"]):
+        raise DataFileError(f"{place}: responses are texts; got {entry['responses']!r:.80}.")
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     rows = [tokenizer.encode(t, add_special_tokens=False) + end for t in entry["responses"]]
-    return Item(encode(entry["prompt"], 0, tokenizer), rows)
+    try:
+        return Item(encode(entry["prompt"], 0, tokenizer), rows)
+    except (GenerationError, TypeError) as error:
+        raise DataFileError(f"{place}: {error}") from error
+
+
+def _are_ids(row: Any) -> bool:
+    return isinstance(row, list) and all(type(token) is int for token in row)
 
 
 def _read_lines(path: Path, repair: bool = False) -> Iterator[dict[str, Any]]:

@@ -266,7 +266,8 @@ class GroupTrainer(Trainer):
             self.state.save_to_json(str(Path(folder) / "trainer_state.json"))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.args.should_save and output_dir is not None:
+        # Sharded weights are saved and read with their optimizer, by accelerate.
+        if self.args.should_save and output_dir is not None and not self.is_fsdp_enabled:
             checkpoints.write_trained(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

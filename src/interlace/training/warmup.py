@@ -102,7 +102,7 @@ class WarmupTrainer(GroupTrainer):
         logprobs = score(model, part.batch).logprobs
         tokens = self.weight_of(part) if part.counts else 0.0
         self.tally.total("tokens/train", tokens)
-        self.tally.mean("groups", part.batch.count if part.counts else 0.0)
+        self.tally.total("groups", part.batch.count if part.counts else 0.0)
         return -logprobs.sum() / denominator
 
     def _micro_batches(self, items: Sequence[Item]) -> list[list[Item]]:

@@ -1,0 +1,43 @@
+"""Two gloo processes train as one does: the same gradients, weights, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.processes import run_program
+
+LAUNCH = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+PROGRAM = "support.processes_training"
+# Of the first part alone, and each process's is another.
+DIFFERS = {"block_output_over_input"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the gradients and weights that one process computes."""
+    folder = tmp_path_factory.mktemp("processes")
+    run_program(PROGRAM, str(folder), timeout=600)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_are_one(kind: str, place: Path) -> None:
+    said = run_program(*LAUNCH, "-m", PROGRAM, str(place), kind, timeout=900)
+    lines: list[dict[str, Any]] = [
+        json.loads(line) for line in said.splitlines() if line.startswith('{"')
+    ]
+    *runs, resumed = lines
+    assert [line["run"] for line in runs] == ["grpo", "sequence", "dropped", "warmup"]
+    for line in runs:  # gradients and weights were compared within
+        assert set(line["metrics off"]) <= DIFFERS
+        assert line["parts"][0] != line["parts"][1]
+        gathered = line["unshards"]
+        assert all(0 < count <= 7 for count in gathered) == (kind == "fsdp") or not gathered
+    assert 0 in sum(runs[2]["parts"], [])  # a process without a single group to learn from
+    assert resumed == {"same": True, "saved": True, "metrics": True}

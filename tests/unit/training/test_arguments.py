@@ -1,0 +1,83 @@
+"""Options that contradict each other are refused with the rule, the value and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlace.errors import ConfigError
+from interlace.training.arguments import GRPOConfig, WarmupConfig
+from support.training import QUIET, gradients, grpo, warmup, write_responses
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"rollouts": 8, "width": 3}, r"rollouts=8 and width=3. Its widths could be \[1, 2, 4, 8\]"),
+    ({"rollouts": 8, "width": [1, 2, 5]}, r"rollouts=8 and width=5"),
+    ({"rollouts": 8, "width": 16}, r"rollouts=8 and width=16"),
+    ({"width": 0}, r"at least 1, or a list of them; got 0"),
+    ({"width": []}, r"at least 1, or a list of them; got \[\]"),
+    ({"width": [2.5]}, r"got \[2.5\]"),
+    ({"width": 4, "micro_rows": 3}, r"micro_rows=3 is less than the width 4. Use micro_rows=4"),
+    ({"micro_rows": 0}, r"micro_rows is a whole number of at least 1; got 0"),
+    ({"baseline": "others"}, r"two groups a prompt; rollouts=8 at width 8 .*rollouts=16"),
+    ({"prompts_per_rollout": 6, "mini_batches": 4}, r"prompts_per_rollout=6 is no multiple"),
+    ({"gradient_accumulation_steps": 2}, r"got 2. Set micro_rows"),
+    ({"temperature": 0.0}, r"temperature above 0; got 0.0"),
+    ({"temperature": float("nan")}, r"temperature above 0; got nan"),
+    ({"max_new_tokens": 0}, r"max_new_tokens is a whole number of at least 1; got 0"),
+    ({"passes": 1.5}, r"passes is a whole number of at least 1; got 1.5"),
+    ({"rewards": {}}, r"at least one reward, such as"),
+    ({"clip_low": 1.5}, r"0 <= clip_low < 1 .* got 1.5 and 0.28"),
+    ({"clip_high": -0.1}, r"got 0.2 and -0.1"),
+    ({"loss": "dapo"}, r"loss is one of token, sequence, dr_grpo; got 'dapo'"),
+    ({"ratio_level": "row"}, r"ratio_level is one of token, sequence"),
+    ({"baseline": "mean"}, r"baseline is one of prompt, own, others"),
+    ({"scale": "max"}, r"scale is one of std, none"),
+    ({"credit": "set"}, r"credit is one of row, group"),
+    ({"train": "some"}, r"train is one of all, new, lora"),
+    ({"old_logprobs": "new"}, r"old_logprobs is one of auto, sampled, recomputed"),
+    ({"lora": {"r": 4}}, r"train='lora'; train is 'all'"),
+    ({"credit": "group", "baseline": "own"}, r"baseline='own' .*every advantage zero"),
+    ({"width": 1, "baseline": "own", "leave_one_out": True}, r"two rollouts"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), CASES, ids=[str(options) for options, _ in CASES])
+def test_grpo_refuses(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        GRPOConfig(output_dir=str(tmp_path), **QUIET | options)
+
+
+@pytest.mark.parametrize("name", ["problems", "samples", "fewest_correct", "groups_per_step"])
+def test_the_warm_up_refuses(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1; got 0"):
+        WarmupConfig(output_dir=str(tmp_path), **QUIET, **{name: 0})
+
+
+def test_a_group_that_does_not_fit_the_warm_up_is_refused_with_what_would(tmp_path: Path) -> None:
+    data = str(write_responses(tmp_path / "data.jsonl"))
+    with pytest.raises(ConfigError, match="micro_rows=3 is less than the 4 responses"):
+        warmup(tmp_path / "run", data=data, micro_rows=3).run()
+
+
+def test_every_legal_width_trains(tmp_path: Path) -> None:
+    for width in (1, 2, 3, 6):
+        assert gradients(grpo(tmp_path / str(width), width=width, micro_rows=6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"width": 3, "baseline": "others"},
+        {"width": [1, 2, 3], "baseline": "others", "credit": "group"},
+        {"width": 3, "baseline": "own", "leave_one_out": True, "scale": "none"},
+        {"credit": "group", "scale": "none"},
+        {"ratio_level": "sequence", "loss": "sequence"},
+    ],
+    ids=str,
+)
+def test_variants_of_the_advantage_and_the_ratio_train(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    assert any(gradient.any() for gradient in gradients(grpo(tmp_path, **options)).values())

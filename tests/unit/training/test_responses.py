@@ -1,0 +1,172 @@
+"""Responses of the warm-up: sampled, stored, used again, or brought along."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlace import Engine
+from interlace.errors import DataFileError
+from interlace.training import responses
+from interlace.training.responses import Item, read_responses, sample_responses
+from support.number_model import WORDS, number_tokenizer
+from support.training import Evens, metrics, read_lines, tiny_model, warmup, write_responses
+
+TOKENIZER = number_tokenizer()
+END = WORDS.index("<end>")
+
+
+def arguments(tmp_path: Path, **options: Any) -> Any:
+    return warmup(tmp_path / "run", tiny_model(), **options).args
+
+
+def sample(path: Path, args: Any, **options: Any) -> None:
+    engine = Engine(tiny_model(), TOKENIZER, max_rows=12)
+    sample_responses(engine, Evens(), args, path, **options)
+
+
+def test_only_correct_and_finished_responses_are_stored(tmp_path: Path) -> None:
+    task, path = Evens(), tmp_path / "a" / "b.jsonl"
+    args = arguments(tmp_path, samples=12)
+    sample(path, args)
+    lines = read_lines(path)
+    assert {line["example"] for line in lines} == {example.id for example in task}
+    rows = [(line, row) for line in lines for row in line["completions"]]
+    assert 20 < len(rows) < 12 * len(lines)
+    stops = {WORDS.index(word) for word in ("<end>", "5", "7", "16")}
+    for line, row in rows:
+        assert row[-1] in stops
+        assert not stops & set(row[:-1])
+        text = TOKENIZER.decode(row[:-1])
+        assert task.verify(task.find(line["example"]), text).correct
+        prompt = TOKENIZER.encode(task.prompt(task.find(line["example"])))
+        assert line["prompt_token_ids"] == prompt
+
+
+def test_responses_of_a_prompt_differ(tmp_path: Path) -> None:
+    sample(tmp_path / "a.jsonl", arguments(tmp_path, samples=12))
+    lines = read_lines(tmp_path / "a.jsonl")
+    assert any(len({tuple(row) for row in line["completions"]}) > 1 for line in lines)
+
+
+def test_what_is_stored_is_not_sampled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "_CHUNK", 4)
+    args = arguments(tmp_path)
+    path = tmp_path / "a.jsonl"
+    sample(path, args)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    # Cut within the second chunk: it is sampled again, whole, and what it lacks is added.
+    path.write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    sample(path, args)
+    assert path.read_bytes() == whole
+
+    def silent(*args: Any, **options: Any) -> Any:
+        raise AssertionError("nothing is left to sample")
+
+    monkeypatch.setattr(Engine, "generate", silent)
+    sample(path, args)
+    assert path.read_bytes() == whole
+
+
+def test_processes_share_the_problems(tmp_path: Path) -> None:
+    args = arguments(tmp_path, problems=7)
+    sample(tmp_path / "all.jsonl", args)
+    for index in range(2):
+        sample(tmp_path / f"{index}.jsonl", args, share=(index, 2))
+    shares = [read_lines(tmp_path / f"{index}.jsonl") for index in range(2)]
+    assert [len(share) for share in shares] == [4, 3]
+    by_example = {line["example"]: line for line in read_lines(tmp_path / "all.jsonl")}
+    assert len(by_example) == 7
+    assert {line["example"]: line for share in shares for line in share} == by_example
+
+
+def test_a_run_uses_its_stored_responses_again(tmp_path: Path) -> None:
+    warmup(tmp_path / "a", max_steps=2, samples=12).run()
+    stored = tmp_path / "a" / "responses" / "0-of-1.jsonl"
+    line = metrics(tmp_path / "a")[0]
+    assert line["groups"] == 5
+    warmup(tmp_path / "b", max_steps=2, data=str(stored)).run()
+    assert metrics(tmp_path / "b") == metrics(tmp_path / "a")
+    assert not (tmp_path / "b" / "responses").exists()
+
+
+def test_own_responses_get_an_end_token(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    message = [{"role": "user", "content": "3"}]
+    path.write_text(
+        json.dumps({"prompt": "1 2", "responses": ["4", "5 6"]})
+        + "\n"
+        + json.dumps({"prompt": message, "responses": ["7", "8"]})
+        + "\n"
+        + json.dumps({"prompt_token_ids": [9], "completions": [[10, 11], [12]]})
+        + "\n"
+        + json.dumps({"prompt": "1", "responses": ["2"]})  # too few
+        + "\n"
+    )
+    numbers = [WORDS.index(str(n)) for n in range(9)]
+    first, second, third = read_responses([path], TOKENIZER, 2)
+    assert first == Item(
+        [numbers[1], numbers[2]], [[numbers[4], END], [numbers[5], numbers[6], END]]
+    )
+    assert numbers[3] in second.prompt
+    assert second.completions == [[numbers[7], END], [numbers[8], END]]
+    assert third == Item([9], [[10, 11], [12]])
+
+
+def test_ragged_groups_train_with_the_weight_of_their_tokens(tmp_path: Path) -> None:
+    path = write_responses(tmp_path / "data.jsonl")
+    warmup(tmp_path / "run", data=str(path), groups_per_step=9).run()
+    items = read_responses([path], TOKENIZER, 2)
+    assert len(items) == 9
+    assert {len(item.completions) for item in items} == {2, 3, 4}
+    tokens = sum(len(row) for item in items for row in item.completions)
+    assert metrics(tmp_path / "run")[0]["tokens/train"] == tokens
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "1", "respo', "line 2"),
+        ("[1, 2]", "line 2: not a whole JSON object"),
+        ('{"prompt": "1"}', r"line 2: a line has a prompt and its responses.*\['prompt'\]"),
+        ('{"prompt": "1", "responses": "2"}', "line 2: a line has a prompt"),
+        ('{"prompt": "1", "responses": [2, 3]}', "line 2: .*texts"),
+        ('{"prompt": 1, "responses": ["2", "3"]}', "line 2"),
+        ('{"prompt_token_ids": "1", "completions": [[1], [2]]}', "line 2: .*token ids"),
+        ('{"prompt_token_ids": [1], "completions": [1, 2]}', "line 2: .*token ids"),
+        ('{"prompt_token_ids": [], "completions": [[1], [2]]}', "line 2: .*token ids"),
+    ],
+)
+def test_damaged_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    good = json.dumps({"prompt": "1 2", "responses": ["4", "5 6"]})
+    path.write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(DataFileError, match=message):
+        read_responses([path], TOKENIZER, 2)
+
+
+def test_a_damaged_line_in_the_middle_of_a_stored_file_is_not_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    args = arguments(tmp_path)
+    sample(path, args)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0][:9], "\n", *lines[1:]]))
+    with pytest.raises(DataFileError, match=r"a.jsonl, line 1"):
+        sample(path, args)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match="cannot be read"):
+        read_responses([tmp_path / "none.jsonl"], TOKENIZER, 2)
+
+
+def test_no_problem_left(tmp_path: Path) -> None:
+    path = write_responses(tmp_path / "data.jsonl")
+    with pytest.raises(DataFileError, match=r"No problem has 9 correct .* 12 problems were read"):
+        read_responses([path], TOKENIZER, 9)
