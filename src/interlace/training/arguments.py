@@ -203,6 +203,16 @@ class GRPOConfig(GroupArguments):
             )
         if not self.rewards:
             raise ConfigError("rewards names at least one reward, such as {correctness: 1.0}.")
+        if self.credit == "group" and self.baseline == "own":
+            raise ConfigError(
+                "With credit='group' all rows of a group have one reward, so baseline='own' makes "
+                "every advantage zero. Use baseline='prompt' or 'others'."
+            )
+        if self.leave_one_out and self.baseline == "own" and 1 in self.widths:
+            raise ConfigError(
+                "leave_one_out with baseline='own' needs at least two rollouts in a group; width 1 "
+                "has one. Use baseline='prompt', or widths of 2 and more."
+            )
         if not 0 <= self.clip_low < 1 or self.clip_high < 0:
             raise ConfigError(
                 "Ratios are clipped to [1 - clip_low, 1 + clip_high] with 0 <= clip_low < 1 and "
@@ -237,6 +247,26 @@ class GRPOConfig(GroupArguments):
                     f"rollouts={self.rollouts} at width {width} is one. Use rollouts={2 * width}, "
                     "or baseline='prompt'."
                 )
+            self._check_that_advantages_are_not_all_zero(width)
+
+    def _check_that_advantages_are_not_all_zero(self, width: int) -> None:
+        if self.rollouts == 1:
+            raise ConfigError(
+                "A prompt's rollouts are compared with each other, so there are at least two; got "
+                "rollouts=1. Use rollouts=8."
+            )
+        if self.baseline == "own" and (width == 1 or self.credit == "group"):
+            raise ConfigError(
+                "baseline='own' compares the rows of a group with each other, so they are at least "
+                f"two and have rewards of their own; got width {width} and credit={self.credit!r}, "
+                "which makes every advantage zero. Use baseline='prompt' or 'others'."
+            )
+        if self.credit == "group" and self.rollouts == width:
+            raise ConfigError(
+                "credit='group' compares the groups of a prompt with each other, so there are at "
+                f"least two; rollouts={self.rollouts} at width {width} is one. Use "
+                f"rollouts={2 * width}, or credit='row'."
+            )
 
 
 def at_least_one(settings: Any, *names: str) -> None:
