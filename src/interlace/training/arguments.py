@@ -203,16 +203,6 @@ class GRPOConfig(GroupArguments):
             )
         if not self.rewards:
             raise ConfigError("rewards names at least one reward, such as {correctness: 1.0}.")
-        if self.credit == "group" and self.baseline == "own":
-            raise ConfigError(
-                "With credit='group' all rows of a group have one reward, so baseline='own' makes "
-                "every advantage zero. Use baseline='prompt' or 'others'."
-            )
-        if self.leave_one_out and self.baseline == "own" and 1 in self.widths:
-            raise ConfigError(
-                "leave_one_out with baseline='own' needs at least two rollouts in a group; width 1 "
-                "has one. Use baseline='prompt', or widths of 2 and more."
-            )
         if not 0 <= self.clip_low < 1 or self.clip_high < 0:
             raise ConfigError(
                 "Ratios are clipped to [1 - clip_low, 1 + clip_high] with 0 <= clip_low < 1 and "
