@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,5 @@ def test_two_processes_are_one(kind: str, place: Path) -> None:
         assert line["parts"][0] != line["parts"][1]
         gathered = line["unshards"]
         assert all(0 < count <= 7 for count in gathered) == (kind == "fsdp") or not gathered
-    assert 0 in functools.reduce(
-        operator.iadd, runs[2]["parts"], []
-    )  # a process without a single group to learn from
+    assert any(0 in parts for parts in runs[2]["parts"])  # a process with nothing to learn from
     assert resumed == {"same": True, "saved": True, "metrics": True}
