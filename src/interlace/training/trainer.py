@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -241,8 +240,6 @@ class GroupTrainer(Trainer):
             if self.args.should_save:
                 checkpoints.publish(partial, self.folder / name)
         except (OSError, RuntimeError) as error:  # safetensors' and torch's writers raise either
-            if self.args.world_size == 1:
-                shutil.rmtree(partial, ignore_errors=True)
             last = checkpoints.last_checkpoint(self.folder)
             raise CheckpointError(
                 f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
