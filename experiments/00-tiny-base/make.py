@@ -45,7 +45,7 @@ class Settings:
     """How a base is made; see the README for why."""
 
     seed: int = 0
-    steps: int = 1200
+    steps: int = 1500
     rows: int = 128
     learning_rate: float = 4e-3
     warmup_steps: int = 100

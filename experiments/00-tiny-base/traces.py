@@ -3,10 +3,12 @@
 Letters: B rows of a batch, E = 192 the expressions of a problem, S tokens of a row.
 
 A problem gives three numbers and a target. A try is an expression of seven tokens, "=", its value,
-and ";" or the end: ten tokens, so that try k of every row stands in the same columns. The policy
-tries expressions until one hits the target, at most four; the last try is the answer.
+and what it came to: ";" after a miss, "yes" after a hit. A row has four tries of ten tokens, so try
+k of every row stands in the same columns; the end stands in place of the last one's verdict. Once
+the policy has hit, it writes the hit again until the fourth try, which is the answer: a row that
+ended at its hit could not be read by its siblings.
 
-    3 5 7 -> 56 : ( 3 + 5 ) + 7 = 15 ; 7 * ( 5 + 3 ) = 56 <eos>
+    3 5 7 -> 56 : ( 3 + 5 ) + 7 = 15 ; 7 * ( 5 + 3 ) = 56 yes 7 * ( 5 + 3 ) = 56 yes 7 * ...
 
 It avoids values that it has already seen, mostly avoids those that are no whole number from 0 to
 100, and now and then is drawn towards values near the target. Its arithmetic is right; the model
@@ -26,12 +28,14 @@ TRIES, TRY_TOKENS, LARGEST = 4, 10, 100
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
 SIGNS = ["+", "-", "*", "/"]
 KINDS = ["neg", "frac", "big", "undef"]  # values without a token of their own
+MISS, HIT = ";", "yes"
 VOCABULARY = [
     *SPECIAL,
     *(str(number) for number in range(LARGEST + 1)),
     *SIGNS,
-    *["(", ")", "=", ";", ":", "->"],
+    *["(", ")", "=", MISS, ":", "->"],
     *KINDS,
+    HIT,
 ]
 ID = {token: index for index, token in enumerate(VOCABULARY)}
 
@@ -107,33 +111,34 @@ class Policy:
         """Fresh traces, one a row, of problems drawn with repetition.
 
         Returns:
-            Token ids, padded on the right, and their kind: 0 prompt or padding, 1 a token that
-            the policy drew, 2 a token that follows from those before (a value, a separator, the
-            end).
+            Token ids, and their kind: 0 the prompt, 1 a token that the policy drew, 2 a token that
+            follows from those before (a value, a verdict, the end, a hit written again).
         """
         chosen = self._rng.integers(len(self._set), size=rows)
         prompt, target = self._prompt[chosen], self._target[chosen]
         tries = self._tries[self._set[chosen]]
-        ids = np.full((rows, prompt.shape[1] + TRIES * TRY_TOKENS), ID["<pad>"])
+        ids = np.zeros((rows, prompt.shape[1] + TRIES * TRY_TOKENS), np.int64)
         kinds = np.zeros(ids.shape)
         ids[:, : prompt.shape[1]] = prompt
         values = tries[:, :, -1]
         whole = (values >= ID["0"]) & (values <= ID[str(LARGEST)])
         base = np.where(whole, 1.0, self._odd)
         near = base / (1 + np.where(whole, abs(values - target[:, None]), LARGEST) / self._reach)
-        going, fresh = np.ones(rows, bool), np.ones(values.shape, bool)
+        fresh, found = np.ones(values.shape, bool), np.full(rows, -1)
         for start in range(prompt.shape[1], ids.shape[1], TRY_TOKENS):
             guided = self._rng.random((rows, 1)) < self._guided
             picked = self._draw(np.where(guided, near, base) * fresh)
+            picked = np.where(found >= 0, found, picked)
             written = tries[np.arange(rows), picked]
             value = written[:, -1]
             last = start + TRY_TOKENS == ids.shape[1]
-            end = np.where((value == target) | last, ID["<eos>"], ID[";"])
-            columns = np.concatenate([written, end[:, None]], axis=1)
-            ids[going, start : start + TRY_TOKENS] = columns[going]
-            kinds[going, start : start + TRY_TOKENS] = [*[1] * 7, *[2] * 3]
+            end = np.where(value == target, ID[HIT], ID[MISS])
+            end[:] = ID["<eos>"] if last else end
+            ids[:, start : start + TRY_TOKENS] = np.concatenate([written, end[:, None]], axis=1)
+            kinds[:, start : start + TRY_TOKENS] = [*[1] * 7, *[2] * 3]
+            kinds[found >= 0, start : start + TRY_TOKENS] = 2
             fresh &= values != value[:, None]
-            going &= end == ID[";"]
+            found = np.where((found < 0) & (value == target), picked, found)
         return ids, kinds
 
     def _draw(self, weights: Float[np.ndarray, "B E"]) -> Int[np.ndarray, "B"]:

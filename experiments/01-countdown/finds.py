@@ -1,6 +1,6 @@
 """How rows use each other: does a try hit more often once a sibling's try has hit?
 
-Letters: W = 8 rows of a group, up to four tries a row, in the same columns.
+Letters: W = 8 rows of a group, four tries a row, in the same columns.
 
 A row is at risk at try t if it has that try and none of its earlier ones hit. Its siblings have
 found if one of *their* earlier tries hit. Coupled rows see each other; the isolated ones come from
@@ -21,9 +21,9 @@ from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.records import GroupRecord
 from interlace.evaluation.results import estimate_to_json
 from interlace.tasks import Task, get_task
+from interlace.tasks.tiny_countdown import tries_of
 
 ROWS = 8
-SEPARATOR = " ; "
 Try = tuple[str, bool]  # the expression with its value, and whether it hits the target
 
 
@@ -69,7 +69,7 @@ def tries_of(task: Task, record: GroupRecord) -> list[list[Try]]:
     known: dict[str, bool] = {}
     rows = []
     for text in record.texts or ():
-        tries = text.split(SEPARATOR)
+        tries = tries_of(text)
         for one in tries:
             if one not in known:
                 known[one] = task.verify(example, one).correct

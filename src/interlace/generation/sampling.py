@@ -94,6 +94,10 @@ def sample(
         forbidden: tokens that are never drawn.
         histories: prompt and completion ids of each row, if `needs_history(params)`.
     """
+    if logits.dtype == torch.float64 and histories is None:
+        # All that follows is in float32; no probability changes, and no digit is lost to a large
+        # part that all logits have in common.
+        logits = logits - logits.amax(dim=-1, keepdim=True)
     weights, normaliser = _weights(logits)
     if params.temperature == 0 or histories is not None or _reshapes(params):
         scores = logits.float().clone()

@@ -1,9 +1,11 @@
 """Countdown as the packaged tiny models read and write it, tokens set apart by spaces.
 
     prompt      3 7 8 -> 45 :
-    response    ( 7 - 3 ) * 8 = 32 ; ( 7 + 8 ) * 3 = 45
+    response    ( 7 - 3 ) * 8 = 32 ; ( 7 + 8 ) * 3 = 45 yes ( 7 + 8 ) * 3 = 45 yes ( 7 + 8 ) * 3 = 45
 
-A response holds up to four tries; the last expression counts, as in any countdown text.
+A response holds four tries of ten tokens, the last of each what the model holds of it: ";" for a
+miss, "yes" for a hit, which it then writes again. The last expression counts, as in any countdown
+text, whatever the model says of it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,17 @@ from interlace.tasks.seeds import digest, split_of
 
 TEMPLATE = "{numbers[0]} {numbers[1]} {numbers[2]} -> {target} :"
 MAX_NUMBER, MAX_TARGET = 9, 100
+TRIES, TRY_TOKENS = 4, 10
+_VERDICT = re.compile(r" (?:;|yes)(?: |$)")
+
+
+def tries_of(text: str) -> list[str]:
+    """The tries of a response, each with its value and without the model's verdict.
+
+    >>> tries_of("( 3 + 4 ) * 9 = 63 ; ( 3 * 4 ) + 9 = 21 yes ( 3 * 4 ) + 9 = 21")
+    ['( 3 + 4 ) * 9 = 63', '( 3 * 4 ) + 9 = 21', '( 3 * 4 ) + 9 = 21']
+    """
+    return [one for one in _VERDICT.split(text) if one]
 
 
 class TinyCountdown(Countdown):

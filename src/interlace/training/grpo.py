@@ -25,7 +25,15 @@ from interlace.generation.types import Group
 from interlace.tasks.base import Task
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, Scores, collate, score
-from interlace.training.guard import Gap, check_gap, check_in_fp32
+from interlace.training.guard import (
+    COARSEST_GAP,
+    LARGEST_GAP,
+    Gap,
+    allowed_gap,
+    check_gap,
+    check_in_wider,
+    measure_rounding,
+)
 from interlace.training.journal import Journal
 from interlace.training.losses import denominator, policy_loss
 from interlace.training.parameters import unwrapped
@@ -253,18 +261,40 @@ class GRPOTrainer(GroupTrainer):
         gap = Gap(float(largest), float(off.mean()), off.numel())
         self.tally.extreme("sampled_gap/max", gap.largest, LARGEST)
         self.tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
-        if self._in_fp32():
+        whole = self.args.world_size == 1 or not self.is_fsdp_enabled
+        if not self._in_fp32():
+            if whole:
+                self._guard_in_wider(part, torch.float32)
+        elif whole and LARGEST_GAP < gap.largest <= COARSEST_GAP:
+            check_gap(gap, self._allowed_gap(batch, logprobs))
+            self._guard_in_wider(part, torch.float64)
+        else:
             check_gap(gap)
-        elif self.args.world_size == 1 or not self.is_fsdp_enabled:
-            with _without_autocast(unwrapped(self.model)) as model:
-                check_in_fp32(
-                    model,
-                    self._sample_again,
-                    part.group,
-                    temperature=self.args.temperature,
-                    forbidden=self.forbidden,
-                    pad_token_id=self.pad_token_id,
-                )
+
+    def _guard_in_wider(self, part: RolledPart, dtype: torch.dtype) -> None:
+        assert part.group is not None
+        with _without_autocast(unwrapped(self.model)) as model:
+            check_in_wider(
+                model,
+                self._sample_again,
+                part.group,
+                dtype,
+                temperature=self.args.temperature,
+                forbidden=self.forbidden,
+                pad_token_id=self.pad_token_id,
+            )
+
+    def _allowed_gap(self, batch: GroupBatch, logprobs: Float[Tensor, "P W T"]) -> float:
+        own = measure_rounding(
+            unwrapped(self.model),
+            batch,
+            logprobs,
+            temperature=self.args.temperature,
+            forbidden=self.forbidden,
+        )
+        rounding = float(self.reduce(torch.tensor([own]).double(), "max"))
+        self.tally.extreme("sampled_gap/rounding", rounding, LARGEST)
+        return allowed_gap(rounding)
 
     def _sample_again(self, model: nn.Module, prompt: list[int], params: Any) -> Group:
         engine = Engine(model, self.tokenizer, max_rows=self.args.max_rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from interlace.errors import GuardError
 from interlace.generation.types import Group
@@ -78,6 +79,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bf16 weights": (torch.bfloat16, {}),
     "bf16 autocast": (torch.float32, {"bf16": True}),
 }
+COMMON = 100.0  # added to every output weight
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 SEVERAL_STEPS: dict[str, Any] = {"max_steps": 6, "mini_batches": 2, "learning_rate": 5e-3}
 
@@ -126,6 +128,22 @@ def split(batch: GroupBatch) -> GroupBatch:
     return dataclasses.replace(batch, alive=torch.zeros_like(batch.alive))
 
 
+def coarse_model() -> PreTrainedModel:
+    """Logits with a large common part: the distribution stays, and fp32 rounds it by more than the
+    guard's bound."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.add_(COMMON)
+    return model
+
+
+def test_I7_rounding_that_float64_confirms_passes(tmp_path: Path) -> None:
+    """Fails with a bound that does not ask how coarse fp32 is there."""
+    grpo(tmp_path, coarse_model(), max_steps=1, width=3, learning_rate=0.0).run()
+    (line,) = metrics(tmp_path)
+    assert 1e-4 < line["sampled_gap/max"] <= 4 * line["sampled_gap/rounding"] < 1e-2
+
+
 @every_precision
 @pytest.mark.parametrize("sabotage", [late, visible, split])
 def test_I7_a_wrong_batch_stops_the_run(
@@ -141,6 +159,18 @@ def test_I7_a_wrong_batch_stops_the_run(
     with pytest.raises(GuardError, match="differ from those of sampling"):
         run(tmp_path, precision, width=3)
     assert not (tmp_path / "metrics.jsonl").exists()  # in the very first step
+
+
+@pytest.mark.parametrize("sabotage", [late, visible, split])
+def test_I7_coarse_logits_hide_no_wrong_batch(
+    sabotage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate = batches.collate
+    for place in ("grpo", "guard"):
+        name = f"interlace.training.{place}.collate"
+        monkeypatch.setattr(name, lambda *arguments: sabotage(collate(*arguments)))
+    with pytest.raises(GuardError, match="differ from those of sampling"):
+        grpo(tmp_path, coarse_model(), max_steps=1, width=3, learning_rate=0.0).run()
 
 
 def test_I7_stale_packed_weights_stop_the_run(

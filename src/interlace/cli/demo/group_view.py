@@ -12,19 +12,22 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from interlace.cli.demo.spread import TRIES, TRY_TOKENS, Found, Mark
+from interlace.cli.demo.spread import Found, Mark
+from interlace.tasks.tiny_countdown import TRIES, TRY_TOKENS
 
-SIGNS: dict[Mark, str] = {"miss": " ", "first": "*", "taken": ">", "own": "+"}
+SIGNS: dict[Mark, str] = {"miss": " ", "first": "*", "taken": ">", "own": "+", "again": "="}
 STYLES: dict[Mark, str] = {
     "miss": "dim",
     "first": "bold black on cyan",
     "taken": "bold cyan",
     "own": "green",
+    "again": "cyan",
 }
 LEGEND: tuple[tuple[Mark, str], ...] = (
     ("first", "first find of the group"),
     ("taken", "taken over from a sibling"),
     ("own", "hit in another way"),
+    ("again", "written again"),
 )
 SECONDS_A_TOKEN, SECONDS_A_TRY = 0.06, 0.7
 

@@ -1,7 +1,7 @@
 """Finds in a group, and how they spread: read off the texts alone.
 
-A response is up to four tries of ten tokens, so try k of every row stands in the same columns. A
-find is a try whose expression hits the target. A row takes a find over if it hits the target with
+A response is four tries of ten tokens, so try k of every row stands in the same columns. A find is
+a try whose expression hits the target; a row that has one writes it again. A row takes a find over if it hits the target with
 the same expression (but for the order of what may be swapped) at a later try than a sibling did.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from interlace.tasks.base import Example, Task
+from interlace.tasks.tiny_countdown import TRIES, TRY_TOKENS, tries_of
 
-TRY_TOKENS, TRIES = 10, 4
-Mark = Literal["miss", "first", "taken", "own"]
+Mark = Literal["miss", "first", "taken", "own", "again"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Try:
     """One try of one row.
 
     Attributes:
-        tokens: its tokens, the separator left out.
+        tokens: its tokens, the model's verdict left out.
         form: the expression in canonical form; None if it is none.
         hit: whether it reaches the target.
     """
@@ -47,11 +47,13 @@ class Found:
         self.first = min(hits, default=None)
 
     def mark(self, row: int, k: int) -> Mark:
-        """What a try is: a miss; a find of the group's first round of finds; a find taken over
-        from a sibling; or a find of its own."""
+        """What a try is: a miss; a find that the row already had; a find of the group's first round
+        of finds; a find taken over from a sibling; or a find of its own."""
         one = self.rows[row][k]
         if not one.hit:
             return "miss"
+        if any(t.hit for t in self.rows[row][:k]):
+            return "again"
         if k == self.first:
             return "first"
         before = {t.form for r in self.rows if r is not self.rows[row] for t in r[:k] if t.hit}
@@ -92,12 +94,9 @@ def following(groups: Iterable[Found]) -> dict[str, list[int]]:
 
 
 def _tries(task: Task, example: Example, text: str) -> list[Try]:
-    tokens = text.split()
     found = []
-    for start in range(0, min(len(tokens), TRIES * TRY_TOKENS), TRY_TOKENS):
-        own = tokens[start : start + TRY_TOKENS]
-        own = own[:-1] if own[-1] == ";" else own
-        expression = " ".join(own).partition("=")[0]
-        verdict = task.verify(example, expression)
-        found.append(Try(tuple(own), verdict.answer, verdict.correct))
+    for one in tries_of(text)[:TRIES]:
+        verdict = task.verify(example, one)
+        tokens = tuple(one.split())[: TRY_TOKENS - 1]
+        found.append(Try(tokens, verdict.answer, verdict.correct))
     return found
