@@ -74,7 +74,7 @@ def learning_curves(
             for width in _widths(own, metric):
                 name = config["labels"][arm] + (f", W = {width}" if width else "")
                 style = Look(look.colour, look.marker, ":" if width == 1 else look.line)
-                points = _curve([_series(places, unit, metric, width) for unit in own])
+                points = _curve([series(places, unit, metric, width) for unit in own])
                 draw_line(place, points, style, band=True, markers=False)
                 ends.append((points[-1][0], height(points[-1][1])[0], name, style))
         place.set_xlabel("rollouts")
@@ -123,7 +123,7 @@ def _widths(units: Sequence[Unit], metric: str) -> list[int | None]:
     return [1, TRAINED_WIDTH] if metric == "pass@1" else [TRAINED_WIDTH]
 
 
-def _series(places: Places, unit: Unit, metric: str, width: int | None) -> list[float]:
+def series(places: Places, unit: Unit, metric: str, width: int | None) -> list[float]:
     """A metric at every rollout; nan where no prompt had the width."""
     name = metric if width is None else f"width_{width}/{metric}"
     with gzip.open(places.results(unit.name) / f"{unit.lines}.gz", "rt") as file:

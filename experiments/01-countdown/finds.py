@@ -50,11 +50,11 @@ def groups_of(places: Places, unit: Unit) -> dict[str, list[list[list[Try]]]]:
     options = dict(unit.settings["task"])
     task = get_task(options.pop("name"), split="test", **options)
     kept = records(places, unit)
-    coupled = [tries_of(task, r) for r in kept if r.width == ROWS]
+    coupled = [judged_tries(task, r) for r in kept if r.width == ROWS]
     alone: dict[str, list[list[Try]]] = {}
     for record in kept:
         if record.width == 1:
-            alone.setdefault(record.example_id, []).extend(tries_of(task, record))
+            alone.setdefault(record.example_id, []).extend(judged_tries(task, record))
     isolated = [
         rows[start : start + ROWS]
         for rows in alone.values()
@@ -63,7 +63,7 @@ def groups_of(places: Places, unit: Unit) -> dict[str, list[list[list[Try]]]]:
     return {"coupled": coupled, "isolated": isolated}
 
 
-def tries_of(task: Task, record: GroupRecord) -> list[list[Try]]:
+def judged_tries(task: Task, record: GroupRecord) -> list[list[Try]]:
     """Every row's tries."""
     example = task.find(record.example_id)
     known: dict[str, bool] = {}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures import draw
+from figures import draw, series
 from finds import finds
 from outcomes import (
     BASE,
@@ -25,13 +25,13 @@ from outcomes import (
     relative_gains,
     table,
 )
-from units import HERE, Config, Places
+from units import EXTRA, HERE, MAIN, TUNING, Config, Places, plan
 
 from interlace.evaluation.results import ArmResult
 
 Lines = Sequence[Mapping[str, Any]]
 # Heading, metric, width, whether in per cent.
-MAIN = (
+COLUMNS = (
     ("pass@1, W = 1", "pass@1", 1, True),
     ("W = 8", "pass@1", 8, True),
     ("W = 16", "pass@1", 16, True),
@@ -41,8 +41,9 @@ MAIN = (
     ("distinct of 8", "distinct_answers", 8, False),
     ("tokens of 16", "tokens", 16, False),
 )
-GAINS = MAIN[:-1]
+GAINS = COLUMNS[:-1]
 FIXED, MIXED = "bridge8", "bridge-mixed"
+LAST = 15  # rollouts by which learning rates are chosen
 NOTHING = {"value": None, "low": None, "high": None}
 # Question, metric, width, arm that is subtracted; the least value, or None for an interval above 0.
 AIMS = (
@@ -55,15 +56,16 @@ AIMS = (
 )
 
 
-def write_report(config: Config, places: Places, extra: bool = False) -> None:
+def write_report(config: Config, places: Places, queue: str = MAIN) -> None:
     """Measure the raw results anew and write all that follows from them."""
-    values = (extra_values if extra else main_values)(config, places)
+    values_of, sections_of = REPORTS[queue]
+    values = values_of(config, places)
     path = places.out / "results.json"
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    sections = (extra_sections if extra else main_sections)(values, config["labels"])
-    home = places.out in (HERE.resolve(), HERE.resolve() / "extra")
+    sections = sections_of(values, config["labels"])
+    home = places.out in (HERE.resolve(), (HERE / queue).resolve())
     tables = fill(HERE / "README.md", sections) if home else together(places, sections)
-    print(f"wrote {path}, {tables} and the figures" if not extra else f"wrote {path}, {tables}")
+    print(f"wrote {path} and {tables}")
 
 
 def main_values(config: Config, places: Places) -> dict[str, Any]:
@@ -156,14 +158,13 @@ def aims_table(budgets: Sequence[Mapping[str, Any]]) -> str:
 
 
 def extra_values(config: Config, places: Places) -> dict[str, Any]:
-    """The numbers of the second queue."""
+    """The numbers of the extra queue, of the arms that all its seeds have."""
     results = evaluated(config, places, FINAL)
     if not results:
         raise SystemExit("No seed has all its arms yet; run without --stage.")
     pairs = [(arm, a["against"]) for arm, a in config["arms"].items() if "against" in a]
     return {
         "experiment": "01-countdown, extra",
-        "optimizer_steps": _steps(config, FINAL),
         "seeds": sorted({result.seed for result in results if result.seed is not None}),
         "table": table(results),
         "differences": differences(results, pairs),
@@ -171,11 +172,38 @@ def extra_values(config: Config, places: Places) -> dict[str, Any]:
 
 
 def extra_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
-    """The README's tables of the second queue, from its `results.json` alone."""
+    """The README's tables of the extra queue, from its `results.json` alone."""
     return {
         "extra": arms_table(values["table"], labels),
         "extra-differences": differences_table(values["differences"], labels),
     }
+
+
+def tuning_values(config: Config, places: Places) -> dict[str, Any]:
+    """pass@1 of the training prompts in the last rollouts of every arm and learning rate."""
+    lines = []
+    for unit in plan(config):
+        if unit.kind == "train" and places.outcome(unit) is not None:
+            rates = unit.settings["trainer"]
+            shown = [rates["learning_rate"], rates["new_learning_rate"]]
+            seen = [x for x in series(places, unit, "pass@1", None) if x == x]
+            found = {"last": sum(seen[-LAST:]) / LAST, "rollouts": len(seen)}
+            lines.append({"arm": unit.arm, "learning_rates": shown, **found})
+    return {"experiment": "01-countdown, tuning", "arms": lines}
+
+
+def tuning_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
+    """The README's table of learning rates."""
+    rows = [
+        [
+            labels[line["arm"]],
+            " / ".join(f"{rate:.0e}" for rate in line["learning_rates"]),
+            f"{100 * line['last']:.1f}",
+        ]
+        for line in values["arms"]
+    ]
+    head = ["arm", "learning rate, old / new weights", f"pass@1 of the last {LAST} rollouts"]
+    return {"tuning": markdown(head, rows)}
 
 
 def budget_tables(
@@ -195,11 +223,11 @@ def arms_table(lines: Lines, labels: Mapping[str, str]) -> str:
     rows = [
         [
             labels[arm],
-            *(_cell(lines, percent, arm=arm, metric=m, width=w) for _, m, w, percent in MAIN),
+            *(_cell(lines, percent, arm=arm, metric=m, width=w) for _, m, w, percent in COLUMNS),
         ]
         for arm in dict.fromkeys(line["arm"] for line in lines)
     ]
-    return markdown(["arm", *(heading for heading, *_ in MAIN)], rows)
+    return markdown(["arm", *(heading for heading, *_ in COLUMNS)], rows)
 
 
 def differences_table(lines: Lines, labels: Mapping[str, str]) -> str:
@@ -325,3 +353,10 @@ def _at_least(estimate: Mapping[str, Any], end: str, least: float) -> bool:
 def _above(estimate: Mapping[str, Any], value: float) -> bool:
     """Whether the interval, which may have no ends, lies above the value."""
     return estimate["low"] is not None and bool(estimate["low"] > value)
+
+
+REPORTS = {
+    MAIN: (main_values, main_sections),
+    EXTRA: (extra_values, extra_sections),
+    TUNING: (tuning_values, tuning_sections),
+}

@@ -1,7 +1,8 @@
 """Bridge against RLVR-only and P-Match on countdown: five seeds, two bases, all of it resumable.
 
     python experiments/01-countdown/run.py                      # everything, then the report
-    python experiments/01-countdown/run.py --extra              # the second queue, after the first
+    python experiments/01-countdown/run.py --queue tuning       # learning rates, before it
+    python experiments/01-countdown/run.py --queue extra        # after it: rewards, credit
     python experiments/01-countdown/run.py --smoke              # all code paths, in minutes
     python experiments/01-countdown/run.py --only arm=rlvr,arm=base,seed=0 --stage evaluate
     python experiments/01-countdown/run.py --stage report       # tables and figures from results/
@@ -18,7 +19,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from units import HERE, Config, Places, Unit, extra_config, load_config, plan, with_needs
+from units import (
+    HERE,
+    MAIN,
+    QUEUES,
+    TUNING,
+    Config,
+    Places,
+    Unit,
+    load_config,
+    plan,
+    queue_config,
+    with_needs,
+)
 from workers import Queue, end_with_parent, read_job
 
 STAGES = {"train": ("warmup", "train"), "evaluate": ("evaluate",), "report": ()}
@@ -30,16 +43,15 @@ def main() -> int:
         return carry_out_unit(given.unit)
     config = load_config(given.smoke, given.set)
     out = given.out or (HERE / "work" / "smoke" if given.smoke else HERE)
-    if given.extra:
-        config, out = extra_config(config), out / "extra"
-    places = Places(out.resolve())
-    stages = given.stage or list(STAGES)
+    config = queue_config(config, given.queue)
+    places = Places((out if given.queue == MAIN else out / given.queue).resolve())
+    stages = given.stage or [s for s in STAGES if (given.queue, s) != (TUNING, "evaluate")]
     if stages != ["report"] and not carry_out_queue(given, config, places, stages):
         return 1
     if "report" in stages:
         from report import write_report
 
-        write_report(config, places, extra=given.extra)
+        write_report(config, places, given.queue)
     return 0
 
 
@@ -52,7 +64,7 @@ def arguments() -> argparse.Namespace:
     add("--workers", type=int, default=2, help="processes, of one thread each")
     add("--stage", action="append", choices=list(STAGES), help="all of them unless given")
     add("--only", action="append", default=[], help="arm=NAME and seed=N, separated by commas")
-    add("--extra", action="store_true", help="the second queue: rewards, baselines, credit")
+    add("--queue", choices=QUEUES, default=MAIN, help="which arms; default: %(default)s")
     add("--smoke", action="store_true", help="4 optimizer steps, two seeds, a few problems")
     add("--set", action="append", default=[], metavar="grpo.max_steps=240", help="change a setting")
     add("--out", type=Path, help="where results and report go, if not beside this script")

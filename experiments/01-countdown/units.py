@@ -19,6 +19,7 @@ import yaml
 
 HERE = Path(__file__).parent
 DONE = "done.json"
+MAIN, EXTRA, TUNING = QUEUES = ("main", "extra", "tuning")
 Config = dict[str, Any]
 
 
@@ -157,11 +158,13 @@ def base_source(config: Config, seed: int) -> str:
     return _source(config["bases"][seed % len(config["bases"])])
 
 
-def extra_config(config: Config) -> Config:
-    """The second queue's settings: its own seeds, arms and labels, the rest as in the first."""
-    extra = copy.deepcopy(config["extra"])
-    replaced = {key: extra.pop(key) for key in ("seeds", "snapshots", "arms", "labels")}
-    return merged(config, extra) | replaced
+def queue_config(config: Config, queue: str) -> Config:
+    """A queue's settings: its own seeds, arms and labels, the rest as in the main one."""
+    if queue == MAIN:
+        return config
+    own = copy.deepcopy(config[queue])
+    replaced = {key: own.pop(key) for key in ("seeds", "snapshots", "arms", "labels")}
+    return merged(config, own) | replaced
 
 
 def merged(first: Any, second: Any) -> Any:

@@ -1,7 +1,7 @@
 """Countdown as the packaged tiny models read and write it, tokens set apart by spaces.
 
     prompt      3 7 8 -> 45 :
-    response    ( 7 - 3 ) * 8 = 32 ; ( 7 + 8 ) * 3 = 45 yes ( 7 + 8 ) * 3 = 45 yes ( 7 + 8 ) * 3 = 45
+    response    ( 7 - 3 ) * 8 = 32 ; ( 7 + 8 ) * 3 = 45 yes ( 7 + 8 ) * 3 = 45 yes ...
 
 A response holds four tries of ten tokens, the last of each what the model holds of it: ";" for a
 miss, "yes" for a hit, which it then writes again. The last expression counts, as in any countdown

@@ -27,7 +27,8 @@ def config(countdown: Any) -> Any:
 
 
 def test_every_unit_comes_after_what_it_needs(countdown: Any, config: Any) -> None:
-    for settings in (config, countdown.units.extra_config(config)):
+    for queue in countdown.units.QUEUES:
+        settings = countdown.units.queue_config(config, queue)
         seen: set[str] = set()
         for unit in countdown.units.plan(settings):
             assert seen.issuperset(unit.needs), unit.name
@@ -161,9 +162,10 @@ def test_tries_are_judged_one_by_one(countdown: Any) -> None:
     low = "1 + 1 = 2"
     record = GroupRecord(
         task.name, example.id, 2, 0, 0, True, ("", ""), (True, False), (1, 0), (9, 9),
-        texts=(f"{low} ; {right}", low),
+        texts=(f"{low} ; {right} yes {right}", low),
     )  # fmt: skip
-    assert countdown.finds.tries_of(task, record) == [[(low, False), (right, True)], [(low, False)]]
+    judged = countdown.finds.judged_tries(task, record)
+    assert judged == [[(low, False), (right, True), (right, True)], [(low, False)]]
 
 
 def test_tables_go_between_their_marks_and_nowhere_else(countdown: Any, tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def _line(value: float, **place: Any) -> dict[str, Any]:
 
 def _differences(countdown: Any, values: dict[str, float]) -> list[dict[str, Any]]:
     """All cells of mixed widths minus each arm, every cell the same."""
-    cells = {(metric, width) for _, metric, width, _ in countdown.report.MAIN}
+    cells = {(metric, width) for _, metric, width, _ in countdown.report.COLUMNS}
     return [
         _line(value, arm="bridge-mixed", against=other, metric=metric, width=width)
         for other, value in values.items()
@@ -214,16 +216,16 @@ def test_aims_are_reached_where_the_intervals_say_so(
     assert [aim["reached"] for aim in countdown.report.aims(budget)] == reached
 
 
-@pytest.mark.parametrize("kind", ["main", "extra"])
+@pytest.mark.parametrize("kind", ["main", "extra", "tuning"])
 def test_readme_says_what_the_results_say(
     countdown: Any, config: Any, kind: str, tmp_path: Path
 ) -> None:
-    folder = ROOT / NAME / ("extra" if kind == "extra" else "")
+    folder = ROOT / NAME / ("" if kind == "main" else kind)
     if not (folder / "results.json").exists():
         pytest.skip("not run yet")
     values = json.loads((folder / "results.json").read_text())
     sections = getattr(countdown.report, f"{kind}_sections")
-    labels = (config["extra"] if kind == "extra" else config)["labels"]
+    labels = countdown.units.queue_config(config, kind)["labels"]
     readme = (ROOT / NAME / "README.md").read_text()
     copy = tmp_path / "README.md"
     copy.write_text(readme)

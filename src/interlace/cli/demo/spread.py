@@ -1,8 +1,9 @@
 """Finds in a group, and how they spread: read off the texts alone.
 
 A response is four tries of ten tokens, so try k of every row stands in the same columns. A find is
-a try whose expression hits the target; a row that has one writes it again. A row takes a find over if it hits the target with
-the same expression (but for the order of what may be swapped) at a later try than a sibling did.
+a try whose expression hits the target; a row that has one writes it again. A row takes a find over
+if it hits the target with the same expression (but for the order of what may be swapped) at a later
+try than a sibling did.
 """
 
 from __future__ import annotations
