@@ -7,9 +7,7 @@ than the experiment's own they make up a `report.md`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from figures import draw, series
@@ -25,23 +23,23 @@ from outcomes import (
     relative_gains,
     table,
 )
+from tables import (
+    COLUMNS,
+    arms_table,
+    budget_tables,
+    costs_table,
+    differences_table,
+    fill,
+    finds_table,
+    markdown,
+    show,
+    together,
+)
 from units import EXTRA, HERE, MAIN, TUNING, Config, Places, plan
 
 from interlace.evaluation.results import ArmResult
 
-Lines = Sequence[Mapping[str, Any]]
-# Heading, metric, width, whether in per cent.
-COLUMNS = (
-    ("pass@1, W = 1", "pass@1", 1, True),
-    ("W = 8", "pass@1", 8, True),
-    ("W = 16", "pass@1", 16, True),
-    ("maj@16", "maj", 16, True),
-    ("any of 8", "coverage", 8, True),
-    ("all 8 right", "all_right", 8, True),
-    ("distinct of 8", "distinct_answers", 8, False),
-    ("tokens of 16", "tokens", 16, False),
-)
-GAINS = COLUMNS[:-1]
+ROOT, FRONT = HERE.parents[1], 6  # the first columns stand in the repository's README, too
 FIXED, MIXED = "bridge8", "bridge-mixed"
 LAST = 15  # rollouts by which learning rates are chosen
 NOTHING = {"value": None, "low": None, "high": None}
@@ -64,6 +62,8 @@ def write_report(config: Config, places: Places, queue: str = MAIN) -> None:
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     sections = sections_of(values, config["labels"])
     home = places.out in (HERE.resolve(), (HERE / queue).resolve())
+    if home and queue == MAIN:
+        fill(ROOT / "README.md", front_sections(values, config["labels"]))
     tables = fill(HERE / "README.md", sections) if home else together(places, sections)
     print(f"wrote {path} and {tables}")
 
@@ -100,6 +100,12 @@ def main_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[
         "finds": finds_table(values["finds"], labels),
         "costs": costs_table(values["costs"], labels),
     }
+
+
+def front_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
+    """The table of the repository's README: the first columns of the final models' one."""
+    lines = next(iter(values["budgets"].values()))["table"]
+    return {"results": arms_table(lines, labels, COLUMNS[:FRONT])}
 
 
 def budget_of(config: Config, moment: str, results: Sequence[ArmResult]) -> dict[str, Any]:
@@ -204,141 +210,6 @@ def tuning_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dic
     ]
     head = ["arm", "learning rate, old / new weights", f"pass@1 of the last {LAST} rollouts"]
     return {"tuning": markdown(head, rows)}
-
-
-def budget_tables(
-    budget: Mapping[str, Any], labels: Mapping[str, str]
-) -> dict[str, tuple[str, str]]:
-    """The tables of one budget: name, title, table."""
-    return {
-        "arms": ("Arms", arms_table(budget["table"], labels)),
-        "differences": ("Differences", differences_table(budget["differences"], labels)),
-        "relative": ("Relative gains", relative_table(budget["relative_gains"], labels)),
-        "seeds": ("By seed", seeds_table(budget["table"], labels)),
-    }
-
-
-def arms_table(lines: Lines, labels: Mapping[str, str]) -> str:
-    """Arms by metrics."""
-    rows = [
-        [
-            labels[arm],
-            *(_cell(lines, percent, arm=arm, metric=m, width=w) for _, m, w, percent in COLUMNS),
-        ]
-        for arm in dict.fromkeys(line["arm"] for line in lines)
-    ]
-    return markdown(["arm", *(heading for heading, *_ in COLUMNS)], rows)
-
-
-def differences_table(lines: Lines, labels: Mapping[str, str]) -> str:
-    """Arms minus the arm they are held against."""
-    rows = [
-        [
-            f"{labels[arm]} minus {labels[other]}",
-            *(
-                _cell(lines, percent, arm=arm, against=other, metric=m, width=w)
-                for _, m, w, percent in GAINS
-            ),
-        ]
-        for arm, other in dict.fromkeys((line["arm"], line["against"]) for line in lines)
-    ]
-    return markdown(["difference", *(heading for heading, *_ in GAINS)], rows)
-
-
-def relative_table(lines: Lines, labels: Mapping[str, str]) -> str:
-    """Gains over the base relative to those of the best arm of independent rows."""
-    rows = [
-        [
-            labels[line["arm"]],
-            str(line["width"]),
-            labels[line["next_best"]],
-            show(line["over_seeds"], 100, sign=True),
-            show(line["over_problems"], 100, sign=True),
-        ]
-        for line in lines
-    ]
-    return markdown(["arm", "W", "next best", "over seeds", "over problems"], rows)
-
-
-def seeds_table(lines: Lines, labels: Mapping[str, str]) -> str:
-    """pass@1 at widths 1 and 8 of every seed."""
-    seeds = list(lines[0]["by_seed"])
-    rows = []
-    for arm in dict.fromkeys(line["arm"] for line in lines):
-        for width in (1, 8):
-            values = pick(lines, arm=arm, metric="pass@1", width=width)["by_seed"]
-            shown = [f"{100 * values[seed]:.1f}" for seed in seeds]
-            rows.append([labels[arm], str(width), *shown])
-    return markdown(["arm", "W", *(f"seed {seed}" for seed in seeds)], rows)
-
-
-def finds_table(found: Lines, labels: Mapping[str, str]) -> str:
-    """Hits of a try by what the siblings had found before it."""
-    rows = []
-    for line in found:
-        if line["try"] == "any":
-            same = line["same_as_sibling"]
-            copied = "" if line["given"] != "found" or same is None else f"{100 * same:.0f}"
-            cells = [labels[line["arm"]], line["rows"], line["given"]]
-            rows.append([*cells, show(line["over_seeds"], 100), f"{line['at_risk']:,}", copied])
-    head = ["arm", "rows", "a sibling has", "tries that hit", "tries", "hits as the sibling wrote"]
-    return markdown(head, rows)
-
-
-def costs_table(spent: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """CPU-seconds of training."""
-    rows = [[labels.get(name, name), show(value, 1, 0)] for name, value in spent.items()]
-    return markdown(["training of", "CPU-seconds, one core"], rows)
-
-
-def show(
-    estimate: Mapping[str, Any] | None, scale: float, digits: int = 1, sign: bool = False
-) -> str:
-    """A number with its interval."""
-    if estimate is None or estimate["value"] is None:
-        return ""
-    plus = "+" if sign else ""
-    number = f"{scale * estimate['value']:{plus}.{digits}f}"
-    if estimate["low"] is None or estimate["high"] is None:
-        return number
-    low, high = (f"{scale * estimate[end]:{plus}.{digits}f}" for end in ("low", "high"))
-    return f"{number} [{low}, {high}]"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def fill(path: Path, sections: Mapping[str, str]) -> Path:
-    """Put the tables where the README wants them.
-
-    Raises:
-        KeyError: if the README has no place for one.
-    """
-    text = path.read_text(encoding="utf-8")
-    for name, content in sections.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        if begin not in text or end not in text:
-            raise KeyError(f"{path} has no lines {begin} and {end}.")
-        between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        text = between.sub(lambda _, c=content, b=begin, e=end: f"{b}\n\n{c}\n\n{e}", text)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def together(places: Places, sections: Mapping[str, str]) -> Path:
-    """All tables one below the other."""
-    path = places.out / "report.md"
-    parts = [f"## {name}\n\n{content}\n" for name, content in sections.items()]
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
-
-
-def _cell(lines: Lines, percent: bool, **wanted: Any) -> str:
-    scale = 100 if percent else 1
-    return show(pick(lines, **wanted)["over_seeds"], scale, sign="against" in lines[0])
 
 
 def _steps(config: Config, moment: str) -> int:

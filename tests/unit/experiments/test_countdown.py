@@ -12,7 +12,7 @@ import pytest
 from support.experiments import ROOT, modules_of
 
 NAME = "01-countdown"
-NAMES = ("units", "workers", "work", "outcomes", "finds", "report", "run")
+NAMES = ("units", "workers", "work", "outcomes", "finds", "tables", "report", "run")
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +171,10 @@ def test_tries_are_judged_one_by_one(countdown: Any) -> None:
 def test_tables_go_between_their_marks_and_nowhere_else(countdown: Any, tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- begin arms -->\nold\n<!-- end arms -->\nb\n")
-    countdown.report.fill(page, {"arms": r"| \1 |"})
+    countdown.tables.fill(page, {"arms": r"| \1 |"})
     assert page.read_text() == "a\n<!-- begin arms -->\n\n| \\1 |\n\n<!-- end arms -->\nb\n"
     with pytest.raises(KeyError, match="seeds"):
-        countdown.report.fill(page, {"seeds": "x"})
+        countdown.tables.fill(page, {"seeds": "x"})
 
 
 def _line(value: float, **place: Any) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _line(value: float, **place: Any) -> dict[str, Any]:
 
 def _differences(countdown: Any, values: dict[str, float]) -> list[dict[str, Any]]:
     """All cells of mixed widths minus each arm, every cell the same."""
-    cells = {(metric, width) for _, metric, width, _ in countdown.report.COLUMNS}
+    cells = {(metric, width) for _, metric, width, _ in countdown.tables.COLUMNS}
     return [
         _line(value, arm="bridge-mixed", against=other, metric=metric, width=width)
         for other, value in values.items()
@@ -193,7 +193,7 @@ def _differences(countdown: Any, values: dict[str, float]) -> list[dict[str, Any
 
 def test_differences_are_from_the_arm_that_their_line_names(countdown: Any, config: Any) -> None:
     lines = _differences(countdown, {"rlvr": 0.1, "bridge8": 0.2})
-    first, second = countdown.report.differences_table(lines, config["labels"]).splitlines()[2:]
+    first, second = countdown.tables.differences_table(lines, config["labels"]).splitlines()[2:]
     assert first.startswith("| Bridge, mixed minus RLVR-only | +10.0 [+5.0, +15.0] |")
     assert second.startswith("| Bridge, mixed minus Bridge, width 8 | +20.0 [+15.0, +25.0] |")
 
@@ -229,7 +229,11 @@ def test_readme_says_what_the_results_say(
     readme = (ROOT / NAME / "README.md").read_text()
     copy = tmp_path / "README.md"
     copy.write_text(readme)
-    assert countdown.report.fill(copy, sections(values, labels)).read_text() == readme
+    assert countdown.tables.fill(copy, sections(values, labels)).read_text() == readme
+    if kind == "main":
+        copy.write_text(front := (ROOT.parent / "README.md").read_text())
+        sections = countdown.report.front_sections(values, labels)
+        assert countdown.tables.fill(copy, sections).read_text() == front
 
 
 @pytest.mark.slow
