@@ -30,7 +30,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     show = actions.add_parser(
         "show", help="an example, its prompt, and verdicts", exit_on_error=False
     )
-    show.add_argument("name", help="a task's name, rg:NAME or jsonl:PATH")
+    show.add_argument("name", help="a task's name, rg:NAME, jsonl:PATH or FILE.py:CLASS")
     show.add_argument("--index", type=int, default=0, help="which example (default: 0, the first)")
     show.add_argument("--text", help="judge this text instead of the reference and a wrong answer")
     show.add_argument("--data", help="a JSONL file, or another hub id, to read the problems from")

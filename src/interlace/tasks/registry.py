@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interlace.errors import TaskError
+from interlace.own_code import named_object
 from interlace.tasks.base import Task
 
 
@@ -17,7 +18,8 @@ class TaskInfo:
     """What is known of a task before it is built.
 
     Attributes:
-        name: What `get_task` takes; "rg:NAME" and "jsonl:PATH" stand for whole families.
+        name: What `get_task` takes; "rg:NAME", "jsonl:PATH" and "FILE.py:CLASS" stand for whole
+            families.
         summary: What its problems are.
         verdict: How an answer is judged.
         source: Where its problems come from.
@@ -33,6 +35,9 @@ class TaskInfo:
     extra: str
     module: str
     builder: str
+
+
+OWN = "FILE.py:CLASS"
 
 
 def _math(name: str, summary: str, source: str, extra: str = "") -> TaskInfo:
@@ -131,12 +136,22 @@ _TASKS = {
             "jsonl",
             "JsonlTask",
         ),
+        TaskInfo(
+            OWN,
+            "your own class",
+            "as you say",
+            "the class",
+            "",
+            "",
+            "",
+        ),
     )
 }
 
 
 def list_tasks() -> list[TaskInfo]:
-    """Every task, generated ones first; "rg:NAME" and "jsonl:PATH" stand for whole families.
+    """Every task, generated ones first; "rg:NAME", "jsonl:PATH" and "FILE.py:CLASS" stand for
+    whole families.
 
     >>> [info.name for info in list_tasks()][:3]
     ['countdown', 'tiny-countdown', 'chain-arithmetic']
@@ -148,7 +163,8 @@ def get_task(name: str, /, **options: Any) -> Task:
     """A task by name.
 
     Args:
-        name: One of `list_tasks()`; "rg:sudoku" or "jsonl:my/file.jsonl" for the families.
+        name: One of `list_tasks()`; "rg:sudoku", "jsonl:my/file.jsonl" or "my/task.py:MyTask" for
+            the families. The last runs that file.
         options: As the task's class takes them. All have `split` ("train", "test", "all"), `size`,
             `chat` and `template`; sets from the hub have `data`, a JSONL file to read instead.
 
@@ -164,7 +180,7 @@ def get_task(name: str, /, **options: Any) -> Task:
     (2, False)
     """
     info = _find(name)
-    builder = getattr(importlib.import_module(f"interlace.tasks.{info.module}"), info.builder)
+    builder = _own_class(name) if info.name == OWN else _builder(info)
     known = list(inspect.signature(builder).parameters)
     arguments = {"name": name, **options} if "name" in known else options
     unknown = [option for option in options if option not in known or option == "name"]
@@ -180,7 +196,25 @@ def get_task(name: str, /, **options: Any) -> Task:
     return builder(**arguments)
 
 
+def _builder(info: TaskInfo) -> Any:
+    return getattr(importlib.import_module(f"interlace.tasks.{info.module}"), info.builder)
+
+
+def _own_class(name: str) -> Any:
+    try:
+        found = named_object(name)
+    except ImportError as error:
+        raise TaskError(f"The task {name!r} cannot be imported: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise TaskError(
+            f"{name!r} is to be a class derived from interlace.tasks.Task; it is {found!r:.80}."
+        )
+    return found
+
+
 def _find(name: str) -> TaskInfo:
+    if name.partition(":")[0].endswith(".py"):
+        return _TASKS[OWN]
     for family in ("rg:NAME", "jsonl:PATH"):
         prefix = family.partition(":")[0] + ":"
         if name.startswith(prefix) and len(name) > len(prefix):

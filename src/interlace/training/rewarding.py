@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from interlace.errors import ConfigError, RewardError
+from interlace.own_code import named_object
 from interlace.rewards import (
     CombinedReward,
     Correctness,
@@ -135,29 +133,16 @@ def _number(value: Any, name: str) -> float:
 def _function(name: str, task: Task) -> RewardFunction:
     if name in NAMED:
         return NAMED[name](task)
-    place, colon, function = name.rpartition(":")
-    if not colon:
+    if ":" not in name:
         raise ConfigError(
             f"There is no reward {name!r}. Rewards are {', '.join(NAMED)}, or your own as "
             "module:function or file.py:function, with the signature "
             "f(prompts, completions, **columns) -> list of numbers."
         )
-    found = getattr(_module(place, name), function, None)
-    if not callable(found):
-        raise ConfigError(f"{place} has no function {function!r}, which the reward {name!r} names.")
-    return found  # type: ignore[no-any-return]
-
-
-def _module(place: str, name: str) -> Any:
-    path = Path(place)
     try:
-        if path.suffix != ".py":
-            return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    except (ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f"The reward {name!r} cannot be imported: {error}") from error
+        found = named_object(name)
+    except ImportError as error:
+        raise ConfigError(f"The reward {name!r} cannot be imported: {error}.") from error
+    if not callable(found):
+        raise ConfigError(f"The reward {name!r} is no function, but {found!r:.80}.")
+    return found  # type: ignore[no-any-return]

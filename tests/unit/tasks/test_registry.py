@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ def test_every_task_of_the_brief_is_there() -> None:
         "cnn-dailymail",
         "rg:NAME",
         "jsonl:PATH",
+        "FILE.py:CLASS",
     ]
 
 
@@ -52,6 +54,9 @@ def test_out_of_the_hubs_reach_a_task_says_what_to_do(name: str) -> None:
         ("countdown", {"name": "x"}, "takes the options numbers, .*; got 'name'"),
         ("countdown", {"split": "held-out"}, "'train', 'test' or 'all'; got 'held-out'"),
         ("gsm8k", {"dta": "x.jsonl"}, "Did you mean 'data'"),
+        ("no_such_file.py:Own", {}, "cannot be imported: .*No such file"),
+        (f"{__file__}:Nothing", {}, "has no 'Nothing'"),
+        (f"{__file__}:unchecked", {}, "a class derived from interlace.tasks.Task; it is <function"),
     ],
 )
 def test_refusals_show_the_way(name: str, options: dict[str, Any], message: str) -> None:
@@ -89,6 +94,28 @@ def test_a_task_has_problems_and_each_once() -> None:
         Own([])
     with pytest.raises(TaskError, match="holds one twice"):
         Own([example, example])
+
+
+OWN = """
+from interlace.tasks import Example, Task, Verdict
+
+class Parrot(Task):
+    def __init__(self, *, split="test", times=2):
+        super().__init__("parrot", [Example("one", "hi", "hi " * times)], split=split, chat=False)
+
+    def check(self, example, answer):
+        return Verdict(answer.split() == example.answer.split(), 1.0, answer, "")
+"""
+
+
+def test_a_class_in_a_file_is_a_task_with_its_options(tmp_path: Path) -> None:
+    place = tmp_path / "parrots.py"
+    place.write_text(OWN)
+    task = get_task(f"{place}:Parrot", split="train", times=3)
+    assert task.split == "train"
+    assert task.verify(task[0], "Answer: hi hi hi").correct
+    with pytest.raises(TaskError, match=r"takes the options split, times; got 'tmes'.*'times'"):
+        get_task(f"{place}:Parrot", tmes=3)
 
 
 def test_reached_from_the_package_without_torch() -> None:

@@ -112,7 +112,10 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", help="hub id, folder, .gguf file, saved blocks, tiny, or smollm2-135m")
-    add("--task", help="a task's name, rg:NAME or jsonl:PATH; `interlace tasks` lists them")
+    add(
+        "--task",
+        help="a task's name, rg:NAME, jsonl:PATH or FILE.py:CLASS; `interlace tasks` lists them",
+    )
     add("--widths", type=numbers, action="extend", metavar="W,W,...", help="(default: 1,2,4,8,16)")
     add("--config", metavar="FILE", help="YAML file of these options, such as 'limit: 100'")
     add("--output", metavar="FOLDER", help="of the run (default: runs/TASK-MODEL[-ARM])")
