@@ -1,4 +1,4 @@
-"""docs/guide/train.md's section on one's own model, task and reward, followed to the letter: its
+"""The README's and docs/guide/train.md's sections on one's own model, followed to the letter: their
 files and commands, on a tiny random model from a folder, with smaller sizes added.
 
 Mutations that were seen to fail here: a misspelt key in the page's recipe; a reward of another name
@@ -17,8 +17,11 @@ import pytest
 from interlace.cli.main import main
 from support.number_model import number_folder
 
-PAGE = Path(__file__).parents[3] / "docs" / "guide" / "train.md"
-TITLE = "## Your own model, task and reward\n"
+ROOT = Path(__file__).parents[3]
+SECTIONS = {
+    "README.md": "## With your own model\n",
+    "docs/guide/train.md": "## Your own model, task and reward\n",
+}
 SMALL = {
     "warmup": [
         *("groups_per_step=2", "max_steps=1", "max_new_tokens=3"),
@@ -28,9 +31,9 @@ SMALL = {
 }
 
 
-def blocks() -> dict[str, str]:
-    """The section's blocks by language."""
-    section = PAGE.read_text(encoding="utf-8").split(TITLE)[1].split("\n## ")[0]
+def blocks(page: str) -> dict[str, str]:
+    """The blocks of a page's section by language."""
+    section = (ROOT / page).read_text(encoding="utf-8").split(SECTIONS[page])[1].split("\n## ")[0]
     return dict(re.findall(r"^```(\w+)\n(.*?)^```$", section, re.M | re.S))
 
 
@@ -43,11 +46,11 @@ def smaller(words: list[str]) -> list[str]:
     return [*words, "--max-new-tokens", "3", *(["--figures", "none"] if words[0] == "eval" else [])]
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A user's folder, with the page's files, and more problems of the page's kind."""
+@pytest.fixture(params=SECTIONS)
+def page(request, tmp_path, monkeypatch):
+    """A page's blocks; its files are in a user's folder, with more problems of the same kind."""
     monkeypatch.chdir(tmp_path)
-    page = blocks()
+    page = blocks(request.param)
     number_folder(Path("models"), chat=False)
     columns = list(json.loads(page["json"]))
     sums = [(a, b) for a in range(1, 9) for b in range(1, 9)]
@@ -55,12 +58,12 @@ def folder(tmp_path, monkeypatch):
     Path("sums.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     Path("rewards.py").write_text(page["python"])
     Path("mine.yaml").write_text(page["yaml"])
-    return tmp_path
+    return page
 
 
-def test_the_page_leads_from_a_folder_to_a_table(folder, capfd):
+def test_the_page_leads_from_a_folder_to_a_table(page, capfd):
     printed = {}
-    for line in blocks()["bash"].splitlines():
+    for line in page["bash"].splitlines():
         program, *words = shlex.split(line)
         assert program == "interlace"
         capfd.readouterr()
@@ -68,9 +71,10 @@ def test_the_page_leads_from_a_folder_to_a_table(folder, capfd):
         out, err = capfd.readouterr()
         assert status == 0, err
         printed[" ".join(words[:2])] = out
-    log = (folder / "runs" / "mine" / "grpo" / "metrics.jsonl").read_text().splitlines()
+    log = Path("runs/mine/grpo/metrics.jsonl").read_text().splitlines()
     entries = [json.loads(entry) for entry in log]
-    assert any("reward/short" in entry for entry in entries)
+    own = "reward/short" if "rewards.py" in page["yaml"] else "reward/correctness"
+    assert any(own in entry for entry in entries)
     assert "=== majority" in printed["generate --model"]
     assert "split test" in printed["eval --model"]
     assert "| width = k | pass@1 | maj@k |" in printed["eval --model"]
