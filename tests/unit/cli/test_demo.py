@@ -36,7 +36,7 @@ from interlace.cli.main import main
 from interlace.errors import ConfigError, RunError, WorkerError
 from interlace.tasks import Task, get_task
 
-MINIATURE = Settings(rollouts=2, problems=4, warmup_problems=8, warmup_steps=2, prompts=2, timed=1)
+MINIATURE = Settings(rollouts=2, problems=4, warmup_problems=8, warmup_steps=2, prompts=4, timed=1)
 RUN = """
 import sys
 from pathlib import Path
@@ -124,8 +124,8 @@ def test_report_holds_table_figure_group_recipe_versions_and_cost(
     assert "![pass@1 and maj@W against width](figure.png)" in text
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert "The same weights, rows alone" in text
-    assert "prompts_per_rollout: 2" in text
-    assert "max_steps: 4" in text
+    assert "prompts_per_rollout: 4" in text
+    assert "max_steps: 8" in text
     assert "- torch: 2" in text
     assert re.search(r"s in 2 starts; at most [\d.]+ GiB of memory", text)
     assert "experiments/01-countdown" in text
@@ -288,6 +288,12 @@ def test_find_that_siblings_take_over_is_told_from_their_own() -> None:
     assert group.first == 1
 
 
+def test_hit_that_a_row_writes_again_is_neither_found_nor_taken() -> None:
+    group = found([HIT, HIT, HIT], [MISS, OTHER, HIT])
+    assert marks(group) == [["first", "again", "again"], ["miss", "taken", "again"]]
+    assert group.count("taken") == 1
+
+
 def test_hits_at_the_same_try_take_nothing_over() -> None:
     assert marks(found([HIT], [OTHER])) == [["first"], ["first"]]
 
@@ -305,6 +311,13 @@ def test_following_counts_tries_of_rows_without_a_find() -> None:
     assert following([group]) == {"after": [1, 3], "before": [1, 3]}
 
 
+def test_tries_end_at_the_models_verdict_or_at_the_end() -> None:
+    (example,) = [e for e in task_all() if e.data == {"numbers": [3, 5, 7], "target": 56}]
+    (row,) = Found(task_all(), example, [f"{MISS} ; {HIT} yes {HIT} yes {HIT}"]).rows
+    assert [one.hit for one in row] == [False, True, True, True]
+    assert {len(one.tokens) for one in row} == {9}
+
+
 @pytest.fixture
 def view() -> GroupView:
     (example,) = [e for e in get_task("tiny-countdown") if e.data["target"] == 21
@@ -314,7 +327,7 @@ def view() -> GroupView:
         {
             "example": example.id,
             "prompt": "3 4 9 -> 21 :",
-            "together": [f"{miss} ; {hit}", f"{miss} ; {miss} ; {hit}"],
+            "together": [f"{miss} ; {hit} yes {hit}", f"{miss} ; {miss} ; {hit}"],
             "alone": [miss, f"{miss} ; {miss}"],
             "groups": 7,
             "following_together": {"after": [3, 4], "before": [1, 10]},
@@ -328,14 +341,15 @@ def test_group_as_plain_text(view: GroupView) -> None:
         "Reach 21 with 3, 4, 9\n"
         "\n"
         "One group of 2: rows see each other\n"
-        "  row 1   (3+4)+9=16  *(3*4)+9=21\n"
+        "  row 1   (3+4)+9=16  *(3*4)+9=21  =(3*4)+9=21\n"
         "  row 2   (3+4)+9=16   (3+4)+9=16  >(3*4)+9=21\n"
         "\n"
         "The same weights, rows alone\n"
         "  row 1   (3+4)+9=16\n"
         "  row 2   (3+4)+9=16   (3+4)+9=16\n"
         "\n"
-        "* first find of the group   > taken over from a sibling   + hit in another way"
+        "* first find of the group   > taken over from a sibling   + hit in another way   "
+        "= written again"
     )
     assert "picked out of 7" in view.sentences()[0]
     assert "75 % (3 of 4 tries)" in view.sentences()[1]

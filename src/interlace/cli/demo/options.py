@@ -9,7 +9,7 @@ from pathlib import Path
 from interlace.errors import ConfigError
 
 # What fits into minutes on two cores; docs/guide/demo.md has the measured times.
-ROLLOUTS, QUICK_PROBLEMS = 100, 200
+ROLLOUTS, QUICK_PROBLEMS = 60, 200
 HELD_OUT = 395
 EPILOG = """\
 what happens:
@@ -22,11 +22,11 @@ what happens:
   4. A report with the table, a figure and the group is written; its path is printed.
 
 examples:
-  Everything, in about six minutes on two free cores:
+  Everything, in about five minutes on two free cores:
     interlace demo
   A look at it without training, in a minute (needs the packaged arms):
     interlace demo --quick
-  Longer training shows larger differences; another seed shows how much is chance:
+  Longer training lifts every arm; another seed shows how much is chance:
     interlace demo --rollouts 400 --output runs/demo-400
     interlace demo --seed 1 --output runs/demo-seed-1
 

@@ -77,6 +77,7 @@ class Outcome:
         for metric, name in (
             ("pass@1", f"pass@1 at width {SHOWN_WIDTH}"),
             ("maj", f"maj@{SHOWN_WIDTH}"),
+            ("coverage", f"any of {SHOWN_WIDTH} right"),
         ):
             gain = self.gain(metric, SHOWN_WIDTH)
             bridge = self.result("bridge").get(metric, SHOWN_WIDTH).estimate.value
