@@ -14,10 +14,11 @@ from interlace.errors import LoadError
 from interlace.generation.types import Group
 from interlace.models import source
 from interlace.tasks import Task, get_task
+from interlace.tasks.tiny_countdown import tries_of
 
 FOLDER = source.PACKAGED["tiny"]
-TRY = 10  # tokens: seven of the expression, "=", the value, ";" or the end
-PROBLEMS, WIDTH = 100, 8
+TRY = 10  # tokens: seven of the expression, "=", the value, and the verdict or the end
+PROBLEMS, WIDTH = 32, 8
 
 
 @pytest.fixture(scope="module")
@@ -107,25 +108,22 @@ def test_spaces_do_not_matter(
     assert tokenizer.decode(tokenizer("(7+8)*3=frac;").input_ids) == "( 7 + 8 ) * 3 = frac ;"
 
 
-def test_rows_are_whole_tries_in_the_same_columns(
+def test_rows_are_four_tries_in_the_same_columns(
     tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], sampled: list[Group]
 ) -> None:
-    tokenizer = tiny[1]
-    equals, semicolon = tokenizer.convert_tokens_to_ids(["=", ";"])
-    rows = [completion for group in sampled for completion in group.completions]
+    equals, miss, hit, end = tiny[1].convert_tokens_to_ids(["=", ";", "yes", "<eos>"])
+    rows = [completion.token_ids for group in sampled for completion in group.completions]
     shaped = 0
-    for row in rows:
-        ids = row.token_ids
-        ends = [index % TRY for index, token in enumerate(ids) if token in (semicolon, ids[-1])]
+    for ids in rows:
         signs = [index % TRY for index, token in enumerate(ids) if token == equals]
+        verdicts = {ids[index] for index in range(TRY - 1, len(ids) - 1, TRY)}
         shaped += (
-            row.finish_reason == "stop"
-            and len(ids) % TRY == 0
-            and set(ends) == {TRY - 1}
-            and signs == [TRY - 3] * (len(ids) // TRY)
+            len(ids) == 4 * TRY
+            and ids[-1] == end
+            and signs == [TRY - 3] * 4
+            and verdicts <= {miss, hit}
         )
     assert shaped > 0.98 * len(rows)
-    assert {len(row.token_ids) // TRY for row in rows} >= {1, 2, 3, 4}
 
 
 def test_texts_come_back_from_their_tokens(
@@ -149,14 +147,18 @@ def test_training_has_room_on_held_out_problems(task: Task, sampled: list[Group]
     assert correct.amax(dim=1).mean() > 0.65
 
 
-def test_it_computes_and_stops_at_a_hit(task: Task, sampled: list[Group]) -> None:
-    stopped = [
-        task.verify(example, row.text).correct
-        for example, group in zip(task, sampled, strict=False)
-        for row in group.completions
-        if len(row.token_ids) < 4 * TRY
-    ]
-    assert sum(stopped) > 0.65 * len(stopped)  # about .05 if it stopped anywhere
+def test_it_recognises_a_hit_and_keeps_it(task: Task, sampled: list[Group]) -> None:
+    after_hit = kept = 0
+    for example, group in zip(task, sampled, strict=False):
+        for row in group.completions:
+            hit = None
+            for one in tries_of(row.text):
+                after_hit += hit is not None
+                kept += one == hit
+                if hit is None and task.verify(example, one).correct:
+                    hit = one
+    assert after_hit > 50
+    assert kept > 0.9 * after_hit  # a fifth, without a verdict of its own
 
 
 def test_greedy_rows_are_answers(
