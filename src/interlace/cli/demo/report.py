@@ -29,11 +29,11 @@ LIMITS = (
     "seeds.",
     "The model has 0.4 M parameters and knows one kind of puzzle, in which a find is easy to "
     "recognise and to copy. It shows the mechanism, not what a large model on other tasks gains; "
-    "where there is nothing to copy, a trial saw no gain.",
+    "with rows that end at their find, so that nobody reads it, the same experiment saw no gain.",
     "Bridge costs more: a warm-up before GRPO, 5 % more weights, and more seconds for the same "
     "tokens. On a model this small the extra operations weigh far more than on a large one.",
-    "Training was cut short to fit into minutes. In trials every arm gained by longer training, "
-    "RLVR-only too.",
+    "Training was cut short to fit into minutes. Every arm gains by more of it, RLVR-only too: "
+    "experiments/01-countdown has two budgets.",
 )
 
 
