@@ -1,7 +1,4 @@
-"""The models that come with the package: small, and what their names say.
-
-Seen to fail: a Bridge arm saved without its base's trained weights, P-Match blocks of another size.
-"""
+"""The models that come with the package: small, and what their names say."""
 
 from __future__ import annotations
 
