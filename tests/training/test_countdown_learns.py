@@ -6,15 +6,12 @@ against the base's. The experiment with intervals is experiments/01-countdown.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import interlace
-from interlace.tasks import get_task
+from support.held_out import held_out
+from support.processes import run_program
 
 pytestmark = pytest.mark.slow
 
@@ -34,42 +31,21 @@ SHORT = [
 def train(folder: Path, stage: str, *overrides: str) -> Path:
     """A stage in a process of its own, as a user runs it: without the tests' shape checks."""
     words = ["train", stage, "tiny", *SHORT, f"output_dir={folder}", *overrides]
-    subprocess.run(
-        [sys.executable, "-m", "interlace.cli.main", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        check=True,
-        timeout=900,
-    )
+    run_program("interlace.cli.main", *words, timeout=900)
     return folder / stage / "model"
-
-
-def held_out(source: str | Path, width: int) -> float:
-    """pass@1 of the 395 held-out problems, eight rows each."""
-    task = get_task("tiny-countdown")
-    engine = interlace.Engine(*interlace.load(source), max_rows=512)
-    params = interlace.SamplingParams(width=width, max_new_tokens=40, seed=7)
-    examples = [example for example in task for _ in range(WIDTH // width)]
-    groups = engine.generate([task.prompt(example) for example in examples], params)
-    rows = [(e, text) for e, group in zip(examples, groups, strict=True) for text in group.texts]
-    return sum(task.verify(example, text).correct for example, text in rows) / len(rows)
-
-
-@pytest.fixture(scope="module")
-def base() -> float:
-    return held_out("tiny", 1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bridge_learns_from_siblings_what_rlvr_only_does_not_reach(
-    seed: int, base: float, tmp_path: Path
+    seed: int, tmp_path: Path
 ) -> None:
     """Fails with blocks that carry nothing between rows: both arms then gain the same."""
     mine, own = tmp_path / "bridge", f"seed={seed}"
     train(mine, "warmup", own)
     coupled = train(mine, "grpo", own)
     alone = train(tmp_path / "rlvr", "grpo", own, "attach=none")
-    together = held_out(coupled, WIDTH)
-    assert together - base >= MARGIN
-    assert held_out(alone, 1) - base < MARGIN
-    assert together > held_out(coupled, 1)  # the same weights, every row by itself
+    models = ("tiny", 1), (str(alone), 1), (str(coupled), WIDTH), (str(coupled), 1)
+    base, rlvr, bridge, isolated = held_out(*models)
+    assert bridge - base >= MARGIN
+    assert rlvr - base < MARGIN
+    assert bridge > isolated + 0.1  # the same weights, every row by itself

@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 import interlace
 from interlace.bridge.attach import get_attachment, is_attached, new_parameters
 from interlace.models.source import PACKAGED
+from support.held_out import held_out
 
 NAMES = ["tiny", "tiny-bridge", "tiny-pmatch", "tiny-rlvr"]
 BYTES = 4 * 2**20
-
-
-# In a process of its own: the checks of shapes make thousands of steps a minute's work.
-PROGRAM = """
-import json, sys
-import interlace
-
-task, found = interlace.tasks.get_task("tiny-countdown"), []
-for name, width in json.loads(sys.argv[1]):
-    examples = [example for example in task[:64] for _ in range(8 // width)]
-    params = interlace.SamplingParams(width=width, max_new_tokens=40, seed=3)
-    engine = interlace.Engine(*interlace.load(name), max_rows=512)
-    groups = engine.generate([task.prompt(example) for example in examples], params)
-    rows = [task.verify(e, text).correct for e, g in zip(examples, groups) for text in g.texts]
-    found.append(sum(rows) / len(rows))
-print(json.dumps(found))
-"""
-
-
-def right(*arms: tuple[str, int]) -> list[float]:
-    """pass@1 of held-out problems, eight rows each, for models at widths."""
-    command = [sys.executable, "-c", PROGRAM, json.dumps(arms)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    values: list[float] = json.loads(done.stdout)
-    return values
 
 
 def test_all_of_them_are_there_in_small_files() -> None:
@@ -61,9 +33,8 @@ def test_arms_have_the_blocks_that_they_are_named_after() -> None:
 
 def test_arms_are_trained_and_siblings_help_bridge() -> None:
     """By margins far beyond what another processor's rounding can change."""
-    base, rlvr, alone, together = right(
-        ("tiny", 1), ("tiny-rlvr", 1), ("tiny-bridge", 1), ("tiny-bridge", 8)
-    )
+    arms = ("tiny", 1), ("tiny-rlvr", 1), ("tiny-bridge", 1), ("tiny-bridge", 8)
+    base, rlvr, alone, together = held_out(*arms, problems=64)
     assert rlvr > base + 0.08
     assert together > rlvr + 0.08
     assert together > alone + 0.1
