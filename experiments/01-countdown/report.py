@@ -23,6 +23,7 @@ from outcomes import (
     relative_gains,
     table,
 )
+from picking import picking
 from tables import (
     COLUMNS,
     arms_table,
@@ -32,6 +33,7 @@ from tables import (
     fill,
     finds_table,
     markdown,
+    picking_table,
     show,
     together,
 )
@@ -81,6 +83,7 @@ def main_values(config: Config, places: Places) -> dict[str, Any]:
         "experiment": "01-countdown",
         "budgets": budgets,
         "finds": found,
+        "picking": picking(config, places, budgets[FINAL]["seeds"]),
         "costs": costs(config, places),
     }
 
@@ -98,6 +101,7 @@ def main_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[
             for title, part in budget_tables(budget, labels).values()
         ),
         "finds": finds_table(values["finds"], labels),
+        "picking": picking_table(values["picking"], labels),
         "costs": costs_table(values["costs"], labels),
     }
 

@@ -104,6 +104,15 @@ def finds_table(found: Lines, labels: Mapping[str, str]) -> str:
     return markdown(head, rows)
 
 
+def picking_table(lines: Lines, labels: Mapping[str, str]) -> str:
+    """Rows picked by their own verdict."""
+    rows = [
+        [labels[line["arm"]], show(line["picked"], 100), show(line["yes_right"], 100)]
+        for line in lines
+    ]
+    return markdown(["arm", "picked of 8, right", "of the rows that say yes, right"], rows)
+
+
 def costs_table(spent: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """CPU-seconds of training."""
     rows = [[labels.get(name, name), show(value, 1, 0)] for name, value in spent.items()]

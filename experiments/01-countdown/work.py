@@ -114,8 +114,9 @@ def evaluate(unit: Unit, config: Config, places: Places) -> None:
         figures=(),
         **{**settings, "seed": settings["seed"] + unit.seed},
     )
-    trained = moment == "final" and unit.needs
-    keep(unit, places, keep_texts if trained else ())
+    # Independent rows are sampled once, at the largest width.
+    keep_texts = keep_texts if unit.coupled else settings["widths"]
+    keep(unit, places, keep_texts if moment == "final" else ())
 
 
 def task_of(unit: Unit, split: str) -> Task:
