@@ -30,6 +30,8 @@ LIMITS = (
     "The model has 0.4 M parameters and knows one kind of puzzle, in which a find is easy to "
     "recognise and to copy. It shows the mechanism, not what a large model on other tasks gains; "
     "with rows that end at their find, so that nobody reads it, the same experiment saw no gain.",
+    "Whoever can pick the best of W rows afterwards gets any@W, from independent rows as well. "
+    "Bridge's gain is that of every single row, and of votes.",
     "Bridge costs more: a warm-up before GRPO, 5 % more weights, and more seconds for the same "
     "tokens. On a model this small the extra operations weigh far more than on a large one.",
     "Training was cut short to fit into minutes. Every arm gains by more of it, RLVR-only too: "
