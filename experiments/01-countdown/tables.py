@@ -165,5 +165,8 @@ def together(places: Places, sections: Mapping[str, str]) -> Path:
 
 
 def _cell(lines: Lines, percent: bool, **wanted: Any) -> str:
-    scale = 100 if percent else 1
-    return show(pick(lines, **wanted)["over_seeds"], scale, sign="against" in lines[0])
+    """Over seeds; of a single seed, which has no such interval, over problems."""
+    line = pick(lines, **wanted)
+    several = len(line["by_seed"]) > 1
+    estimate = line["over_seeds" if several else "over_problems"]
+    return show(estimate, 100 if percent else 1, sign="against" in lines[0])

@@ -12,7 +12,7 @@ import pytest
 from support.experiments import ROOT, modules_of
 
 NAME = "01-countdown"
-NAMES = ("units", "workers", "work", "outcomes", "finds", "tables", "report", "run")
+NAMES = ("units", "workers", "work", "outcomes", "finds", "picking", "tables", "report", "run")
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,8 @@ def test_tables_go_between_their_marks_and_nowhere_else(countdown: Any, tmp_path
 
 
 def _line(value: float, **place: Any) -> dict[str, Any]:
-    return {**place, "over_seeds": {"value": value, "low": value - 0.05, "high": value + 0.05}}
+    interval = {"value": value, "low": value - 0.05, "high": value + 0.05}
+    return {**place, "over_seeds": interval, "by_seed": {"0": value, "1": value}}
 
 
 def _differences(countdown: Any, values: dict[str, float]) -> list[dict[str, Any]]:
@@ -196,6 +197,25 @@ def test_differences_are_from_the_arm_that_their_line_names(countdown: Any, conf
     first, second = countdown.tables.differences_table(lines, config["labels"]).splitlines()[2:]
     assert first.startswith("| Bridge, mixed minus RLVR-only | +10.0 [+5.0, +15.0] |")
     assert second.startswith("| Bridge, mixed minus Bridge, width 8 | +20.0 [+15.0, +25.0] |")
+
+
+def test_a_single_seed_has_intervals_over_problems(countdown: Any, config: Any) -> None:
+    lines = _differences(countdown, {"rlvr": 0.1})
+    for line in lines:
+        line |= {"over_seeds": None, "by_seed": {"0": 0.1}}
+        line["over_problems"] = {"value": 0.1, "low": 0.08, "high": 0.12}
+    row = countdown.tables.differences_table(lines, config["labels"]).splitlines()[2]
+    assert row.startswith("| Bridge, mixed minus RLVR-only | +10.0 [+8.0, +12.0] |")
+
+
+def test_rows_are_picked_by_their_own_verdict(countdown: Any) -> None:
+    says, silent = (True, True), (False, False)
+    groups = [[says, silent, (True, False)], [silent, (False, True)]]
+    assert (
+        countdown.picking.picked(groups) == 0.5
+    )  # one of two that say yes; one of two that do not
+    assert countdown.picking.yes_right(groups) == 0.5
+    assert countdown.picking.picked([[says, silent, silent]]) == 1.0
 
 
 @pytest.mark.parametrize(
