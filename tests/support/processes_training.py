@@ -9,6 +9,7 @@ Samples are those of one process: seeds follow from a prompt and its place, not 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 import interlace
+from interlace.errors import GuardError
 from interlace.training.grpo import GRPOTrainer
 from interlace.training.trainer import GroupTrainer
 from support.training import (
@@ -209,6 +211,48 @@ def resume(folder: Path, options: dict[str, Any]) -> None:
         print(json.dumps({"same": same, "saved": saved, "metrics": a == b}))
 
 
+def saves(folder: Path, options: dict[str, Any]) -> None:
+    """Results without blocks and with adapters are written and can be loaded."""
+    once: dict[str, Any] = {"max_steps": 1, "save_strategy": "no", **SGD, **options}
+    plain = grpo(folder / "plain", tiny_model(None), **once)
+    adapted = grpo(folder / "adapted", train="lora", **once)
+    results = [trainer.run() for trainer in (plain, adapted)]
+    trained = weights(plain.model)
+    if dist.get_rank() == 0:
+        models = [interlace.load(result)[0] for result in results]
+        found = weights(models[0])
+        same = all(torch.equal(found[name], tensor) for name, tensor in trained.items())
+        names = [name for name, _ in models[1].named_parameters()]
+        print(json.dumps({"plain": same, "adapted": not any("lora" in name for name in names)}))
+
+
+def guards(folder: Path, options: dict[str, Any]) -> None:
+    """In low precision, too, a run with finished rows in sight stops, in every process."""
+    from interlace.training import grpo as trainers
+    from interlace.training import guard
+
+    honest = guard.collate
+
+    def visible(*arguments: Any) -> Any:
+        batch = honest(*arguments)
+        return dataclasses.replace(batch, alive=torch.ones_like(batch.alive))
+
+    common = {"max_steps": 1, "save_strategy": "no", "width": 3, "bf16": True, **SGD, **options}
+    grpo(folder / "honest", **common).run()
+    trainers.collate = guard.collate = visible  # type: ignore[attr-defined]
+    stopped = False
+    try:
+        grpo(folder / "faulty", **common).run()
+    except GuardError:
+        stopped = True
+    finally:
+        trainers.collate = guard.collate = honest  # type: ignore[attr-defined]
+    said: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, stopped)
+    if dist.get_rank() == 0:
+        print(json.dumps({"stopped": said}))
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     transformers.utils.logging.disable_progress_bar()
@@ -222,4 +266,6 @@ if __name__ == "__main__":
             let_accelerate_shard_on_cpus()
         compare(place, place / sys.argv[2], kind)
         resume(place / sys.argv[2], kind)
+        saves(place / sys.argv[2], kind)
+        guards(place / sys.argv[2], kind)
         dist.destroy_process_group()

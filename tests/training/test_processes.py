@@ -32,7 +32,7 @@ def test_two_processes_are_one(kind: str, place: Path) -> None:
     lines: list[dict[str, Any]] = [
         json.loads(line) for line in said.splitlines() if line.startswith('{"')
     ]
-    *runs, resumed = lines
+    *runs, resumed, saved, guarded = lines
     assert [line["run"] for line in runs] == ["grpo", "sequence", "dropped", "warmup"]
     for line in runs:  # gradients and weights were compared within
         assert set(line["metrics off"]) <= DIFFERS
@@ -41,3 +41,5 @@ def test_two_processes_are_one(kind: str, place: Path) -> None:
         assert all(0 < count <= 7 for count in gathered) == (kind == "fsdp") or not gathered
     assert any(0 in parts for parts in runs[2]["parts"])  # a process with nothing to learn from
     assert resumed == {"same": True, "saved": True, "metrics": True}
+    assert saved == {"plain": True, "adapted": True}
+    assert guarded == {"stopped": [True, True]}

@@ -31,8 +31,8 @@ from interlace.training.guard import (
     Gap,
     allowed_gap,
     check_gap,
-    check_in_wider,
     measure_rounding,
+    sample_again,
 )
 from interlace.training.journal import Journal
 from interlace.training.losses import denominator, policy_loss
@@ -261,32 +261,39 @@ class GRPOTrainer(GroupTrainer):
         gap = Gap(float(largest), float(off.mean()), off.numel())
         self.tally.extreme("sampled_gap/max", gap.largest, LARGEST)
         self.tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
-        whole = self.args.world_size == 1 or not self.is_fsdp_enabled
-        if not self._in_fp32():
-            if whole:
-                self._guard_in_wider(part, torch.float32)
-        elif (
-            whole
-            and self.args.device.type != "mps"  # which has no float64
-            and LARGEST_GAP < gap.largest <= COARSEST_GAP
-        ):
-            check_gap(gap, self._allowed_gap(batch, logprobs))
-            self._guard_in_wider(part, torch.float64)
-        else:
-            check_gap(gap)
+        wide = torch.float32
+        if self._in_fp32():
+            beyond = LARGEST_GAP < gap.largest <= COARSEST_GAP
+            if not beyond or self.args.device.type == "mps":  # which has no float64
+                check_gap(gap)
+                return
+            wide = torch.float64
+            if self.skeleton is None:
+                check_gap(gap, self._allowed_gap(batch, logprobs))
+        self._guard_in_wider(part.group, wide)
 
-    def _guard_in_wider(self, part: RolledPart, dtype: torch.dtype) -> None:
-        assert part.group is not None
+    def _guard_in_wider(self, group: Group, dtype: torch.dtype) -> None:
+        """Of a sharded model the first process checks a whole copy, and all hear of it."""
+        found = Gap(0.0, 0.0, 0)
         with _without_autocast(unwrapped(self.model)) as model:
-            check_in_wider(
-                model,
-                self._sample_again,
-                part.group,
-                dtype,
-                temperature=self.args.temperature,
-                forbidden=self.forbidden,
-                pad_token_id=self.pad_token_id,
-            )
+            copied: nn.Module | None
+            if self.skeleton is None:
+                copied = copy.deepcopy(model).to(dtype)
+            else:
+                first = self.args.process_index == 0
+                device = self.args.device
+                copied = self.skeleton.filled(model, keep=first, device=device, dtype=dtype)
+            if copied is not None:
+                found = sample_again(
+                    copied,
+                    self._sample_again,
+                    group,
+                    temperature=self.args.temperature,
+                    forbidden=self.forbidden,
+                    pad_token_id=self.pad_token_id,
+                )
+        largest = self.reduce(torch.tensor([found.largest]).double(), "max")
+        check_gap(Gap(float(largest), found.mean, found.tokens))
 
     def _allowed_gap(self, batch: GroupBatch, logprobs: Float[Tensor, "P W T"]) -> float:
         own = measure_rounding(

@@ -104,33 +104,26 @@ def check_gap(gap: Gap, largest: float = LARGEST_GAP) -> None:
     )
 
 
-def check_in_wider(
+def sample_again(
     model: nn.Module,
     generate: Callable[[nn.Module, list[int], Any], Group],
     group: Group,
-    dtype: torch.dtype,
     *,
     temperature: float,
     forbidden: Sequence[int],
     pad_token_id: int,
 ) -> Gap:
-    """Where noise hides a late mask: sample a group again, both passes in a wider type.
+    """Where noise hides a late mask: the gap of a group that is sampled again, with both passes in
+    a wider type.
 
     Args:
-        model: the model that trains, in any precision; it is copied, not changed.
+        model: a copy in fp32 of a model in lower precision, or in float64 of one in fp32.
         generate: `generate(model, prompt_token_ids, params)` with the very engine that samples.
         group: one of the rollout's groups, for its prompt and parameters.
-        dtype: fp32 for lower precision, float64 for fp32.
         temperature: as in sampling.
         forbidden: as in sampling.
         pad_token_id: for padding.
-
-    Raises:
-        GuardError: as `check_gap`.
     """
-    wide = copy.deepcopy(model).to(dtype)
-    again = generate(wide, group.prompt_token_ids, group.params)
-    batch = collate([again], pad_token_id).to(next(wide.parameters()).device)
-    gap = measure_gap(wide, batch, temperature=temperature, forbidden=forbidden)
-    check_gap(gap)
-    return gap
+    again = generate(model, group.prompt_token_ids, group.params)
+    batch = collate([again], pad_token_id).to(next(model.parameters()).device)
+    return measure_gap(model, batch, temperature=temperature, forbidden=forbidden)

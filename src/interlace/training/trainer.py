@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
@@ -45,6 +47,7 @@ from interlace.training.parameters import (
     unwrapped,
 )
 from interlace.training.tally import Tally
+from interlace.training.whole import Skeleton
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -94,8 +97,11 @@ class GroupTrainer(Trainer):
             args.max_steps = max(round(args.num_train_epochs * self.steps_per_epoch(args)), 1)
         every = self.resumable_every(args)
         args.max_steps = -(-args.max_steps // every) * every
+        # On several GPUs one process would get Hugging Face's DataParallel, which splits groups.
+        args._n_gpu = min(int(args.n_gpu), 1)
         base: Any = super()
         base.__init__(model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks))
+        self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
         self.model_accepts_loss_kwargs = False
         self.tokenizer = tokenizer
         params = SamplingParams()
@@ -161,9 +167,13 @@ class GroupTrainer(Trainer):
                     # Reducers average over processes; the loss is a share of the sum.
                     self.accelerator.backward(loss * self.args.world_size)
             total += loss.detach()
-        old, new = split_parameters(self.accelerator.unwrap_model(model))
-        self.tally.mean("gradient_norm/old", gradient_norm(p for _, p in old))
-        self.tally.mean("gradient_norm/new", gradient_norm(p for _, p in new))
+        scaler = self.accelerator.scaler  # of fp16, whose gradients are not unscaled yet
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        for name, pairs in zip(
+            ("old", "new"), split_parameters(self.accelerator.unwrap_model(model)), strict=True
+        ):
+            norm = gradient_norm(p for _, p in pairs) / scale
+            self.tally.mean(f"gradient_norm/{name}", norm)
         return total * self.args.world_size
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -226,7 +236,10 @@ class GroupTrainer(Trainer):
         """Write the trained model."""
         model: Any = unwrapped(self.model)
         folder = self.folder / checkpoints.RESULT
-        if is_attached(model) or self.is_world_process_zero():
+        first = self.is_world_process_zero()
+        if self.skeleton is not None:
+            model = self.skeleton.filled(model, keep=first)
+        if first:
             checkpoints.save_result(model, folder, self.args.train, self.tokenizer)
         self.accelerator.wait_for_everyone()
         return folder
@@ -239,7 +252,8 @@ class GroupTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoints.publish(partial, self.folder / name)
-        except (OSError, RuntimeError) as error:  # safetensors' and torch's writers raise either
+        except (OSError, RuntimeError, SafetensorError) as error:  # as each file's writer has it
+            shutil.rmtree(partial, ignore_errors=True)  # it would go on filling the disk
             last = checkpoints.last_checkpoint(self.folder)
             raise CheckpointError(
                 f"The checkpoint of step {self.state.global_step} could not be written: {error}. "

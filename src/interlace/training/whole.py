@@ -1,0 +1,59 @@
+"""A sharded model as a whole one: what a single process can save, sample and compare."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+class Skeleton:
+    """A model's modules without its weights, made before it is sharded, which cannot be copied.
+
+    Args:
+        model: the model, not yet sharded; it is not changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        empty: dict[int, object] = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+            for p in model.parameters()
+        }
+        self._modules = copy.deepcopy(model, empty)
+
+    @torch.no_grad()
+    def filled(
+        self,
+        model: nn.Module,
+        *,
+        keep: bool,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> nn.Module | None:
+        """The whole model with the weights that the sharded one has now.
+
+        Every process calls this, since weights are gathered together.
+
+        Args:
+            model: the sharded model.
+            keep: whether this process wants it; the others get None and hold one weight at a time.
+            device: where the copy is.
+            dtype: of the copy; None for that of each weight.
+        """
+        sharded = dict(model.named_parameters(remove_duplicate=False))
+        weights: dict[int, object] = {}
+        for name, empty in self._modules.named_parameters():  # tied ones once, and they stay tied
+            weight = sharded[name]
+            whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            if keep:
+                value = whole.detach().to(device, dtype or whole.dtype, copy=True)
+                weights[id(empty)] = nn.Parameter(value, requires_grad=empty.requires_grad)
+        if not keep:
+            return None
+        found = copy.deepcopy(self._modules, weights)
+        for module in found.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)
+        return found
