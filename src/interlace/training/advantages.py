@@ -67,6 +67,7 @@ def advantages(
             "every "
             "advantage zero. Use baseline='prompt' or 'others'."
         )
+    refuse_left_out_copies(credit, leave_one_out)
     if credit == "group":
         rewards = rewards.mean(dim=1, keepdim=True).expand_as(rewards)
     same = prompts[:, None] == prompts[None, :]  # groups of one prompt
@@ -86,11 +87,40 @@ def advantages(
     return gained
 
 
+def refuse_left_out_copies(credit: Credit, leave_one_out: bool) -> None:
+    """Raise if a row's reward would stay in the baseline that is to leave it out.
+
+    Raises:
+        ConfigError: for shared credit with leave-one-out.
+    """
+    if credit == "group" and leave_one_out:
+        raise ConfigError(
+            "With credit='group' all rows of a group have one reward, so leaving out a row leaves "
+            "its reward in. Use baseline='others', which leaves out the group, or "
+            "leave_one_out=False."
+        )
+
+
 def without_variance(
-    rewards: Float[Tensor, "P W"], prompts: Int[Tensor, " P"]
+    rewards: Float[Tensor, "P W"],
+    prompts: Int[Tensor, " P"],
+    *,
+    baseline: Baseline = "prompt",
+    credit: Credit = "row",
 ) -> Bool[Tensor, " P"]:
-    """Groups of prompts all of whose rollouts have the same reward: they teach nothing."""
+    """Groups whose rows all have the reward that they are held against: they teach nothing.
+
+    Args:
+        rewards: each row's reward.
+        prompts: which prompt each group answers.
+        baseline: as in `advantages`: the own group alone for "own", else all of the prompt.
+        credit: as in `advantages`.
+    """
+    if credit == "group":
+        rewards = rewards.mean(dim=1, keepdim=True)
     same = prompts[:, None] == prompts[None, :]
+    if baseline == "own":
+        same = torch.eye(len(prompts), dtype=torch.bool, device=prompts.device)
     low, high = rewards.amin(dim=1), rewards.amax(dim=1)
     lowest = torch.where(same, low[None], torch.inf).amin(dim=1)
     highest = torch.where(same, high[None], -torch.inf).amax(dim=1)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from interlace.errors import ConfigError
-from interlace.training.advantages import Baseline, Credit, Scale
+from interlace.training.advantages import Baseline, Credit, Scale, refuse_left_out_copies
 from interlace.training.losses import Kind, LossConfig, RatioLevel
 
 Train = Literal["all", "new", "lora"]
@@ -135,8 +135,9 @@ class GRPOConfig(GroupArguments):
         scale: "std" divides advantages by the standard deviation; "none" does not.
         leave_one_out: the baseline leaves out the row itself (RLOO).
         credit: "row", or "group" for its group's mean reward to every row.
-        drop_without_variance: leave out prompts whose rollouts all have the same reward; then the
-            loss is divided by what remains.
+        drop_without_variance: leave out groups whose rows have the same reward as all that they
+            are compared with (of the prompt, or of the own group), so that they teach nothing; then
+            the loss is divided by what remains.
         rewards: name -> weight. Names: correctness, partial, self-consistency, steps, format,
             pass@k, or `module:function` or `file.py:function` with TRL's signature.
         old_logprobs: "sampled" takes them from the engine, "recomputed" from the training pass;
@@ -196,6 +197,7 @@ class GRPOConfig(GroupArguments):
         super()._check()
         at_least_one(self, "prompts_per_rollout", "rollouts", "mini_batches", "passes")
         self._check_widths()
+        refuse_left_out_copies(self.credit, self.leave_one_out)
         if self.prompts_per_rollout % self.mini_batches:
             raise ConfigError(
                 f"Each of the {self.mini_batches} mini_batches takes the same number of prompts; "

@@ -142,7 +142,7 @@ class Rollouts:
                 leave_one_out=args.leave_one_out,
                 credit=args.credit,
             )
-            dull = without_variance(rewards, prompts)
+            dull = without_variance(rewards, prompts, baseline=args.baseline, credit=args.credit)
             flat += int(dull.sum())
             for entry, gain, same in zip(entries, gains, dull.tolist(), strict=True):
                 entry.advantages = gain.float()

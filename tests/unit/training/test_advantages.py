@@ -70,6 +70,8 @@ def test_choices_without_meaning_are_refused() -> None:
         advantages(REWARDS, PROMPTS, baseline="others")
     with pytest.raises(ConfigError, match="every advantage zero"):
         advantages(REWARDS, PROMPTS, baseline="own", credit="group")
+    with pytest.raises(ConfigError, match="leaves its reward in"):
+        advantages(REWARDS, PROMPTS, leave_one_out=True, credit="group")
     with pytest.raises(ConfigError, match="at least two rollouts"):
         advantages(REWARDS[:, :1], PROMPTS, baseline="own", leave_one_out=True)
     bad = REWARDS.clone()
@@ -81,6 +83,18 @@ def test_choices_without_meaning_are_refused() -> None:
 def test_groups_without_variance_are_found_by_prompt() -> None:
     # Group 2 has equal rewards, but its prompt's other group does not.
     assert without_variance(REWARDS, PROMPTS).tolist() == [False, True, False, False]
+
+
+def test_a_group_without_variance_is_one_whose_advantages_are_all_zero() -> None:
+    one = torch.zeros(2, dtype=torch.long)
+    even = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # rows differ, the groups' means do not
+    assert without_variance(even, one).tolist() == [False, False]
+    assert without_variance(even, one, credit="group").tolist() == [True, True]
+    assert not advantages(even, one, credit="group").any()
+    flat = torch.tensor([[1.0, 1.0], [0.0, 1.0]])  # the first has none of its own
+    assert without_variance(flat, one).tolist() == [False, False]
+    assert without_variance(flat, one, baseline="own").tolist() == [True, False]
+    assert not advantages(flat, one, baseline="own")[0].any()
 
 
 def test_the_order_of_groups_does_not_matter() -> None:

@@ -42,6 +42,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"rollouts": 1, "width": 1}, r"at least two; got rollouts=1"),
     ({"width": 4, "credit": "group", "baseline": "own"}, r"width 4 and credit='group'.*zero"),
     ({"width": [1, 2], "baseline": "own"}, r"got width 1 and credit='row', .*zero"),
+    ({"width": 4, "credit": "group", "leave_one_out": True}, r"leaves its reward in.*'others'"),
     ({"credit": "group"}, r"rollouts=8 at width 8 is one. Use rollouts=16, or credit='row'"),
 ]
 
