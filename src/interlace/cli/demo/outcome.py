@@ -7,11 +7,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from interlace.cli.demo.plan import GROUP, LABELS, SHOWN_WIDTH, USAGE, WIDTHS, Plan
+from interlace.cli.demo.plan import GROUP, LABELS, SHOWN_WIDTH, WIDTHS, Job, Plan
+from interlace.cli.demo.usage import Start, starts_of
 from interlace.evaluation.intervals import Estimate
 from interlace.evaluation.pairing import paired_difference
 from interlace.evaluation.results import ArmResult
 from interlace.evaluation.runs import load_run
+
+# Where the package is installed without it, a path alone would lead nowhere.
+EXPERIMENT = "experiments/01-countdown in Interlace's repository"
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Line:
         arm: its label.
         width: W; None for a number that holds at every width.
         one: pass@1.
-        any: any of W rows right; None at width 1.
+        coverage: any of W rows right; None at width 1.
         majority: maj@W; None at width 1.
         tokens: sampled tokens a problem.
         seconds: of a group alone, over those of RLVR-only at that width; None without them.
@@ -31,7 +35,7 @@ class Line:
     arm: str
     width: int
     one: Estimate | None
-    any: Estimate | None
+    coverage: Estimate | None
     majority: Estimate | None
     tokens: float
     seconds: float | None
@@ -45,13 +49,13 @@ class Outcome:
         plan: the demo.
         results: one for each arm, in the order of `LABELS`.
         group: the content of group.json.
-        usage: a line for every finished job.
+        usage: every job, with what each of its starts took.
     """
 
     plan: Plan
     results: list[ArmResult]
     group: dict[str, Any]
-    usage: list[dict[str, Any]]
+    usage: list[tuple[Job, list[Start]]]
 
     def result(self, arm: str) -> ArmResult:
         """An arm's, by its key."""
@@ -66,10 +70,13 @@ class Outcome:
         """Bridge minus RLVR-only, over the same problems."""
         return paired_difference(self.result("rlvr"), self.result("bridge"), metric, width)
 
-    def training_seconds(self, arm: str) -> float:
-        """Processor seconds of an arm's training, as far as its last processes took them."""
-        mine = (e for e in self.usage if e["arm"] == arm and e["kind"] in ("warmup", "grpo"))
-        return sum(entry["cpu_seconds"] for entry in mine)
+    def training_starts(self, arm: str) -> list[list[Start]]:
+        """Those of every job of an arm's training."""
+        return [
+            starts
+            for job, starts in self.usage
+            if job.arm == arm and job.kind in ("warmup", "grpo")
+        ]
 
     def sentences(self) -> list[str]:
         """The numbers in words; what they show and what not."""
@@ -77,7 +84,7 @@ class Outcome:
         for metric, name in (
             ("pass@1", f"pass@1 at width {SHOWN_WIDTH}"),
             ("maj", f"maj@{SHOWN_WIDTH}"),
-            ("coverage", f"any of {SHOWN_WIDTH} right"),
+            ("coverage", f"coverage at width {SHOWN_WIDTH} (any of the rows right)"),
         ):
             gain = self.gain(metric, SHOWN_WIDTH)
             bridge = self.result("bridge").get(metric, SHOWN_WIDTH).estimate.value
@@ -92,22 +99,34 @@ class Outcome:
             f"{_verdict(alone)}."
         )
         if (self.gain("pass@1", SHOWN_WIDTH).low or 0.0) <= 0:
+            more = "More --problems" if self.plan.settings.quick else "More --rollouts"
             found.append(
-                "So this run does not show the gain that longer training shows (see "
-                "experiments/01-countdown). More --rollouts, or another --seed, may."
+                f"So this run does not show the gain that {EXPERIMENT} shows. {more}, or another "
+                "--seed, may."
             )
         if not self.plan.settings.quick:
-            bridge_cost, rlvr_cost = map(self.training_seconds, ("bridge", "rlvr"))
-            found.append(
-                f"Training took {bridge_cost:.0f} processor seconds for Bridge, warm-up included, "
-                f"and {rlvr_cost:.0f} for RLVR-only, of equally many rollouts."
-            )
+            found.append(self._training_cost())
         return found
+
+    def _training_cost(self) -> str:
+        """Processor seconds of both arms, over all starts."""
+        jobs = {arm: self.training_starts(arm) for arm in ("bridge", "rlvr")}
+        if not all(starts for found in jobs.values() for starts in found):
+            return "What training took is not known: its entry in usage/ is missing or damaged."
+        bridge, rlvr = (
+            sum(one.cpu_seconds for starts in found for one in starts) for found in jobs.values()
+        )
+        more = any(len(starts) > 1 for found in jobs.values() for starts in found)
+        again = " It was interrupted; what was done twice since a checkpoint counts twice."
+        return (
+            f"Training took {bridge:.0f} processor seconds for Bridge, warm-up included, and "
+            f"{rlvr:.0f} for RLVR-only, of equally many rollouts.{again if more else ''}"
+        )
 
 
 def read_outcome(plan: Plan) -> Outcome:
     """The outcome of a finished demo."""
-    usage = [json.loads(line) for line in (plan.folder / USAGE).read_text().splitlines()]
+    usage = [(job, starts_of(plan, job)) for lane in plan.lanes for job in lane]
     group = json.loads((plan.folder / GROUP).read_text(encoding="utf-8"))
     return Outcome(plan, [_merged(plan, arm) for arm in plan.arms], group, usage)
 
@@ -130,7 +149,7 @@ def _line(result: ArmResult, width: int, beside: ArmResult) -> Line:
         arm=result.arm,
         width=width,
         one=estimate("pass@1") if result.coupled or width == 1 else None,
-        any=estimate("coverage"),
+        coverage=estimate("coverage"),
         majority=estimate("maj"),
         tokens=result.get("tokens", width).estimate.value,
         seconds=ratio,

@@ -3,8 +3,8 @@
 <output>/plan.json               what was asked for; another demo is refused
 <output>/<arm>/warmup, /grpo     runs of `interlace train`, which go on after a kill
 <output>/evaluation/<name>       runs of `interlace.evaluate`, which do so too
-<output>/group.json              the group in which a find spreads
-<output>/usage.jsonl             seconds and memory of every finished job
+<output>/group.json              the group that is shown, and how finds spread in all groups
+<output>/usage/                  seconds and memory of every start of every job
 <output>/report.md, figure.png   the outcome
 """
 
@@ -19,15 +19,14 @@ from typing import Literal
 
 import interlace
 from interlace.cli.demo.options import Settings
-from interlace.errors import ConfigError, RunError
+from interlace.errors import ConfigError
 from interlace.files import locate
 
 WIDTHS = (1, 2, 4, 8, 16)
 SHOWN_WIDTH = 8
 MAX_NEW_TOKENS = 40  # four tries of ten tokens
-ISOLATED_PROBLEMS = 40
 LABELS = {"base": "base", "rlvr": "RLVR-only", "pmatch": "P-Match", "bridge": "Bridge"}
-PLAN, GROUP, USAGE = "plan.json", "group.json", "usage.jsonl"
+PLAN, GROUP, USAGE = "plan.json", "group.json", "usage"
 # As in interlace.models.source and interlace.bridge.manifest, which load torch: the process that
 # only looks on does without.
 PACKAGED = Path(interlace.__file__).parent / "models" / "packaged"
@@ -74,8 +73,9 @@ class Job:
     def title(self) -> str:
         """In a few words."""
         if self.kind == "evaluate":
-            first, last = self.widths[0], self.widths[-1]
-            return f"eval, W = {first}" + (f" to {last}" if last > first else "")
+            whole = f"{WIDTHS[0]} to {WIDTHS[-1]}"
+            listed = ",".join(map(str, self.widths))
+            return f"eval W={whole if self.widths == WIDTHS else listed}"
         return {"warmup": "warm-up", "grpo": "GRPO", "spread": "one group"}[self.kind]
 
 
@@ -97,15 +97,12 @@ class Plan:
         first = [] if self.settings.quick else [self._warmup(), self._grpo("bridge")]
         second = [] if self.settings.quick else [self._grpo("rlvr")]
         second += [self._evaluate(arm, WIDTHS, arm) for arm in self.arms if arm != "bridge"]
-        # Every width of Bridge is a run of its own, so two processes can share them.
-        narrow = [width for width in WIDTHS if width < WIDTHS[-1]]
-        wide, shared = "bridge-wide", "bridge-narrow"
-        if self.settings.quick:
-            first += [self._evaluate("bridge", WIDTHS[-1:], wide)]
-            first += [self._evaluate("bridge", narrow, shared), self._spread()]
-        else:
-            second += [self._evaluate("bridge", WIDTHS[-1:], wide)]
-            first += [self._evaluate("bridge", narrow, shared), self._spread()]
+        # Every width of Bridge is a run of its own, so two processes can share them. The widths of
+        # the group that is shown come before it.
+        given = (2,) if self.settings.quick else (2, 4, 16)
+        kept = tuple(width for width in WIDTHS if width not in given)
+        first += [self._evaluate("bridge", kept, "bridge-1"), self._spread()]
+        second += [self._evaluate("bridge", given, "bridge-2")]
         return [first, second]
 
     def model_of(self, arm: str) -> str:
@@ -148,12 +145,13 @@ class Plan:
         part = Part(f"{arm}/grpo/metrics.jsonl", self.settings.rollouts, guess, "rollout")
         return Job("grpo", arm, "grpo", (part,))
 
-    def _evaluate(self, arm: str, widths: list[int] | tuple[int, ...], name: str) -> Job:
+    def _evaluate(self, arm: str, widths: tuple[int, ...], name: str) -> Job:
         path = f"evaluation/{name}/records.jsonl"
+        problems, samples = self.settings.problems, self.settings.samples
         sampled = widths if arm == "bridge" else widths[-1:]
-        groups = len(sampled) * self.settings.problems
-        seconds = sum(sampled) * self.settings.problems * 0.0025
-        return Job("evaluate", arm, name, (Part(path, groups, seconds / groups),), tuple(widths))
+        groups = problems * sum(samples // width for width in sampled)
+        seconds = problems * samples * len(sampled) * 0.0025
+        return Job("evaluate", arm, name, (Part(path, groups, seconds / groups),), widths)
 
     def _spread(self) -> Job:
         return Job("spread", "bridge", "group", (Part(GROUP, 1, 3.0),))
@@ -166,46 +164,25 @@ def is_model(folder: Path) -> bool:
     return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
 
 
-def begin(plan: Plan, restart: bool = False) -> bool:
-    """Make the folder this plan's, and say whether it was before.
+def check_packaged(plan: Plan) -> None:
+    """Raise if the package lacks a model that the plan needs.
 
     Raises:
-        ConfigError: for --quick in a build without packaged arms.
-        RunError: if the folder holds something else.
+        ConfigError: naming it.
     """
     arms = plan.arms if plan.settings.quick else ["base"]
     missing = [name for name in map(plan.model_of, arms) if not is_model(PACKAGED / name)]
-    if missing:
-        raise ConfigError(
-            f"This build of Interlace has no packaged {', '.join(missing)}, which "
-            f"{'--quick needs' if plan.settings.quick else 'the demo starts from'}. "
-            + (
-                "Run `interlace demo` without --quick: it trains its arms itself, in minutes."
-                if plan.settings.quick
-                else "Install it anew: the file of 2 MB belongs to the package."
-            )
+    if not missing:
+        return
+    raise ConfigError(
+        f"This build of Interlace has no packaged {', '.join(missing)}, which "
+        f"{'--quick needs' if plan.settings.quick else 'the demo starts from'}. "
+        + (
+            "Run `interlace demo` without --quick: it trains its arms itself, in minutes."
+            if plan.settings.quick
+            else "Install it anew: the file of 2 MB belongs to the package."
         )
-    folder = plan.folder
-    if restart and folder.exists():
-        _move_aside(folder)
-    now = _as_json(plan)
-    path = folder / PLAN
-    if path.exists():
-        _check_same(path, now)
-        return True
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(
-            f"{folder} is not empty and holds no demo. Choose another folder with --output, or "
-            "--restart, which moves this one aside."
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(f"The demo's folder {folder} cannot be written: {error}") from error
-    return False
+    )
 
 
 def read_plan(folder: Path) -> Plan:
@@ -214,7 +191,8 @@ def read_plan(folder: Path) -> Plan:
     return Plan(folder, Settings(**values["settings"]))
 
 
-def _as_json(plan: Plan) -> dict[str, object]:
+def as_json(plan: Plan) -> dict[str, object]:
+    """What plan.json holds: all that decides the outcome."""
     names = map(plan.model_of, plan.arms) if plan.settings.quick else ["tiny"]
     weights = {
         name: {
@@ -225,25 +203,3 @@ def _as_json(plan: Plan) -> dict[str, object]:
     }
     settings = dataclasses.asdict(plan.settings)
     return {"settings": settings, "weights": weights, "interlace": interlace.__version__}
-
-
-def _check_same(path: Path, now: dict[str, object]) -> None:
-    from interlace.evaluation.provenance import differences
-
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}. --restart begins anew.") from error
-    changed = differences(before, now)
-    if changed:
-        raise RunError(
-            f"{path.parent} holds another demo: {'; '.join(changed)}. Give the old options to go "
-            "on with it, another --output, or --restart, which moves it aside."
-        )
-
-
-def _move_aside(folder: Path) -> None:
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.before-{number}")).exists():
-        number += 1
-    folder.rename(target)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 15.0
 PASS_WIDE, COVERAGE = f"width_{SHOWN_WIDTH}/pass@1", f"width_{SHOWN_WIDTH}/coverage"
+METRICS = (PASS, PASS_WIDE, COVERAGE)  # of training
 BAR = 10
 MOST = 500  # wider than any table, so that it says how wide it would like to be
 
@@ -84,12 +85,14 @@ class ProgressView:
         )
         columns = {
             "arm": "", "job": "", "bar": "", "reached": "", PASS: PASS,
-            PASS_WIDE: f"W = {SHOWN_WIDTH}", COVERAGE: f"any@{SHOWN_WIDTH}",
+            PASS_WIDE: f"W = {SHOWN_WIDTH}", COVERAGE: "coverage",
             "line": "so far",
         }  # fmt: skip
-        shown = [name for name in columns if bar or name != "bar"]
+        trains = any(job.job.kind == "grpo" for lane in self._progress.lanes for job in lane)
+        left_out = (set() if bar else {"bar"}) | (set() if trains else {*METRICS, "line"})
+        shown = [name for name in columns if name not in left_out]
         for name in shown:
-            number = name in (PASS, PASS_WIDE, COVERAGE)
+            number = name in METRICS
             table.add_column(columns[name], justify="right" if number else "left", no_wrap=True)
         order = sorted(
             (job for lane in self._progress.lanes for job in lane),
@@ -101,10 +104,7 @@ class ProgressView:
                 "job": job.job.title,
                 "bar": _bar(job),
                 "reached": _reached(job),
-                **{
-                    name: _percent(job.recent(name)).removesuffix(" %")
-                    for name in (PASS, PASS_WIDE, COVERAGE)
-                },
+                **{name: _percent(job.recent(name)).removesuffix(" %") for name in METRICS},
                 "line": Text(sparkline(job.series(PASS), points), "cyan"),
             }
             style = "green" if job.done else "" if job.begun else "dim"

@@ -11,31 +11,39 @@ from rich.text import Text
 
 from interlace.cli.demo.figure import FIGURE, draw
 from interlace.cli.demo.group_view import GroupView
-from interlace.cli.demo.outcome import Line, Outcome
-from interlace.cli.demo.plan import WIDTHS
+from interlace.cli.demo.options import PACKAGED_ROLLOUTS, ROLLOUTS
+from interlace.cli.demo.outcome import EXPERIMENT, Line, Outcome
+from interlace.cli.demo.plan import LABELS, WIDTHS
 from interlace.cli.demo.progress_view import duration
 from interlace.evaluation.intervals import Estimate
 
 REPORT = "report.md"
-HEADINGS = ("arm", "W", "pass@1", "any@W", "maj@W", "tokens", "seconds")
+HEADINGS = ("arm", "W", "pass@1", "coverage", "maj@W", "tokens", "seconds")
 LEGEND = (
-    "Per cent, with 95 % intervals over problems. Rows that do not see each other have one pass@1 "
-    "for all widths. tokens: sampled for a problem, all W rows. seconds: of one group alone, over "
-    "RLVR-only's at that width."
+    "Per cent, with 95 % intervals over problems; 16 rows a problem at every width. Rows that do "
+    "not see each other have one pass@1 for all widths. coverage: any of W rows right. maj@W: the "
+    "most frequent answer of W rows right. tokens: sampled for W rows of a problem. seconds: of "
+    "one group alone, over RLVR-only's at that width."
 )
 LIMITS = (
     "This is one training seed: another can move any number by several points, and the intervals "
-    "do not cover that, since they are over problems only. experiments/01-countdown has five "
-    "seeds.",
+    f"do not cover that, since they are over problems only. {EXPERIMENT} has five seeds.",
     "The model has 0.4 M parameters and knows one kind of puzzle, in which a find is easy to "
     "recognise and to copy. It shows the mechanism, not what a large model on other tasks gains; "
     "with rows that end at their find, so that nobody reads it, the same experiment saw no gain.",
-    "Whoever can pick the best of W rows afterwards gets any@W, from independent rows as well. "
-    "Bridge's gain is that of every single row, and of votes.",
+    "Whoever can pick the best of W rows afterwards gets the coverage, from independent rows as "
+    "well. Bridge's gain is that of every single row, and of votes.",
     "Bridge costs more: a warm-up before GRPO, 5 % more weights, and more seconds for the same "
     "tokens. On a model this small the extra operations weigh far more than on a large one.",
+)
+SHORT = (
     "Training was cut short to fit into minutes. Every arm gains by more of it, RLVR-only too: "
-    "experiments/01-countdown has two budgets.",
+    f"{EXPERIMENT} trains for longer."
+)
+PACKAGED = (
+    f"The packaged arms had {PACKAGED_ROLLOUTS} rollouts of GRPO each; `interlace demo` without "
+    f"--quick trains for {ROLLOUTS}, so its pass@1 is lower. Every arm gains by more, RLVR-only "
+    "too."
 )
 
 
@@ -46,7 +54,7 @@ def table(lines: Sequence[Line]) -> Table:
         found.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for line in lines:
         label = Text(line.arm, "bold") if line.width == WIDTHS[0] else ""
-        cells = [_cell(e) for e in (line.one, line.any, line.majority)]
+        cells = [_cell(e) for e in (line.one, line.coverage, line.majority)]
         best = "bold cyan" if line.arm == "Bridge" else ""
         found.add_row(
             label,
@@ -78,9 +86,8 @@ def write(outcome: Outcome, seconds: Sequence[float], peak: int | None) -> None:
 def cost(outcome: Outcome, seconds: Sequence[float], peak: int | None) -> str:
     """Seconds and memory in a sentence."""
     by_process: dict[int, int] = {}
-    for entry in outcome.usage:
-        own = entry["peak_bytes"] or 0
-        by_process[entry["process"]] = max(own, by_process.get(entry["process"], 0))
+    for one in (one for _, found in outcome.usage for one in found):
+        by_process[one.process] = max(one.peak_bytes or 0, by_process.get(one.process, 0))
     largest = sum(sorted(by_process.values())[-2:]) + (peak or 0)
     starts = f" in {len(seconds)} starts" if len(seconds) > 1 else ""
     return (
@@ -91,7 +98,11 @@ def cost(outcome: Outcome, seconds: Sequence[float], peak: int | None) -> str:
 
 def _text(outcome: Outcome, seconds: Sequence[float], peak: int | None) -> str:
     settings = outcome.plan.settings
-    how = "packaged arms" if settings.quick else f"{settings.rollouts} rollouts of GRPO"
+    how = (
+        f"packaged arms ({PACKAGED_ROLLOUTS} rollouts of GRPO each)"
+        if settings.quick
+        else f"{settings.rollouts} rollouts of GRPO"
+    )
     view = GroupView(outcome.group)
     bullets = [f"- {sentence}" for sentence in outcome.sentences()]
     caveats = [f"- {sentence}" for sentence in limits(outcome)]
@@ -120,7 +131,7 @@ def _text(outcome: Outcome, seconds: Sequence[float], peak: int | None) -> str:
 
 def limits(outcome: Outcome) -> Sequence[str]:
     """What may not be read into the numbers."""
-    return LIMITS[:-1] if outcome.plan.settings.quick else LIMITS
+    return [*LIMITS, PACKAGED if outcome.plan.settings.quick else SHORT]
 
 
 def _markdown(lines: Sequence[Line]) -> str:
@@ -128,7 +139,7 @@ def _markdown(lines: Sequence[Line]) -> str:
         [
             line.arm,
             str(line.width),
-            *(_cell(e) for e in (line.one, line.any, line.majority)),
+            *(_cell(e) for e in (line.one, line.coverage, line.majority)),
             f"{line.tokens:,.0f}",
             _ratio(line),
         ]
@@ -139,10 +150,14 @@ def _markdown(lines: Sequence[Line]) -> str:
 
 
 def _usage(outcome: Outcome) -> str:
-    rows = [["job", "seconds", "processor seconds"], ["---", "---:", "---:"]]
-    rows += [[e["job"], f"{e['seconds']:.0f}", f"{e['cpu_seconds']:.0f}"] for e in outcome.usage]
+    rows = [["job", "starts", "seconds", "processor seconds"], ["---", "---:", "---:", "---:"]]
+    for job, found in outcome.usage:
+        sums = (sum(one.seconds for one in found), sum(one.cpu_seconds for one in found))
+        cells = [f"{number:.0f}" for number in sums] if found else ["not known"] * 2
+        widths = f", W = {', '.join(map(str, job.widths))}" if job.widths else ""
+        rows.append([f"{LABELS[job.arm]}, {job.kind}{widths}", str(len(found)), *cells])
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{text}\n\nA job that was interrupted counts from its last start."
+    return f"{text}\n\nSeconds of all starts added up; a kill loses up to two seconds of its start."
 
 
 def _recipes(outcome: Outcome) -> list[str]:

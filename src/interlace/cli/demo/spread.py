@@ -1,21 +1,23 @@
 """Finds in a group, and how they spread: read off the texts alone.
 
 A response is four tries of ten tokens, so try k of every row stands in the same columns. A find is
-a try whose expression hits the target; a row that has one writes it again. A row takes a find over
-if it hits the target with the same expression (but for the order of what may be swapped) at a later
-try than a sibling did.
+a try whose expression hits the target; a row that has one writes it again. A row's find is the
+same as a sibling's earlier one if the expression is, but for the order of what may be swapped
+(canonical form; `experiments/01-countdown/finds.py` compares the text). Whether it was taken over,
+the texts do not say: rows alone, which see nobody, have such finds as well, by chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from interlace.tasks.base import Example, Task
 from interlace.tasks.tiny_countdown import TRIES, TRY_TOKENS, tries_of
 
-Mark = Literal["miss", "first", "taken", "own", "again"]
+Mark = Literal["miss", "first", "same", "unseen", "own", "again"]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,21 @@ class Found:
         task: that judges them.
         example: the problem.
         texts: the rows' responses.
+        coupled: whether the rows saw each other.
     """
 
-    def __init__(self, task: Task, example: Example, texts: list[str]) -> None:
+    def __init__(
+        self, task: Task, example: Example, texts: list[str], coupled: bool = True
+    ) -> None:
+        self.coupled = coupled
         self.rows = [_tries(task, example, text) for text in texts]
         hits = [k for row in self.rows for k, one in enumerate(row) if one.hit]
         self.first = min(hits, default=None)
 
     def mark(self, row: int, k: int) -> Mark:
-        """What a try is: a miss; a find that the row already had; a find of the group's first round
-        of finds; a find taken over from a sibling; or a find of its own."""
+        """What a try is: a miss; a find again, in a row that had one; a find of the group's first
+        round of finds; the same as an earlier find of a sibling, seen or unseen; or one of its own.
+        """
         one = self.rows[row][k]
         if not one.hit:
             return "miss"
@@ -58,7 +65,9 @@ class Found:
         if k == self.first:
             return "first"
         before = {t.form for r in self.rows if r is not self.rows[row] for t in r[:k] if t.hit}
-        return "taken" if one.form in before else "own"
+        if one.form not in before:
+            return "own"
+        return "same" if self.coupled else "unseen"
 
     def count(self, mark: Mark) -> int:
         """How many tries are marked so."""
@@ -67,15 +76,15 @@ class Found:
         )
 
 
-def choose(groups: Mapping[str, Found]) -> str:
-    """The group that shows spreading best: a find of a single row that most siblings take over."""
+def choose(groups: Mapping[Name, Found]) -> Name:
+    """The group that shows spreading best: one row finds first, and most others write the same."""
 
-    def worth(name: str) -> tuple[int, int, int]:
+    def worth(name: Name) -> tuple[int, int, int]:
         found = groups[name]
-        taken, finders = found.count("taken"), found.count("first")
-        return (taken if finders == 1 else 0, taken, -finders)
+        same, finders = found.count("same"), found.count("first")
+        return (same if finders == 1 else 0, same, -finders)
 
-    return max(sorted(groups), key=worth)
+    return max(groups, key=worth)
 
 
 def following(groups: Iterable[Found]) -> dict[str, list[int]]:

@@ -17,16 +17,15 @@ from pathlib import Path
 
 from interlace.cli.demo.plan import (
     GROUP,
-    ISOLATED_PROBLEMS,
     LABELS,
     MAX_NEW_TOKENS,
     SHOWN_WIDTH,
-    USAGE,
     Job,
     Plan,
     is_model,
     read_plan,
 )
+from interlace.cli.demo.usage import metered
 
 BATCH_ROWS = 512
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -66,33 +65,21 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _wait_for_model(plan: Plan, job: Job) -> None:
     """Another lane may still be training what this job evaluates."""
-    if plan.settings.quick or job.arm == "base" or job.kind not in ("evaluate", "spread"):
+    if plan.settings.quick or job.arm == "base" or job.kind != "evaluate":
         return
     while not is_model(plan.trained(job.arm)):
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _carry_out(plan: Plan, job: Job) -> None:
-    import torch
-    from transformers.utils import logging
+    work = {"warmup": _train, "grpo": _train, "evaluate": _evaluate, "spread": _spread}[job.kind]
+    with metered(plan, job):
+        import torch
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    started, spent = time.monotonic(), time.process_time()
-    {"warmup": _train, "grpo": _train, "evaluate": _evaluate, "spread": _spread}[job.kind](
-        plan, job
-    )
-    usage = {
-        "job": f"{job.arm} {job.kind} {job.name}",
-        "arm": job.arm,
-        "kind": job.kind,
-        "seconds": round(time.monotonic() - started, 2),
-        "cpu_seconds": round(time.process_time() - spent, 2),
-        "process": os.getpid(),
-        "peak_bytes": peak_bytes(),
-    }
-    with (plan.folder / USAGE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(usage) + "\n")
+        logging.disable_progress_bar()
+        torch.set_num_threads(1)
+        work(plan, job)
 
 
 def _train(plan: Plan, job: Job) -> None:
@@ -114,6 +101,7 @@ def _evaluate(plan: Plan, job: Job) -> None:
         get_task("tiny-countdown"),
         job.widths,
         limit=plan.settings.problems,
+        samples=plan.settings.samples,
         params=interlace.SamplingParams(max_new_tokens=MAX_NEW_TOKENS, seed=1000 + seed),
         arm=LABELS[job.arm],
         training_seed=None if job.arm == "base" or plan.settings.quick else seed,
@@ -125,57 +113,27 @@ def _evaluate(plan: Plan, job: Job) -> None:
 
 
 def _spread(plan: Plan, job: Job) -> None:
-    """Choose the group to show, and sample the same prompt with every row alone."""
-    import interlace
-    from interlace.cli.demo.spread import Found, choose, following
-    from interlace.evaluation.records import read_records
+    """Choose the group to show, and count over all groups how finds spread."""
+    from interlace.cli.demo.sharing import outcome_of
     from interlace.tasks import get_task
 
-    task = get_task("tiny-countdown")
-    by_id = {example.id: example for example in list(task)[: plan.settings.problems]}
-    texts = {
-        record.example_id: list(record.texts or ())
-        for folder in plan.evaluations("bridge", SHOWN_WIDTH)
-        for record in read_records(folder / "records.jsonl")
-        if record.width == SHOWN_WIDTH
-    }
-    groups = {name: Found(task, by_id[name], texts[name]) for name in sorted(texts)}
-    name = choose(groups)
-    asked = list(dict.fromkeys([name, *list(by_id)[:ISOLATED_PROBLEMS]]))
-    model, tokenizer = interlace.load(plan.model_of("bridge"))
-    rows = interlace.Engine(model, tokenizer).generate(
-        [task.prompt(by_id[n]) for n in asked for _ in range(SHOWN_WIDTH)],
-        interlace.SamplingParams(
-            width=1, max_new_tokens=MAX_NEW_TOKENS, seed=2000 + plan.settings.seed
-        ),
-    )
-    alone = {
-        n: [row.texts[0] for row in rows[i * SHOWN_WIDTH : (i + 1) * SHOWN_WIDTH]]
-        for i, n in enumerate(asked)
-    }
-    outcome = {
-        "example": name,
-        "prompt": task.prompt(by_id[name]),
-        "question": by_id[name].question,
-        "together": texts[name],
-        "alone": alone[name],
-        "groups": len(groups),
-        "following_together": following(groups.values()),
-        "following_alone": following(Found(task, by_id[n], alone[n]) for n in asked),
-    }
+    texts = [_texts(plan, width) for width in (SHOWN_WIDTH, 1)]
+    outcome = outcome_of(get_task("tiny-countdown"), *texts)
     partial = plan.folder / f".{GROUP}.tmp"
     partial.write_text(json.dumps(outcome) + "\n", encoding="utf-8")
     partial.replace(plan.folder / GROUP)
 
 
-def peak_bytes() -> int | None:
-    """The most memory this process has had; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _texts(plan: Plan, width: int) -> dict[str, list[str]]:
+    """Bridge's rows at a width, by problem, group after group."""
+    from interlace.evaluation.records import read_records
+
+    found: dict[str, list[str]] = {}
+    for folder in plan.evaluations("bridge", width):
+        for record in read_records(folder / "records.jsonl"):
+            if record.width == width:
+                found.setdefault(record.example_id, []).extend(record.texts or ())
+    return found
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""A miniature of the demo, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from interlace.cli.demo.options import Settings
+
+MINIATURE = Settings(rollouts=2, problems=4, warmup_problems=8, warmup_steps=2, prompts=4, timed=1)
+RUN = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from interlace.cli.demo.command import carry_out
+from interlace.cli.demo.outcome import read_outcome
+from interlace.cli.demo.options import Settings
+from interlace.cli.demo.plan import Plan
+sys.exit(carry_out(Plan(Path(sys.argv[1]), Settings(**eval(sys.argv[2]))), Console()))
+"""
+
+
+def start(folder: Path, settings: Settings = MINIATURE) -> subprocess.Popen[str]:
+    """The demo in a process of its own, its output in a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder), repr(vars(settings))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: object, seconds: float = 300) -> None:
+    """Until the callable says yes."""
+    until = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)

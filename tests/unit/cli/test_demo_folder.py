@@ -1,0 +1,154 @@
+"""The demo's folder and options: whose the folder is, and what is refused.
+
+Each test was seen to fail: a --restart that moves the folder of a demo at work, or a home folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+from pathlib import Path
+
+import pytest
+
+from interlace.cli.demo import command
+from interlace.cli.demo import plan as plans
+from interlace.cli.demo.folder import claimed
+from interlace.cli.demo.options import HELD_OUT, Settings, build_parser, settle
+from interlace.cli.demo.plan import Plan
+from interlace.cli.main import main
+from interlace.errors import ConfigError, RunError
+from support.demo_runs import MINIATURE, start, wait_for
+
+
+def test_another_demo_in_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with claimed(Plan(folder, MINIATURE)):
+        pass
+    other = Settings(**{**vars(MINIATURE), "seed": 3})
+    with (
+        pytest.raises(RunError, match=r"settings.seed was 0 and is 3.*--restart"),
+        claimed(Plan(folder, other)),
+    ):
+        pass
+
+
+def test_restart_moves_the_folder_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with claimed(Plan(folder, MINIATURE)):
+        pass
+    other = Settings(seed=3)
+    with claimed(Plan(folder, other), restart=True) as known:
+        assert not known
+        assert (tmp_path / "run.before-1" / plans.PLAN).exists()
+        with pytest.raises(RunError, match="at work"), claimed(Plan(folder, other)):
+            pass
+    with claimed(Plan(folder, other)) as known:
+        assert known
+
+
+def test_folder_moved_aside_between_opening_and_locking_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    plan = Plan(folder, MINIATURE)
+    with claimed(plan):
+        pass
+    flock = fcntl.flock
+
+    def after_another_restart(*arguments: int) -> None:
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+        (folder / ".lock").touch()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", after_another_restart)
+    with pytest.raises(RunError, match="at work"), claimed(plan, restart=True):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "moved"}
+
+
+def test_output_here_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, name in ((".", tmp_path.name), ("..", tmp_path.parent.name), ("a/b", "b")):
+        _, folder = settle(build_parser("interlace demo").parse_args(["--output", given]))
+        assert folder.name == name
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the folder is at stake: nothing is trained and nothing shown."""
+    monkeypatch.setattr(command, "_work", lambda *_: None)
+    monkeypatch.setattr(command, "_show", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_restart_leaves_a_demo_at_work_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    parent = start(folder, Settings())
+    try:
+        wait_for(lambda: (folder / ".lane-1.lock").exists())
+        assert main(["demo", "--restart", "--output", str(folder)]) == 2
+        assert "Another demo is at work in" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        assert parent.poll() is None
+    finally:
+        parent.send_signal(signal.SIGINT)
+        output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == 130, output
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("options", [[], ["--restart"]])
+def test_folder_that_is_no_demos_is_left_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str]
+) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "thesis.tex").touch()
+    assert main(["demo", *options, "--output", str(folder)]) == 2
+    assert "holds no demo" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["home", "thesis.tex"]
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("below", ["", "run"])
+def test_output_that_is_a_file_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert main(["demo", "--output", str(tmp_path / "notes.txt" / below)]) == 2
+    error = capsys.readouterr().err
+    assert "notes.txt" in error
+    assert "another folder with --output" in error
+
+
+def test_quick_without_packaged_arms_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    only_base = tmp_path / "packaged"
+    only_base.mkdir()
+    (only_base / "tiny").symlink_to(plans.PACKAGED / "tiny")
+    monkeypatch.setattr(plans, "PACKAGED", only_base)
+    assert main(["demo", "--quick", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "no packaged tiny-rlvr, tiny-pmatch, tiny-bridge" in error
+    assert "without --quick: it trains its arms itself" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--quick", "--rollouts", "10"], "trains nothing"),
+        (["--rollouts", "0"], "at least 1; got 0"),
+        (["--problems", "1"], "2 to 395"),
+        (["--problems", str(HELD_OUT + 1)], "2 to 395"),
+        (["--seed", "-1"], "from 0 on"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        settle(build_parser("interlace demo").parse_args(options))

@@ -1,0 +1,196 @@
+"""What the demo shows of a group: marks of finds, counts over all groups, and what may be said.
+
+Each test was seen to fail: marks of finds mixed up, rows alone that "take over", counts over other
+problems than the coupled ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from interlace.cli.demo.group_view import NOTE, GroupView
+from interlace.cli.demo.sharing import beyond, outcome_of
+from interlace.cli.demo.spread import Found, choose, following
+from interlace.tasks import Task, get_task
+
+HIT, OTHER, MISS = "( 3 + 5 ) * 7 = 56", "7 * ( 5 + 3 ) = 56", "( 3 + 5 ) + 7 = 15"
+
+
+def found(*rows: list[str], coupled: bool = True) -> Found:
+    task = task_all()
+    (example,) = [e for e in task if e.data == {"numbers": [3, 5, 7], "target": 56}]
+    return Found(task, example, [" ; ".join(row) for row in rows], coupled)
+
+
+@functools.cache
+def task_all() -> Task:
+    return get_task("tiny-countdown", split="all")
+
+
+def marks(group: Found) -> list[list[str]]:
+    return [[group.mark(r, k) for k in range(len(row))] for r, row in enumerate(group.rows)]
+
+
+def test_find_that_is_a_siblings_is_told_from_another() -> None:
+    swapped = "( 7 - 5 ) * 3 = 6"
+    group = found([MISS, HIT], [MISS, swapped, OTHER], [MISS, MISS, "( 5 + 3 ) * 7 = 56"])
+    # 7 * ( 5 + 3 ) is ( 3 + 5 ) * 7 with its sides swapped.
+    assert marks(group) == [
+        ["miss", "first"],
+        ["miss", "miss", "same"],
+        ["miss", "miss", "same"],
+    ]
+    assert group.first == 1
+
+
+def test_rows_alone_have_the_same_find_unseen() -> None:
+    group = found([MISS, HIT], [MISS, MISS, OTHER], coupled=False)
+    assert marks(group) == [["miss", "first"], ["miss", "miss", "unseen"]]
+    assert group.count("same") == 0
+
+
+def test_hit_that_a_row_writes_again_is_neither_found_nor_the_same() -> None:
+    group = found([HIT, HIT, HIT], [MISS, OTHER, HIT])
+    assert marks(group) == [["first", "again", "again"], ["miss", "same", "again"]]
+    assert group.count("same") == 1
+
+
+def test_hits_at_the_same_try_are_all_first() -> None:
+    assert marks(found([HIT], [OTHER])) == [["first"], ["first"]]
+
+
+def test_most_the_same_as_a_single_rows_find_is_chosen() -> None:
+    quiet = found([MISS, MISS], [MISS, MISS])
+    lucky = found([MISS, HIT], [MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, HIT])
+    single = found([MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, MISS], [MISS, MISS, MISS])
+    assert choose({"a": quiet, "b": lucky, "c": single}) == "c"
+
+
+def test_following_counts_tries_of_rows_without_a_find() -> None:
+    group = found([MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, MISS, MISS])
+    # Second tries: three before any sibling has hit, of which one hits. After: rows 2 and 3.
+    assert following([group]) == {"after": [1, 3], "before": [1, 3]}
+
+
+def test_tries_end_at_the_models_verdict_or_at_the_end() -> None:
+    (example,) = [e for e in task_all() if e.data == {"numbers": [3, 5, 7], "target": 56}]
+    (row,) = Found(task_all(), example, [f"{MISS} ; {HIT} yes {HIT} yes {HIT}"]).rows
+    assert [one.hit for one in row] == [False, True, True, True]
+    assert {len(one.tokens) for one in row} == {9}
+
+
+@pytest.fixture
+def view() -> GroupView:
+    (example,) = [e for e in get_task("tiny-countdown") if e.data["target"] == 21
+                  and e.data["numbers"] == [3, 4, 9]]  # fmt: skip
+    hit, miss = "( 3 * 4 ) + 9 = 21", "( 3 + 4 ) + 9 = 16"
+    return GroupView(
+        {
+            "example": example.id,
+            "prompt": "3 4 9 -> 21 :",
+            "together": [f"{miss} ; {hit} yes {hit}", f"{miss} ; {miss} ; {hit}"],
+            "alone": [f"{hit} yes", f"{miss} ; {hit}"],
+            "groups": 7,
+            "problems": 5,
+            "beyond_alone": None,
+            "following_together": {"after": [3, 4], "before": [1, 10]},
+            "following_alone": {"after": [0, 0], "before": [1, 20]},
+        }
+    )
+
+
+def test_group_as_plain_text(view: GroupView) -> None:
+    assert view.plain() == (
+        "Reach 21 with 3, 4, 9\n"
+        "\n"
+        "One group of 2: rows see each other\n"
+        "  row 1   (3+4)+9=16  *(3*4)+9=21  =(3*4)+9=21\n"
+        "  row 2   (3+4)+9=16   (3+4)+9=16  >(3*4)+9=21\n"
+        "\n"
+        "The same weights, rows alone\n"
+        "  row 1  *(3*4)+9=21\n"
+        "  row 2   (3+4)+9=16  ~(3*4)+9=21\n"
+        "\n"
+        "* first find   > same as a sibling's earlier find   ~ the same, unseen: no row sees "
+        f"another   + another find   = hits again\n{NOTE}"
+    )
+    assert "picked out of 7" in view.sentences()[0]
+    assert "alone, which see nobody, 1 did" in view.sentences()[0]
+    assert view.sentences()[1].startswith("Over all 7 groups of 5 problems")
+    assert "75 % (3 of 4 tries)" in view.sentences()[1]
+
+
+@pytest.mark.parametrize(
+    ("beyond_alone", "claimed_to_be"),
+    [
+        (None, "too little to compare"),
+        ([0.42, 0.38, 0.47], r"\+42 points \[\+38, \+47\]: that much is taken over"),
+        ([0.02, -0.03, 0.07], "does not show that rows take anything over"),
+    ],
+)
+def test_only_what_coupled_rows_have_beyond_rows_alone_is_taken_over(
+    view: GroupView, beyond_alone: list[float] | None, claimed_to_be: str
+) -> None:
+    view.outcome = {**view.outcome, "beyond_alone": beyond_alone}
+    picked, everywhere, verdict, _ = view.sentences()
+    assert re.search(claimed_to_be, verdict)
+    assert "taken over" not in picked + everywhere
+    assert "took over" not in picked + everywhere
+
+
+def test_coupled_and_alone_are_counted_over_the_same_problems() -> None:
+    example, other = get_task("tiny-countdown")[0], get_task("tiny-countdown")[1]
+    hit, miss = "( 3 * 4 ) + 9 = 21", "( 3 + 4 ) + 9 = 16"
+    assert example.data["target"] == 21
+    spreads = [hit, *[f"{miss} ; {hit}"] * 7]
+    together = {example.id: [miss] * 8 + spreads, other.id: [miss] * 16}
+    alone = {example.id: [hit, *[f"{miss} ; {miss}"] * 7] * 2, other.id: [miss] * 16}
+    outcome = outcome_of(get_task("tiny-countdown"), together, alone)
+    assert (outcome["problems"], outcome["groups"]) == (2, 4)
+    assert (outcome["example"], outcome["together"]) == (example.id, spreads)
+    assert outcome["following_together"]["after"] == [7, 7]
+    assert outcome["following_alone"]["after"] == [0, 14]  # both sets of eight
+    assert outcome["beyond_alone"] == [1.0, 1.0, 1.0]
+
+
+def test_difference_to_rows_alone_has_an_interval_over_problems() -> None:
+    generator = np.random.default_rng(0)
+    tries = np.full((200, 1), 10)
+    coupled, apart = (np.hstack([generator.binomial(10, p, (200, 1)), tries]) for p in (0.6, 0.2))
+    found = beyond(coupled, apart)
+    assert found is not None
+    _, low, high = found
+    assert low < 0.4 < high
+    # As of independent shares of 2,000 tries each.
+    assert high - low == pytest.approx(2 * 1.96 * (0.24 / 2000 + 0.16 / 2000) ** 0.5, rel=0.15)
+    same = beyond(coupled, coupled[::-1])
+    assert same is not None
+    assert same[0] == pytest.approx(0)
+    assert beyond(coupled, apart * 0) is None
+
+
+def test_group_step_by_step_shows_what_is_written_and_colours_finds(view: GroupView) -> None:
+    def shown(step: int | None, width: int) -> str:
+        console = Console(file=io.StringIO(), width=width, force_terminal=True,
+                          color_system="truecolor")  # fmt: skip
+        console.print(view.frame(console, step))
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    found_alone = "\x1b[1;30;46m*(3*4)+9=21"  # row 1 alone finds at its first try
+    assert found_alone not in shown(8, 140)  # its value is not there yet
+    assert shown(10, 140).count("(3*") == shown(10, 140).count(found_alone) == 1
+    assert shown(14, 140).count("(3*4") == 3  # in both groups and that row
+    assert shown(20, 140).count(found_alone) == 2
+    assert "\x1b[1;36m>(3*4)+9=21" not in shown(20, 140)
+    assert "\x1b[1;36m>(3*4)+9=21" in shown(None, 140)
+    assert "\x1b[1;33m~(3*4)+9=21" in shown(None, 140)
+    beside = [line for line in shown(None, 140).splitlines() if "rows alone" in line]
+    assert "rows see each other" in beside[0]
+    below = [line for line in shown(None, 80).splitlines() if "rows alone" in line]
+    assert "rows see each other" not in below[0]
