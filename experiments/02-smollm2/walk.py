@@ -6,7 +6,8 @@
 What each command prints goes into `<results>/<number>-<name>.txt` (progress bars only to the
 terminal), its seconds and processor seconds into `<results>/seconds.json`, and the runs' metrics
 beside them; `outcome.md` sums them up. A command that is through is not run again; remove its file
-to repeat it. What follows `--` is added to both training commands:
+to repeat it. The walk fails if no optimizer step of GRPO had a gradient: it would end just as well,
+but nothing would have been trained. What follows `--` is added to both training commands:
 
     python experiments/02-smollm2/walk.py --work runs/w --results runs/r -- warmup.problems=8
 """
@@ -29,6 +30,8 @@ HERE = Path(__file__).parent
 RECIPE = "smollm2-135m-cpu"
 TASK_OPTIONS = ["digits=1", "steps=1"]  # as in the recipe
 TOKENS = "24"
+GRPO = "2-grpo"
+OLD, NEW = "gradient_norm/old", "gradient_norm/new"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
             {"warmup-metrics.jsonl": work / "warmup" / "metrics.jsonl"},
         ),
         Step(
-            "2-grpo",
+            GRPO,
             ["train", "grpo", RECIPE, *run],
             {"grpo-metrics.jsonl": work / "grpo" / "metrics.jsonl"},
         ),
@@ -108,6 +111,33 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def with_gradient(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a stage's metrics, the optimizer steps that had a gradient."""
+    return [entry for entry in entries if entry.get(OLD, 0) > 0 or entry.get(NEW, 0) > 0]
+
+
+def check_trained(metrics: Path) -> None:
+    """Stop the walk if no optimizer step had a gradient.
+
+    Raises:
+        SystemExit: then.
+    """
+    entries = [entry for entry in read_lines(metrics) if NEW in entry]
+    if not with_gradient(entries):
+        flat = ", ".join(f"{entry.get('groups_without_variance', 1):.0%}" for entry in entries)
+        raise SystemExit(
+            f"GRPO changed no weight: none of its {len(entries)} optimizer steps had a gradient "
+            f"({metrics}). Groups whose advantages are all zero, by step: {flat}. Take more "
+            "prompts or rollouts, or other problems, after --, with new folders for --work and "
+            "--results."
+        )
+
+
+def norms(entries: list[dict[str, Any]], key: str) -> str:
+    """A gradient's norm in each optimizer step."""
+    return ", ".join(f"{entry[key]:.3g}" for entry in entries)
+
+
 def outcome(options: argparse.Namespace, seconds: dict[str, dict[str, float]]) -> str:
     """What the walk showed, as Markdown."""
     found = []
@@ -121,6 +151,8 @@ def outcome(options: argparse.Namespace, seconds: dict[str, dict[str, float]]) -
         f"| {n} | {s['seconds']:.0f} | {s['processor_seconds']:.0f} |" for n, s in seconds.items()
     ]
     first, last = losses[0]["loss"], losses[-1]["loss"]
+    taken = [entry for entry in rollouts if NEW in entry]
+    flat = ", ".join(f"{entry['groups_without_variance']:.0%}" for entry in rollouts)
     gap = max(entry["sampled_gap/max"] for entry in rollouts)
     shares = ", ".join(f"{entry['pass@1']:.2f}" for entry in rollouts)
     return "\n".join(
@@ -131,9 +163,13 @@ def outcome(options: argparse.Namespace, seconds: dict[str, dict[str, float]]) -
             "",
             f"- warm-up: {sum(found)} right responses to {len(found)} problems, "
             f"{sum(n >= 2 for n in found)} groups of two or more; loss {first:.3f} in the first "
-            f"optimizer step, {last:.3f} in the last",
+            f"optimizer step, {last:.3f} in the last; gradient norms of the new weights "
+            f"{norms(losses, NEW)}",
             f"- GRPO: share of right rows in each rollout {shares}; largest difference between a "
             f"token's log-probability as sampled and as trained {gap:.1e}",
+            f"- GRPO: {len(with_gradient(taken))} of {len(taken)} optimizer steps had a gradient; "
+            f"norms of the old weights' {norms(taken, OLD)}, of the new weights' "
+            f"{norms(taken, NEW)}; groups whose advantages are all zero {flat}",
             "",
         ]
     )
@@ -155,6 +191,8 @@ def main() -> None:
         if (taken := take(step, options.results)) is not None:
             seconds[step.name] = taken
             book.write_text(json.dumps(seconds, indent=2) + "\n")
+        if step.name == GRPO:
+            check_trained(options.results / "grpo-metrics.jsonl")
     (options.results / "outcome.md").write_text(outcome(options, seconds), encoding="utf-8")
 
 

