@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from units import Config, Places, Unit, plan
-from work import RECORDS
+from units import RECORDS, Config, Places, Unit, plan
 
 from interlace.evaluation.compare import compare
 from interlace.evaluation.intervals import Estimate, seed_interval
@@ -46,6 +45,21 @@ def evaluated(config: Config, places: Places, moment: str) -> list[ArmResult]:
     wanted = [u for u in units if u.name.endswith(moment) or not u.needs]
     seeds = {u.seed for u in wanted} - {u.seed for u in wanted if places.outcome(u) is None}
     return [load(places, unit) for unit in wanted if unit.seed in seeds]
+
+
+def evaluated_so_far(config: Config, places: Places) -> tuple[list[ArmResult], list[str]]:
+    """The final results of the arms that all seeds with a result have, and the other arms.
+
+    A queue that grows by arms can be reported before the new ones are done; every number is over
+    the same seeds all the same.
+    """
+    units = [u for u in plan(config) if u.kind == "evaluate" and u.name.endswith(FINAL)]
+    done = [unit for unit in units if places.outcome(unit) is not None]
+    seeds = {unit.seed for unit in done}
+    have = {arm: {unit.seed for unit in done if unit.arm == arm} for arm in config["arms"]}
+    whole = {arm for arm, own in have.items() if own == seeds and seeds}
+    left_out = [arm for arm in config["arms"] if arm not in whole]
+    return [load(places, unit) for unit in done if unit.arm in whole], left_out
 
 
 def load(places: Places, unit: Unit) -> ArmResult:

@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from figures import draw, series
+from curves import series
+from figures import draw
 from finds import finds
 from outcomes import (
     BASE,
@@ -19,6 +20,7 @@ from outcomes import (
     costs,
     differences,
     evaluated,
+    evaluated_so_far,
     pick,
     relative_gains,
     table,
@@ -27,6 +29,7 @@ from picking import picking
 from tables import (
     COLUMNS,
     arms_table,
+    bases_table,
     budget_tables,
     costs_table,
     differences_table,
@@ -83,7 +86,8 @@ def main_values(config: Config, places: Places) -> dict[str, Any]:
         "experiment": "01-countdown",
         "budgets": budgets,
         "finds": found,
-        "picking": picking(config, places, budgets[FINAL]["seeds"]),
+        "picking": picking(config, places, at[FINAL], MIXED),
+        "bases": seeds_of_bases(config, budgets[FINAL]["seeds"]),
         "costs": costs(config, places),
     }
 
@@ -92,6 +96,7 @@ def main_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[
     """The README's tables, from `results.json` alone."""
     budgets = list(values["budgets"].values())
     final, *others = budgets
+    picked = values["picking"]
     return {
         "aims": aims_table(budgets),
         **{name: part for name, (_, part) in budget_tables(final, labels).items()},
@@ -101,7 +106,8 @@ def main_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[
             for title, part in budget_tables(budget, labels).values()
         ),
         "finds": finds_table(values["finds"], labels),
-        "picking": picking_table(values["picking"], labels),
+        "picking": picking_table(picked, labels),
+        "bases": bases_table(final["table"], picked, values["bases"], labels),
         "costs": costs_table(values["costs"], labels),
     }
 
@@ -110,6 +116,15 @@ def front_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict
     """The table of the repository's README: the first columns of the final models' one."""
     lines = next(iter(values["budgets"].values()))["table"]
     return {"results": arms_table(lines, labels, COLUMNS[:FRONT])}
+
+
+def seeds_of_bases(config: Config, seeds: Sequence[int]) -> dict[str, list[int]]:
+    """Which seeds train from which base."""
+    found: dict[str, list[int]] = {}
+    for seed in seeds:
+        base = config["bases"][seed % len(config["bases"])]["name"]
+        found.setdefault(base, []).append(seed)
+    return found
 
 
 def budget_of(config: Config, moment: str, results: Sequence[ArmResult]) -> dict[str, Any]:
@@ -169,13 +184,18 @@ def aims_table(budgets: Sequence[Mapping[str, Any]]) -> str:
 
 def extra_values(config: Config, places: Places) -> dict[str, Any]:
     """The numbers of the extra queue, of the arms that all its seeds have."""
-    results = evaluated(config, places, FINAL)
+    results, left_out = evaluated_so_far(config, places)
     if not results:
-        raise SystemExit("No seed has all its arms yet; run without --stage.")
-    pairs = [(arm, a["against"]) for arm, a in config["arms"].items() if "against" in a]
+        raise SystemExit("No arm has a result of every seed yet; run without --stage.")
+    pairs = [
+        (arm, options["against"])
+        for arm, options in config["arms"].items()
+        if "against" in options and not {arm, options["against"]} & set(left_out)
+    ]
     return {
         "experiment": "01-countdown, extra",
         "seeds": sorted({result.seed for result in results if result.seed is not None}),
+        "left_out": left_out,
         "table": table(results),
         "differences": differences(results, pairs),
     }
@@ -183,8 +203,12 @@ def extra_values(config: Config, places: Places) -> dict[str, Any]:
 
 def extra_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
     """The README's tables of the extra queue, from its `results.json` alone."""
+    arms = arms_table(values["table"], labels)
+    if left_out := values.get("left_out"):
+        names = "; ".join(labels[arm] for arm in left_out)
+        arms += f"\n\nNot in the table, because not every seed has them yet: {names}."
     return {
-        "extra": arms_table(values["table"], labels),
+        "extra": arms,
         "extra-differences": differences_table(values["differences"], labels),
     }
 
@@ -207,7 +231,7 @@ def tuning_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dic
     rows = [
         [
             labels[line["arm"]],
-            " / ".join(f"{rate:.0e}" for rate in line["learning_rates"]),
+            " / ".join(f"{rate:.2g}" for rate in line["learning_rates"]),
             f"{100 * line['last']:.1f}",
         ]
         for line in values["arms"]

@@ -32,7 +32,7 @@ from units import (
     queue_config,
     with_needs,
 )
-from workers import Queue, end_with_parent, read_job
+from workers import Queue, end_with_parent, only_process, read_job
 
 STAGES = {"train": ("warmup", "train"), "evaluate": ("evaluate",), "report": ()}
 
@@ -136,7 +136,8 @@ def refuse_stale(places: Places, units: Sequence[Unit], redo: bool) -> None:
             "--redo deletes and redoes them; --out chooses another place."
         )
     for unit in stale:
-        places.forget(unit)
+        with only_process(places, unit):
+            places.forget(unit)
 
 
 def carry_out_unit(job: Path) -> int:
@@ -144,7 +145,11 @@ def carry_out_unit(job: Path) -> int:
     end_with_parent()
     from work import carry_out
 
-    carry_out(*read_job(job))
+    unit, config, places = read_job(job)
+    with only_process(places, unit):
+        # The process before, of a queue that was killed, may have come to the end after all.
+        if places.outcome(unit) is None:
+            carry_out(unit, config, places)
     return 0
 
 

@@ -99,18 +99,43 @@ def finds_table(found: Lines, labels: Mapping[str, str]) -> str:
             same = line["same_as_sibling"]
             copied = "" if line["given"] != "found" or same is None else f"{100 * same:.0f}"
             cells = [labels[line["arm"]], line["rows"], line["given"]]
-            rows.append([*cells, show(line["over_seeds"], 100), f"{line['at_risk']:,}", copied])
+            rows.append([*cells, show_share(line["over_seeds"]), f"{line['at_risk']:,}", copied])
     head = ["arm", "rows", "a sibling has", "tries that hit", "tries", "hits as the sibling wrote"]
     return markdown(head, rows)
 
 
 def picking_table(lines: Lines, labels: Mapping[str, str]) -> str:
     """Rows picked by their own verdict."""
+    shares = ("yes_right", "picked", "picked_16", "vote_16")
     rows = [
-        [labels[line["arm"]], show(line["picked"], 100), show(line["yes_right"], 100)]
+        [
+            labels[line["arm"]],
+            *(show_share(line[name]) for name in shares),
+            show(line["vote_16_minus_plain"], 100, sign=True),
+        ]
         for line in lines
     ]
-    return markdown(["arm", "picked of 8, right", "of the rows that say yes, right"], rows)
+    head = ["arm", "of the rows that say yes, right", "picked of 8", "picked of 16"]
+    plain = f"that vote minus {labels[lines[0]['against']]}'s maj@16"
+    return markdown([*head, "vote among yes of 16", plain], rows)
+
+
+def bases_table(
+    lines: Lines, picking: Lines, bases: Mapping[str, Sequence[int]], labels: Mapping[str, str]
+) -> str:
+    """Arms by base: means over the base's seeds, without intervals."""
+    wanted = [*COLUMNS[:2], COLUMNS[4]]
+    rows = []
+    for arm in dict.fromkeys(line["arm"] for line in lines):
+        own = pick(picking, arm=arm)["by_seed"]
+        columns = [pick(lines, arm=arm, metric=m, width=w)["by_seed"] for _, m, w, _ in wanted]
+        columns += [own["picked"], own["yes_right"]]
+        for base, seeds in bases.items():
+            means = [sum(column[str(seed)] for seed in seeds) / len(seeds) for column in columns]
+            named = f"{base} ({', '.join(map(str, seeds))})"
+            rows.append([labels[arm], named, *(f"{100 * mean:.1f}" for mean in means)])
+    head = ["arm", "base (seeds)", *(heading for heading, *_ in wanted)]
+    return markdown([*head, "picked of 8", "of the rows that say yes, right"], rows)
 
 
 def costs_table(spent: Mapping[str, Any], labels: Mapping[str, str]) -> str:
@@ -131,6 +156,15 @@ def show(
         return number
     low, high = (f"{scale * estimate[end]:{plus}.{digits}f}" for end in ("low", "high"))
     return f"{number} [{low}, {high}]"
+
+
+def show_share(estimate: Mapping[str, Any] | None) -> str:
+    """A share in per cent. A t interval over few seeds may reach past 0 or 1, which no share does:
+    its ends are cut there in tables, and whole in `results.json`."""
+    if estimate is None or estimate["low"] is None or estimate["high"] is None:
+        return show(estimate, 100)
+    ends = {end: min(max(estimate[end], 0.0), 1.0) for end in ("low", "high")}
+    return show({**estimate, **ends}, 100)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -169,4 +203,6 @@ def _cell(lines: Lines, percent: bool, **wanted: Any) -> str:
     line = pick(lines, **wanted)
     several = len(line["by_seed"]) > 1
     estimate = line["over_seeds" if several else "over_problems"]
-    return show(estimate, 100 if percent else 1, sign="against" in lines[0])
+    if percent and "against" not in line:
+        return show_share(estimate)
+    return show(estimate, 100 if percent else 1, sign="against" in line)

@@ -7,6 +7,7 @@ A unit is named by the folder of its results: `seed-0/warmup-bridge`, `seed-0/rl
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import shutil
@@ -19,6 +20,7 @@ import yaml
 
 HERE = Path(__file__).parent
 DONE = "done.json"
+RECORDS = "records.jsonl.xz"
 MAIN, EXTRA, TUNING = QUEUES = ("main", "extra", "tuning")
 Config = dict[str, Any]
 
@@ -50,8 +52,8 @@ class Unit:
             return int(self.settings["trainer"]["max_steps"])
         evaluation = self.settings["evaluation"]
         widths = evaluation["widths"] if self.coupled else [max(evaluation["widths"])]
-        # A held-out problem more or less changes the time that is left little.
-        return evaluation.get("limit", 394) * sum(evaluation["samples"] // w for w in widths)
+        problems = evaluation.get("limit") or _held_out(json.dumps(self.settings["task"]))
+        return int(problems) * sum(evaluation["samples"] // w for w in widths)
 
     @property
     def coupled(self) -> bool:
@@ -88,7 +90,10 @@ class Places:
         return json.loads(path.read_text()) if path.exists() else None
 
     def is_stale(self, unit: Unit) -> bool:
-        """Whether the unit was finished, or begun, with other settings."""
+        """Whether the unit was finished, or begun, with other settings.
+
+        The commit in `done.json` has no say in it: most commits change no result.
+        """
         outcome = self.outcome(unit)
         begun = self.work(unit.name) / "settings.json"
         if outcome is not None:
@@ -216,6 +221,15 @@ def _evaluations(
         Unit("evaluate", f"seed-{seed}/{arm}/{moment}", arm, seed, settings, needs)
         for moment in moments
     ]
+
+
+@functools.cache
+def _held_out(task: str) -> int:
+    """How many problems a task, as JSON, holds out."""
+    from interlace.tasks import get_task
+
+    options = json.loads(task)
+    return len(get_task(options.pop("name"), split="test", **options))
 
 
 def _source(base: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from units import DONE, Config, Places, Unit, base_source
+from units import DONE, HERE, RECORDS, Config, Places, Unit, base_source
 
 import interlace
 from interlace.evaluation.records import read_records
@@ -28,7 +29,6 @@ from interlace.training.warmup import WarmupTrainer
 
 MODEL = checkpoints.RESULT
 BLOCKS = {"bridge": interlace.BridgeConfig, "pmatch": interlace.PMatchConfig}
-RECORDS = "records.jsonl.xz"
 # What the learning curves and the table of costs are made from.
 KEPT = ("loss", "entropy", "clip_fraction", "seconds", "pass@1", "coverage", "vote", "distinct")
 
@@ -52,10 +52,12 @@ def carry_out(unit: Unit, config: Config, places: Places) -> None:
     resumed = begun.exists()
     begun.parent.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(unit.settings))
+    commit = source_commit()  # now: files may change while the unit runs
     started, spent = time.monotonic(), time.process_time()
     {"warmup": warm_up, "train": train, "evaluate": evaluate}[unit.kind](unit, config, places)
     outcome = {
         "settings": unit.settings,
+        "commit": commit,
         "size": unit.size,
         "resumed": resumed,  # then the seconds are those of the last process only
         "seconds": round(time.monotonic() - started, 1),
@@ -66,6 +68,21 @@ def carry_out(unit: Unit, config: Config, places: Places) -> None:
     partial = results / f"{DONE}.partial"
     partial.write_text(json.dumps(outcome, indent=1) + "\n")
     os.replace(partial, results / DONE)
+
+
+def source_commit() -> str:
+    """The commit of the source that a unit runs with, with a mark where code differs from it;
+    "unknown" outside a repository."""
+    git = ["git", "-C", str(HERE)]
+    code = [str(HERE.parents[1] / "src"), *map(str, HERE.glob("*.py"))]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code])
+    except OSError:  # no git here
+        return "unknown"
+    if head.returncode != 0:
+        return "unknown"
+    return head.stdout.strip() + (" with changes" if changed.returncode else "")
 
 
 def warm_up(unit: Unit, config: Config, places: Places) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -177,6 +179,20 @@ def read_job(path: Path) -> tuple[Unit, Config, Places]:
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     unit = Unit(**{**values["unit"], "needs": tuple(values["unit"]["needs"])})
     return unit, values["config"], Places(Path(values["out"]))
+
+
+@contextmanager
+def only_process(places: Places, unit: Unit) -> Iterator[None]:
+    """Hold the unit's lock; wait for the process that has it.
+
+    Of a queue that was killed outright, a unit's process may live a moment longer than the queue
+    and its lock. The new one waits for its end.
+    """
+    folder = places.work(unit.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "unit.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def end_with_parent() -> None:
