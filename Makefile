@@ -41,7 +41,7 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(STAMP) ## Train a tiny model before your eyes and see the method work (at most 8 minutes)
+demo: $(STAMP) ## Train a tiny model before your eyes and see the method work (about 4 minutes on two cores, at most 8)
 	$(BIN)/interlace demo
 
 bench: $(STAMP) ## Run the benchmarks; each ends in one JSON line

@@ -88,6 +88,10 @@ class BridgeBlock(Block):
             GroupError: if the width does not divide R, or the alive mask is not `[P, W, S]` of this
                 call.
         """
+        return x + self.added(x, groups)
+
+    def added(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+        """Bridge(Norm(X)), what the block adds to X."""
         count = groups.check(x.shape[0], x.shape[1])
         normed = self.norm(x)
         if groups.width == 1:
@@ -101,7 +105,7 @@ class BridgeBlock(Block):
         else:
             q, k, v = self._project(normed, count, groups.width)
             mixed = _attend(q, k, v, groups.visible())
-        return x + self._linear(mixed, "o_weight")
+        return self._linear(mixed, "o_weight")
 
     def attention(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "P S H W W"]:
         """Who attends to whom: the softmax weights for input X; the last axis sums to 1."""

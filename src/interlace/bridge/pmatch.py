@@ -49,9 +49,13 @@ class PMatchBlock(Block):
 
     def forward(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
         """X + W_O SiLU(W_in Norm(X)); `groups` is checked but changes nothing."""
+        return x + self.added(x, groups)
+
+    def added(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+        """W_O SiLU(W_in Norm(X)), what the block adds to X."""
         groups.check(x.shape[0], x.shape[1])
         inner = F.silu(self._linear(self.norm(x), "in_weight"))
-        return x + self._linear(inner, "o_weight")
+        return self._linear(inner, "o_weight")
 
     def extra_repr(self) -> str:
         return f"mlp_size={self.in_weight.shape[0]}"

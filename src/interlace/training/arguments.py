@@ -83,8 +83,28 @@ class GroupArguments(TrainingArguments):
                 "of a group would all be the same."
             )
         at_least_one(self, "max_new_tokens", "micro_rows", "max_rows")
+        self._check_saving()
         if self.lora and self.train != "lora":
             raise ConfigError(f"lora= holds options for train='lora'; train is {self.train!r}.")
+
+    def _check_saving(self) -> None:
+        strategy = getattr(self.save_strategy, "value", self.save_strategy)
+        if strategy not in ("steps", "no"):
+            raise ConfigError(
+                "Checkpoints are written every save_steps optimizer steps (save_strategy=steps) or "
+                f"not at all (no); got save_strategy={strategy}."
+            )
+        if self.save_only_model:
+            raise ConfigError(
+                "A run goes on from its checkpoints, so they hold the optimizer, too, and "
+                "save_only_model has no effect. save_total_limit bounds how many are kept; the "
+                "trained model alone is in the run's folder `model`."
+            )
+        if self.push_to_hub:
+            raise ConfigError(
+                "Nothing is pushed while training. Push the result afterwards: interlace.load its "
+                "folder `model`, then interlace.save(..., push_to='user/name')."
+            )
 
 
 @dataclass
@@ -111,6 +131,18 @@ class WarmupConfig(GroupArguments):
     def _check(self) -> None:
         super()._check()
         at_least_one(self, "problems", "samples", "fewest_correct", "groups_per_step")
+        if self.data is None and self.fewest_correct > self.samples:
+            raise ConfigError(
+                f"A problem has at most samples={self.samples} correct responses, so "
+                f"fewest_correct is at most that; got {self.fewest_correct}."
+            )
+        if self.data is None and self.micro_rows is not None and self.micro_rows < self.samples:
+            raise ConfigError(
+                "A forward pass holds whole groups, never a part of one, and a problem's correct "
+                f"responses are one group of up to samples={self.samples} rows: micro_rows="
+                f"{self.micro_rows} is less. Use micro_rows={self.samples} or more, or fewer "
+                "samples."
+            )
 
 
 @dataclass

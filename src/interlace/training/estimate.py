@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from interlace.errors import ConfigError
 from interlace.training.probe import Subject
+from interlace.training.responses import count_responses
 
 CPU_ROWS, CUDA_ROWS = 64, 256  # the engine's own bounds
 # Numbers of the optimizer's states for each that trains; others count as AdamW.
@@ -26,7 +28,8 @@ class Plan:
     """How much a stage does, over all processes.
 
     Attributes:
-        optimizer_steps: of the whole stage.
+        optimizer_steps: of the whole stage; of a warm-up counted in epochs the most there can be,
+            since problems without enough correct responses are left out.
         rollouts: times that a batch of prompts is sampled; one for the warm-up.
         prompts: prompts sampled, repeats counted.
         rows: completions sampled.
@@ -63,6 +66,7 @@ class Setting:
         processes: how many share the work.
         sharded: whether FSDP shards weights, gradients and states over them.
         cpu: whether it runs on the CPU.
+        guard: whether the guard of invariant I7 runs.
     """
 
     micro_rows: int
@@ -79,6 +83,7 @@ class Setting:
     processes: int = 1
     sharded: bool = False
     cpu: bool = False
+    guard: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ def plan(options: Any, stage: str, problems: int) -> Plan:
     """
     if stage == "warmup":
         used = min(options.problems or problems, problems)
+        if options.data is not None:
+            used = count_responses(Path(options.data))
         epoch = max(used / options.groups_per_step, 1.0)
         steps = _steps(options, epoch, 1)
         rows = 0 if options.data is not None else used * options.samples
@@ -186,6 +193,7 @@ def setting(
         processes=processes,
         sharded=sharded,
         cpu=cpu,
+        guard=bool(getattr(options, "guard", False)),
     )
 
 
@@ -215,6 +223,9 @@ def memory(subject: Subject, at: Setting) -> Memory:
     if at.mixed:
         copies = 2 * (subject.old_parameters + subject.new_parameters)
         training["weights in 16 bits"] = copies // (subject.layers if at.sharded else 1)
+    if at.guard and (at.mixed or subject.itemsize < 4):
+        # While the first part's activations are kept; of a sharded model in the first process.
+        training["copy in 32 bits (guard)"] = 4 * (subject.old_parameters + subject.new_parameters)
     if at.sharded:
         gathered = subject.weight_bytes - subject.weight_bytes // shards
         sampling["gathered weights (FSDP)"] = least["gathered"] = gathered

@@ -128,7 +128,8 @@ class GRPOTrainer(GroupTrainer):
         scores = self._score(model, part.batch, entropy=True)
         within = self.state.global_step % self.args.steps_per_rollout
         if self.args.guard and first and within == 0:
-            self._guard(part, scores.logprobs.detach())
+            with self.timed("guard"):
+                self._guard(part, scores.logprobs.detach())
         old = scores.logprobs.detach() if part.old_logprobs is None else part.old_logprobs
         parts = policy_loss(
             scores.logprobs,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from interlace.errors import RunError
+
 
 class Journal:
     """A file of one JSON object a line, each with the optimizer step that it belongs to.
@@ -35,7 +37,18 @@ class Journal:
         os.replace(partial, self.path)
 
     def add(self, step: int, entry: Mapping[str, Any]) -> None:
-        """Write one line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **entry}, ensure_ascii=False) + "\n")
+        """Write one line.
+
+        Raises:
+            RunError: if it cannot be written, as on a full disk.
+        """
+        line = json.dumps({"step": step, **entry}, ensure_ascii=False) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be written: {error}. Make room and run the same command again "
+                "to go on from the last checkpoint; what was written after it is taken back."
+            ) from error

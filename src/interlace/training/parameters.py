@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,6 +60,35 @@ def _without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def warn_of_lost_steps(model: nn.Module, args: GroupArguments) -> None:
+    """Warn where weights of 16 bits are too coarse for the learning rate.
+
+    AdamW moves a weight by about the learning rate. In bfloat16 neighbouring numbers are 1/256 to
+    1/128 of their size apart, so a smaller step than half of that rounds back to where it was.
+    """
+    lost = count = 0
+    for pairs, rate in zip(split_parameters(model), learning_rates(args), strict=True):
+        for _, weight in pairs:
+            if weight.dtype in (torch.float16, torch.bfloat16):
+                least = torch.finfo(weight.dtype).eps / 4  # of its size, what surely rounds back
+                lost += int((weight.detach().abs().float() * least > rate).sum())
+                count += weight.numel()
+    if lost:
+        warnings.warn(
+            f"{lost:,} of {count:,} weights that train in 16 bits are too large to be moved by a "
+            f"step of their learning rate ({args.learning_rate:g}): it rounds to nothing. Load the "
+            "model with dtype='float32' (in a recipe, load.dtype=float32) and set bf16=true, which "
+            "runs the passes in bfloat16.",
+            stacklevel=3,
+        )
+
+
+def learning_rates(args: GroupArguments) -> tuple[float, float]:
+    """Of the old and of the new weights."""
+    new = args.new_learning_rate
+    return args.learning_rate, args.learning_rate if new is None else new
+
+
 def split_parameters(
     model: nn.Module,
 ) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
@@ -78,19 +108,17 @@ def optimizer_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for the optimizer: old and new weights, with and without weight decay."""
     decayed = set(decayed)
-    rate = args.new_learning_rate
     groups = []
-    for pairs, learning_rate in zip(
-        split_parameters(model),
-        (args.learning_rate, args.learning_rate if rate is None else rate),
-        strict=True,
+    for name, pairs, learning_rate in zip(
+        ("old", "new"), split_parameters(model), learning_rates(args), strict=True
     ):
         for decay, chosen in (
             (args.weight_decay, [p for n, p in pairs if n in decayed]),
             (0.0, [p for n, p in pairs if n not in decayed]),
         ):
             if chosen:
-                groups.append({"params": chosen, "weight_decay": decay, "lr": learning_rate})
+                options = {"weight_decay": decay, "lr": learning_rate, "weights": name}
+                groups.append({"params": chosen, **options})
     return groups
 
 

@@ -59,7 +59,7 @@ class Recipe:
         model: what `interlace.load` takes.
         task: the task's name.
         output_dir: where both stages write.
-        load: further options of `interlace.load`.
+        load: further options of `interlace.load`; dtype is float32 unless it says otherwise.
         attach: the blocks; "none" for none, "auto" for those that the model has, or else a Bridge
             of the default size.
         blocks: where GRPO takes its blocks from: "warmup" is `<output_dir>/warmup/model`, "fresh"
@@ -244,6 +244,9 @@ def _load_options(values: Any) -> dict[str, Any]:
             )
     if "dtype" in options:
         _check_dtype(options["dtype"])
+    elif "quantization_config" not in options:
+        # A checkpoint's own 16 bits would round small steps of the optimizer to nothing.
+        options["dtype"] = "float32"
     return options
 
 

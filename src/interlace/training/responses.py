@@ -1,6 +1,7 @@
 """Responses to learn in the warm-up: sampled from the base model, judged, kept in a JSONL file.
 
-One line is one problem: {"example": id, "prompt_token_ids": [...], "completions": [[ids], ...]}.
+One line is one problem: {"example": id, "sampling": {...}, "prompt_token_ids": [...],
+"completions": [[ids], ...]}.
 A ready data set of responses has texts instead: {"prompt": text or messages, "responses": [text,
 ...]}; each gets the tokenizer's end token.
 """
@@ -8,6 +9,7 @@ A ready data set of responses has texts instead: {"prompt": text or messages, "r
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +58,13 @@ def sample_responses(
     """
     chosen = draw_indices(int(args.seed), len(task), 0, min(args.problems or len(task), len(task)))
     mine = chosen[share[0] :: share[1]]
-    done = {entry["example"] for entry in _read_lines(path, repair=True)}
+    sampling = {
+        "samples": args.samples,
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "seed": int(args.seed),
+    }
+    done = _done(path, sampling)
     # A chunk that a kill cut off is sampled whole again: in low precision a row's tokens can depend
     # on what shares its batch.
     chunks = [
@@ -88,43 +96,97 @@ def sample_responses(
                 ]
                 entry = {
                     "example": example.id,
+                    "sampling": sampling,
                     "prompt_token_ids": own[0].prompt_token_ids,
-                    "samples": args.samples,
                     "completions": right,
                 }
                 file.write(json.dumps(entry) + "\n")
 
 
-def read_responses(paths: Sequence[Path], tokenizer: Any, fewest: int) -> list[Item]:
-    """The groups of these files with at least `fewest` responses, in a fixed order.
+def _done(path: Path, sampling: dict[str, Any]) -> set[str]:
+    """The problems that a file has already, if they were sampled in the same way."""
+    done = set()
+    for entry in _read_lines(path, repair=True):
+        if entry["sampling"] != sampling:
+            raise DataFileError(
+                f"{path} holds responses that were sampled otherwise: {entry['sampling']}, and now "
+                f"{sampling}. Use another output_dir, delete the file, or pass it as warmup.data "
+                "to train on it as it is."
+            )
+        done.add(entry["example"])
+    return done
+
+
+def read_responses(
+    paths: Sequence[Path], tokenizer: Any, args: WarmupConfig, vocabulary: int
+) -> list[Item]:
+    """The groups of these files with at least `fewest_correct` responses, in a fixed order.
+
+    Responses longer than `max_new_tokens` are left out, with a warning.
+
+    Args:
+        paths: JSONL files.
+        tokenizer: for texts.
+        args: `fewest_correct` and `max_new_tokens`.
+        vocabulary: V, what token ids are below.
 
     Raises:
-        DataFileError: for a file that cannot be read, or if no problem is left.
+        DataFileError: for a file that cannot be read or is no such data set, or if no problem is
+            left.
     """
     items: dict[str, Item] = {}
-    problems = 0
+    problems = overlong = 0
+    fewest, most = args.fewest_correct, args.max_new_tokens
     for path in paths:
         for number, entry in enumerate(_read_lines(path), start=1):
             problems += 1
-            item = _item(entry, tokenizer, f"{path.name}, line {number}")
-            if len(item.completions) >= fewest:
-                items[str(entry.get("example", f"{path.name}:{number:09d}"))] = item
+            item = _item(entry, tokenizer, f"{path.name}, line {number}", vocabulary)
+            fitting = [row for row in item.completions if len(row) <= most]
+            overlong += len(item.completions) - len(fitting)
+            if len(fitting) >= fewest:
+                name = str(entry.get("example", f"{path.name}:{number:09d}"))
+                items[name] = Item(item.prompt, fitting)
+    if overlong:
+        warnings.warn(
+            f"{overlong} responses are longer than max_new_tokens={most} and are left out. Raise "
+            "warmup.max_new_tokens to learn them, too.",
+            stacklevel=2,
+        )
     if not items:
         raise DataFileError(
             f"No problem has {fewest} correct responses; {problems} problems were read. A model "
             "that solves next to nothing cannot warm up on its own responses: take easier "
-            "problems, more samples, or pass responses from elsewhere (warmup.data)."
+            "problems, more samples, a longer max_new_tokens, or pass responses from elsewhere "
+            "(warmup.data)."
         )
     return [items[key] for key in sorted(items)]
 
 
-def _item(entry: dict[str, Any], tokenizer: Any, place: str) -> Item:
+def count_responses(path: Path) -> int:
+    """How many problems a file of responses has.
+
+    Raises:
+        DataFileError: for a file that cannot be read.
+    """
+    return sum(1 for _ in _read_lines(path))
+
+
+def _item(entry: dict[str, Any], tokenizer: Any, place: str, vocabulary: int) -> Item:
     if "completions" in entry and "prompt_token_ids" in entry:
         prompt, rows = entry["prompt_token_ids"], entry["completions"]
         if not (isinstance(rows, list) and all(map(_are_ids, [prompt, *rows])) and prompt):
             raise DataFileError(
                 f"{place}: prompt_token_ids is a list of token ids, and completions a list of such "
                 f"lists; got {prompt!r:.60} and {rows!r:.60}."
+            )
+        if wrong := [t for row in [prompt, *rows] for t in row if not 0 <= t < vocabulary]:
+            raise DataFileError(
+                f"{place}: token ids are from 0 to {vocabulary - 1}, the model's vocabulary; got "
+                f"{wrong[0]}. Were the responses made with another tokenizer?"
+            )
+        if not all(rows):
+            raise DataFileError(
+                f"{place}: a response has at least one token, its end token if it is empty."
             )
         return Item(prompt, rows)
     if "prompt" not in entry or not isinstance(entry.get("responses"), list):

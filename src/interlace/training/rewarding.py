@@ -105,6 +105,8 @@ def add_up(
     parts: dict[str, list[float | None]] = {}
     for reward in rewards:
         values = reward.function(prompts=prompts, completions=texts, **columns)
+        if hasattr(values, "tolist"):  # a tensor or an array will do
+            values = values.tolist()
         if not isinstance(values, Sequence) or len(values) != len(texts):
             raise RewardError(
                 f"A reward returns a list with one value a completion, {len(texts)} here; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from interlace.bridge.config import BlockConfig, BridgeConfig
 from interlace.errors import ConfigError
 from interlace.models.loading import load
 from interlace.training.recipe import Recipe, Stage
+from interlace.training.rewarding import named_rewards
 from interlace.training.run_folder import Note, prepare_folder, starting_folder
 
 if TYPE_CHECKING:
@@ -47,8 +49,10 @@ def train(
         RunError: if the stage's folder holds something else.
     """
     task = build_task(recipe, stage)  # mistakes show before a model is loaded
+    check_rewards(recipe, stage, task)
     start = starting_folder(recipe, stage)
     args = recipe.arguments(stage)
+    _refuse_empty_processes()
     # The first process settles the folder; the others then find it settled, or refuse it too.
     with args.main_process_first(local=False):
         prepare_folder(recipe, stage, restart=restart, first=args.process_index == 0, note=note)
@@ -70,6 +74,25 @@ def build_task(recipe: Recipe, stage: Stage, **more: Any) -> Task:
 
     name, options = recipe.task_of(stage)
     return get_task(name, **{**options, **more})
+
+
+def check_rewards(recipe: Recipe, stage: Stage, task: Task) -> None:
+    """Raise if a reward that the recipe names is not there.
+
+    Raises:
+        ConfigError: for a name that is not known or cannot be imported.
+    """
+    if stage == "grpo":
+        named_rewards(recipe.options(stage).rewards, task)
+
+
+def _refuse_empty_processes() -> None:
+    if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in ("1", "true"):
+        raise ConfigError(
+            "With fsdp_cpu_ram_efficient_loading only one process loads the weights, and blocks "
+            "are attached after loading, in every process. Set it to false, as in "
+            "recipes/accelerate/fsdp2.yaml."
+        )
 
 
 def build_model(

@@ -47,12 +47,11 @@ DECISIVE = (
 OPERATIONAL = frozenset(
     {
         *("micro_rows", "max_rows", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
-        *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "logging_steps"),
+        *("save_strategy", "save_steps", "save_total_limit", "logging_steps"),
         *("logging_strategy", "logging_first_step", "log_level", "log_level_replica"),
         *("log_on_each_node", "report_to", "run_name", "project", "trackio_space_id"),
         *("disable_tqdm", "log_completions", "use_cpu", "ddp_timeout", "ddp_backend", "debug"),
         *("dataloader_num_workers", "dataloader_pin_memory", "skip_memory_metrics"),
-        *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"),
     }
 )
 # Options of TrainingArguments that a recipe sets elsewhere, or that have no effect here.
@@ -77,7 +76,7 @@ ELSEWHERE = {
 # Whole families that the trainers never read.
 WITHOUT_EFFECT = (
     *("eval_", "do_eval", "do_predict", "per_device_eval", "bf16_full", "fp16_full", "batch_eval"),
-    *("include_", "label_names", "length_column", "load_best", "metric_for", "greater_is"),
+    *("hub_", "include_", "label_names", "length_column", "load_best", "metric_for", "greater_is"),
     *("prediction_loss", "dataloader_drop", "dataloader_in_order", "remove_unused"),
 )
 ALIASES = {

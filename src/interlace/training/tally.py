@@ -21,6 +21,7 @@ class Tally:
     """
 
     def __init__(self) -> None:
+        self._within: list[float] = []  # of each phase that runs, the seconds of phases within it
         self._clear()
 
     def _clear(self) -> None:
@@ -46,12 +47,16 @@ class Tally:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the seconds within to a phase."""
+        """Add the seconds within to a phase, those of a phase within it left out."""
         start = time.perf_counter()
+        self._within.append(0.0)
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            spent, others = time.perf_counter() - start, self._within.pop()
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent - others
+            if self._within:
+                self._within[-1] += spent
 
     def collect(self, reduce: Reduce) -> dict[str, float]:
         """Everything as numbers to log, over all processes; the tally is empty afterwards."""

@@ -17,6 +17,7 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from interlace.bridge.attach import get_attachment, is_attached
 from interlace.errors import CheckpointError, ConfigError
 from interlace.generation.stopping import forbidden_token_ids, stop_ids_of
 from interlace.generation.types import SamplingParams
@@ -45,8 +45,10 @@ from interlace.training.parameters import (
     optimizer_groups,
     split_parameters,
     unwrapped,
+    warn_of_lost_steps,
 )
 from interlace.training.tally import Tally
+from interlace.training.watching import watching_blocks
 from interlace.training.whole import Skeleton
 
 log = logging.getLogger(__name__)
@@ -93,15 +95,17 @@ class GroupTrainer(Trainer):
         self.task = task
         self.tally = Tally()
         choose_parameters(model, args)
-        if args.max_steps <= 0:
-            args.max_steps = max(round(args.num_train_epochs * self.steps_per_epoch(args)), 1)
-        every = self.resumable_every(args)
-        args.max_steps = -(-args.max_steps // every) * every
+        self._by_epochs = args.max_steps <= 0
+        self.settle_steps(args)
         # On several GPUs one process would get Hugging Face's DataParallel, which splits groups.
         args._n_gpu = min(int(args.n_gpu), 1)
         base: Any = super()
         base.__init__(model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks))
         self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
+        # DeepSpeed, and accelerate's FSDP in mixed precision, keep weights of 32 bits of their own.
+        wide = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
+        if not (self.is_deepspeed_enabled or wide):
+            warn_of_lost_steps(model, args)
         self.model_accepts_loss_kwargs = False
         self.tokenizer = tokenizer
         params = SamplingParams()
@@ -112,6 +116,14 @@ class GroupTrainer(Trainer):
         self.folder = Path(str(args.output_dir))
         self._journal = Journal(self.folder / METRICS)
         self._owes_checkpoint = False
+        self._rates: dict[str, float] = {}  # of the last step's old and new weights
+
+    def settle_steps(self, args: Any) -> None:
+        """Turn epochs into optimizer steps, and those into whole rollouts."""
+        if self._by_epochs:
+            args.max_steps = max(round(args.num_train_epochs * self.steps_per_epoch(args)), 1)
+        every = self.resumable_every(args)
+        args.max_steps = -(-args.max_steps // every) * every
 
     # What a trainer says.
 
@@ -121,7 +133,7 @@ class GroupTrainer(Trainer):
 
     @abstractmethod
     def steps_per_epoch(self, args: Any) -> float:
-        """Optimizer steps in which every problem is seen once."""
+        """Optimizer steps in which everything there is to draw from is seen once."""
 
     @abstractmethod
     def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
@@ -160,13 +172,18 @@ class GroupTrainer(Trainer):
             part = parts[index] if index < len(parts) else spare
             with self._syncing(model, last=index == passes - 1):
                 with self.compute_loss_context_manager(), self.timed("score"):
-                    with self._watching_blocks(index == 0):
+                    watched = self._watching_blocks() if index == 0 else contextlib.nullcontext()
+                    with watched:
                         loss = self.loss_of(model, part, denominator, index == 0)
                     loss = loss if part.counts else loss * 0
                 with self.timed("backward"):
                     # Reducers average over processes; the loss is a share of the sum.
                     self.accelerator.backward(loss * self.args.world_size)
             total += loss.detach()
+        self._rates = {
+            f"learning_rate/{group['weights']}": float(group["lr"])
+            for group in self.optimizer.param_groups
+        }
         scaler = self.accelerator.scaler  # of fp16, whose gradients are not unscaled yet
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         for name, pairs in zip(
@@ -190,6 +207,7 @@ class GroupTrainer(Trainer):
         trained = "loss" in logs
         if trained:
             logs |= self.derived(self.tally.collect(self.reduce))
+            logs |= self._rates
         base: Any = super()
         base.log(logs, start_time)
         if trained and self.is_world_process_zero():  # the summary is of this process's steps alone
@@ -222,6 +240,12 @@ class GroupTrainer(Trainer):
         """
         last = checkpoints.last_checkpoint(self.folder)
         step = 0 if last is None else int(last.name.rpartition("-")[2])
+        if self.args.max_steps < step:
+            raise ConfigError(
+                f"{self.folder} holds {last.name if last else ''}, beyond max_steps="
+                f"{self.args.max_steps}: going on would give the longer run's model. Use max_steps="
+                f"{step} or more, another output_dir, or begin anew with --restart."
+            )
         if self.is_world_process_zero():
             self.rewind(step)
         self.accelerator.wait_for_everyone()
@@ -240,20 +264,26 @@ class GroupTrainer(Trainer):
         if self.skeleton is not None:
             model = self.skeleton.filled(model, keep=first)
         if first:
-            checkpoints.save_result(model, folder, self.args.train, self.tokenizer)
+            try:
+                checkpoints.save_result(model, folder, self.args.train, self.tokenizer)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"The trained model could not be written into {folder}: {error}. Make room and "
+                    "run the same command again: it goes on from the last checkpoint."
+                ) from error
         self.accelerator.wait_for_everyone()
         return folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
-        partial = self.folder / f"{checkpoints.PARTIAL}{name}"
+        unfinished = self.folder / f"{checkpoints.PARTIAL}{name}"
         try:
-            self._write_checkpoint(str(partial))
+            self._write_checkpoint(str(unfinished))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoints.publish(partial, self.folder / name)
+                checkpoints.publish(unfinished, self.folder / name)
         except (OSError, RuntimeError, SafetensorError) as error:  # as each file's writer has it
-            shutil.rmtree(partial, ignore_errors=True)  # it would go on filling the disk
+            shutil.rmtree(unfinished, ignore_errors=True)  # it would go on filling the disk
             last = checkpoints.last_checkpoint(self.folder)
             raise CheckpointError(
                 f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
@@ -316,28 +346,9 @@ class GroupTrainer(Trainer):
             if self.args.device.type == "cuda":
                 torch.cuda.synchronize()
 
-    @contextlib.contextmanager
-    def _watching_blocks(self, active: bool) -> Iterator[None]:
-        """Note how much the blocks add: the norm of their output over that of their input."""
-        model = unwrapped(self.model)
-        if not active or not is_attached(model):
-            yield
-            return
-        ratios: list[Tensor] = []
-
-        def note(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            with torch.no_grad():
-                x = inputs[0].detach()
-                ratios.append((output.detach() - x).float().norm() / x.float().norm())
-
-        names = get_attachment(model).block_names
-        handles = [model.get_submodule(name).register_forward_hook(note) for name in names]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-        self.tally.mean("block_output_over_input", float(torch.stack(ratios).mean()))
+    def _watching_blocks(self) -> contextlib.AbstractContextManager[None]:
+        note = partial(self.tally.mean, "block_output_over_input")
+        return watching_blocks(unwrapped(self.model), note)
 
 
 @contextlib.contextmanager

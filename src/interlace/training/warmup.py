@@ -6,7 +6,8 @@ something about the next token (METHOD.md, "Training", 1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,17 @@ class WarmupTrainer(GroupTrainer):
         *,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        super().__init__(model, tokenizer, args, task, callbacks=callbacks)
         self._items: list[Item] = []
+        super().__init__(model, tokenizer, args, task, callbacks=callbacks)
 
     def steps_per_epoch(self, args: Any) -> float:
         problems = min(args.problems or len(self.task), len(self.task))
-        return float(max(problems / args.groups_per_step, 1.0))
+        groups = len(self._items) or problems  # until it is known how many problems are kept
+        return float(max(groups / args.groups_per_step, 1.0))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._items = self._prepare()
+        self.settle_steps(self.args)
         base: Any = super()
         return base.train(*args, **kwargs)
 
@@ -70,11 +73,13 @@ class WarmupTrainer(GroupTrainer):
             paths = [
                 folder / f"{index}-of-{args.world_size}.jsonl" for index in range(args.world_size)
             ]
-            engine = Engine(unwrapped(self.model), self.tokenizer, max_rows=args.max_rows)
             own = args.process_index
-            sample_responses(engine, self.task, args, paths[own], (own, args.world_size))
+            with self._placed_model() as model:
+                engine = Engine(model, self.tokenizer, max_rows=args.max_rows)
+                sample_responses(engine, self.task, args, paths[own], (own, args.world_size))
             self.accelerator.wait_for_everyone()
-        items = read_responses(paths, self.tokenizer, args.fewest_correct)
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        items = read_responses(paths, self.tokenizer, args, vocabulary)
         widest = max(len(item.completions) for item in items)
         if args.micro_rows is not None and args.micro_rows < widest:
             raise ConfigError(
@@ -83,6 +88,17 @@ class WarmupTrainer(GroupTrainer):
                 f"micro_rows={widest} or more, or fewer samples."
             )
         return items
+
+    @contextmanager
+    def _placed_model(self) -> Iterator[nn.Module]:
+        """The whole model where it computes: one that is sharded later is still on the CPU."""
+        model = unwrapped(self.model)
+        home = next(model.parameters()).device
+        model.to(self.args.device)
+        try:
+            yield model
+        finally:
+            model.to(home)
 
     def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
         args = self.args

@@ -53,6 +53,29 @@ def test_grpo_refuses(options: dict[str, Any], message: str, tmp_path: Path) -> 
         GRPOConfig(output_dir=str(tmp_path), **QUIET | options)
 
 
+SAVING: list[tuple[dict[str, Any], str]] = [
+    ({"save_only_model": True}, "save_only_model has no effect"),
+    ({"push_to_hub": True}, "Nothing is pushed while training"),
+    ({"save_strategy": "epoch"}, r"save_strategy=steps\) or not at all \(no\); got .*=epoch"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), SAVING, ids=[str(o) for o, _ in SAVING])
+def test_what_would_have_no_effect_on_saving_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    for config in (GRPOConfig, WarmupConfig):
+        with pytest.raises(ConfigError, match=message):
+            config(output_dir=str(tmp_path), **QUIET | options)
+
+
+def test_the_warm_up_refuses_what_it_cannot_keep_before_it_samples(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="up to samples=8 rows: micro_rows=7 is less"):
+        WarmupConfig(output_dir=str(tmp_path), **QUIET, micro_rows=7)
+    with pytest.raises(ConfigError, match=r"at most samples=8 .*; got 9"):
+        WarmupConfig(output_dir=str(tmp_path), **QUIET, fewest_correct=9)
+
+
 @pytest.mark.parametrize("name", ["problems", "samples", "fewest_correct", "groups_per_step"])
 def test_the_warm_up_refuses(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1; got 0"):

@@ -90,14 +90,31 @@ def test_a_plan_of_the_warm_up():
     )
     assert (found.optimizer_steps, found.problems, found.rows) == (5, 20, 140)
     assert (found.most_tokens, found.groups) == (1540, 20)
-    ready = plan(options("warmup", data="x.jsonl", max_steps=1), "warmup", problems=20)
-    assert ready.most_tokens == 0
+
+
+def test_a_plan_of_a_ready_data_set_counts_its_groups(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "1", "responses": ["2", "3"]}\n' * 48)
+    given = options("warmup", data=str(path), num_train_epochs=2, groups_per_step=24)
+    found = plan(given, "warmup", problems=1000)
+    assert (found.problems, found.rows, found.optimizer_steps) == (48, 0, 4)
+    assert found.most_tokens == 0
+
+
+def test_the_guards_copy_counts_in_low_precision():
+    subject = probe(skeleton(), 8, eager=True)
+    name = "copy in 32 bits (guard)"
+    whole = 4 * (subject.old_parameters + subject.new_parameters)
+    assert memory(subject, at(bf16=True)).training[name] == whole
+    assert name not in memory(subject, at()).training
+    assert name not in memory(subject, at(bf16=True, guard=False)).training
+    assert name not in memory(subject, at("warmup", bf16=True)).training
 
 
 def test_rows_of_a_pass_are_whole_groups_of_the_worst_width():
     assert at(rollouts=12, width=[3, 4], micro_rows=11, prompts_per_rollout=8).micro_rows == 9
     assert at(rollouts=8, width=4, prompts_per_rollout=8, mini_batches=2).micro_rows == 32
-    assert at("warmup", samples=8, micro_rows=4).micro_rows == 8
+    assert at("warmup", samples=8, micro_rows=4, data="x.jsonl").micro_rows == 8
     with pytest.raises(ConfigError, match="3 processes do not divide it"):
         at(prompts_per_rollout=8, processes=3)
 

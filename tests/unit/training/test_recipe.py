@@ -168,6 +168,13 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
         load_recipe("tinny")
 
 
+def test_weights_are_loaded_in_float32_unless_the_recipe_says_otherwise():
+    assert recipe().load == {"dtype": "float32"}
+    assert recipe(load={"dtype": "bfloat16"}).load == {"dtype": "bfloat16"}
+    assert recipe(load={"quantization_config": {}}).load == {"quantization_config": {}}
+    assert recipe().resolved("grpo")["load"] == {"dtype": "float32"}
+
+
 def test_attach_in_all_its_forms():
     assert recipe().attach == "auto"
     assert recipe(attach="none").attach == "none"

@@ -11,9 +11,10 @@ import pytest
 from interlace import Engine
 from interlace.errors import DataFileError
 from interlace.training import responses
+from interlace.training.arguments import WarmupConfig
 from interlace.training.responses import Item, read_responses, sample_responses
 from support.number_model import WORDS, number_tokenizer
-from support.training import Evens, metrics, read_lines, tiny_model, warmup, write_responses
+from support.training import QUIET, Evens, metrics, read_lines, tiny_model, warmup, write_responses
 
 TOKENIZER = number_tokenizer()
 END = WORDS.index("<end>")
@@ -26,6 +27,12 @@ def arguments(tmp_path: Path, **options: Any) -> Any:
 def sample(path: Path, args: Any, **options: Any) -> None:
     engine = Engine(tiny_model(), TOKENIZER, max_rows=12)
     sample_responses(engine, Evens(), args, path, **options)
+
+
+def read(paths: list[Path], fewest: int = 2, longest: int = 9) -> list[Item]:
+    numbers: dict[str, Any] = {"fewest_correct": fewest, "max_new_tokens": longest}
+    args = WarmupConfig(output_dir="unused", data="given", **QUIET, **numbers)
+    return read_responses(paths, TOKENIZER, args, len(WORDS))
 
 
 def test_only_correct_and_finished_responses_are_stored(tmp_path: Path) -> None:
@@ -110,7 +117,7 @@ def test_own_responses_get_an_end_token(tmp_path: Path) -> None:
         + "\n"
     )
     numbers = [WORDS.index(str(n)) for n in range(9)]
-    first, second, third = read_responses([path], TOKENIZER, 2)
+    first, second, third = read([path])
     assert first == Item(
         [numbers[1], numbers[2]], [[numbers[4], END], [numbers[5], numbers[6], END]]
     )
@@ -122,7 +129,7 @@ def test_own_responses_get_an_end_token(tmp_path: Path) -> None:
 def test_ragged_groups_train_with_the_weight_of_their_tokens(tmp_path: Path) -> None:
     path = write_responses(tmp_path / "data.jsonl")
     warmup(tmp_path / "run", data=str(path), groups_per_step=9).run()
-    items = read_responses([path], TOKENIZER, 2)
+    items = read([path])
     assert len(items) == 9
     assert {len(item.completions) for item in items} == {2, 3, 4}
     tokens = sum(len(row) for item in items for row in item.completions)
@@ -141,6 +148,9 @@ def test_ragged_groups_train_with_the_weight_of_their_tokens(tmp_path: Path) -> 
         ('{"prompt_token_ids": "1", "completions": [[1], [2]]}', "line 2: .*token ids"),
         ('{"prompt_token_ids": [1], "completions": [1, 2]}', "line 2: .*token ids"),
         ('{"prompt_token_ids": [], "completions": [[1], [2]]}', "line 2: .*token ids"),
+        ('{"prompt_token_ids": [1], "completions": [[1], [99]]}', "line 2: .* got 99. Were the"),
+        ('{"prompt_token_ids": [-1], "completions": [[1], [2]]}', "line 2: .* got -1"),
+        ('{"prompt_token_ids": [1], "completions": [[1], []]}', "line 2: .*at least one token"),
     ],
 )
 def test_damaged_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
@@ -148,7 +158,36 @@ def test_damaged_lines_are_named(line: str, message: str, tmp_path: Path) -> Non
     good = json.dumps({"prompt": "1 2", "responses": ["4", "5 6"]})
     path.write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(DataFileError, match=message):
-        read_responses([path], TOKENIZER, 2)
+        read([path])
+
+
+def test_overlong_responses_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [[1, 2, 3, 4], [5], [6, 7]]
+    path.write_text(json.dumps({"prompt_token_ids": [1], "completions": rows}) + "\n")
+    with pytest.warns(UserWarning, match="1 responses are longer than max_new_tokens=3"):
+        assert read([path], longest=3) == [Item([1], [[5], [6, 7]])]
+
+
+@pytest.mark.parametrize("change", [{"samples": 3}, {"temperature": 0.5}, {"seed": 1}])
+def test_responses_that_were_sampled_otherwise_are_not_used_again(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    sample(path, arguments(tmp_path))
+    with pytest.raises(DataFileError, match=r"were sampled otherwise.*warmup.data"):
+        sample(path, arguments(tmp_path, **change))
+
+
+def test_epochs_of_the_warm_up_are_passes_over_the_groups_that_are_kept(tmp_path: Path) -> None:
+    data = str(write_responses(tmp_path / "data.jsonl", 40))
+    trainer = warmup(
+        tmp_path / "run", data=data, max_steps=-1, num_train_epochs=2, groups_per_step=5
+    )
+    trainer.run()
+    kept = len(read([Path(data)]))
+    assert kept == 30
+    assert len(metrics(tmp_path / "run")) == 12  # two passes over six batches
 
 
 def test_a_damaged_line_in_the_middle_of_a_stored_file_is_not_repaired(tmp_path: Path) -> None:
@@ -163,10 +202,10 @@ def test_a_damaged_line_in_the_middle_of_a_stored_file_is_not_repaired(tmp_path:
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="cannot be read"):
-        read_responses([tmp_path / "none.jsonl"], TOKENIZER, 2)
+        read([tmp_path / "none.jsonl"])
 
 
 def test_no_problem_left(tmp_path: Path) -> None:
     path = write_responses(tmp_path / "data.jsonl")
     with pytest.raises(DataFileError, match=r"No problem has 9 correct .* 12 problems were read"):
-        read_responses([path], TOKENIZER, 9)
+        read([path], fewest=9)

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 import interlace
-from interlace.errors import CheckpointError
+from interlace.errors import CheckpointError, ConfigError
 from interlace.training import checkpoints
 from support.processes import run_program
 from support.training import at_step, grpo, metrics, read_lines, same_bits, warmup, weights
@@ -116,6 +116,19 @@ def test_the_first_checkpoint_cannot_be_written(
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(CheckpointError, match="The last good one is none"):
         grpo(tmp_path).run()
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """A file that may not grow further, which is what each writer then makes of it."""
+    for kind in ("checkpoint", "journal", "result"):
+        said = run_program("support.full_disk", str(tmp_path / kind), kind, timeout=200)
+        assert json.loads(said.splitlines()[-1]) == {"stopped": kind, "same": True}, kind
+
+
+def test_fewer_steps_than_were_taken_are_refused(tmp_path: Path) -> None:
+    grpo(tmp_path, max_steps=3, save_steps=1).run()
+    with pytest.raises(ConfigError, match="holds checkpoint-3, beyond max_steps=2"):
+        grpo(tmp_path, max_steps=2, save_steps=1).run()
 
 
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from interlace.errors import ConfigError, RewardError
 from interlace.tasks.base import Example, Verdict
@@ -112,6 +114,12 @@ def test_wrong_values(values: Any, message: str) -> None:
     reward = NamedReward("own", 1.0, lambda **_: values)
     with pytest.raises(RewardError, match=message):
         add_up([reward], ["?"] * 4, TEXTS, COLUMNS)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array], ids=["tensor", "array"])
+def test_tensors_and_arrays_will_do(kind: Any) -> None:
+    mine = NamedReward("mine", 2.0, lambda **columns: kind([1.0, 0.0, 0.5, 1.0]))
+    assert add_up([mine], ["?"] * 4, TEXTS, COLUMNS)[0] == [2.0, 0.0, 1.0, 2.0]
 
 
 def test_none_counts_as_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import interlace
 from interlace.bridge.attach import new_parameters
 from interlace.errors import ConfigError
 from interlace.training.batch import collate, score
+from interlace.training.grpo import GRPOTrainer
 from support.architectures import attach_random
-from support.number_model import WORDS
+from support.number_model import WORDS, number_tokenizer
 from support.training import (
+    Evens,
     at_step,
     gradients,
     grpo,
@@ -114,6 +117,48 @@ def test_old_and_new_weights_have_learning_rates_of_their_own(tmp_path: Path) ->
     for name, tensor in weights(model).items():
         rate = 0.3 if name in new else 0.01
         torch.testing.assert_close(tensor, before[name] - rate * moved_by[name], rtol=0, atol=1e-6)
+
+
+def test_both_learning_rates_are_logged(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"learning_rate": 1e-3, "new_learning_rate": 4e-3, "max_steps": 4}
+    grpo(tmp_path, lr_scheduler_type="linear", **options).run()
+    for line in metrics(tmp_path):
+        assert line["learning_rate/old"] == line["learning_rate"]
+        assert line["learning_rate/new"] == pytest.approx(4 * line["learning_rate/old"])
+
+
+def test_steps_that_16_bits_round_to_nothing_are_warned_of(tmp_path: Path) -> None:
+    model = tiny_model().bfloat16()
+    before = weights(model)
+    with pytest.warns(UserWarning, match="too large to be moved .*1e-06.*float32.*bf16=true"):
+        trainer = grpo(tmp_path, model, learning_rate=1e-6, max_steps=2)
+    trainer.train()
+    after = weights(model)
+    still = sum(int((after[name] == tensor).sum()) for name, tensor in before.items())
+    assert still > 0.9 * sum(tensor.numel() for tensor in before.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grpo(tmp_path / "wide", tiny_model(), learning_rate=1e-6)
+
+
+def test_gradient_norms_are_those_of_unscaled_gradients(tmp_path: Path) -> None:
+    grpo(tmp_path / "plain").train()
+    scaled = grpo(tmp_path / "scaled")
+    scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled.train()
+    for name in ("gradient_norm/old", "gradient_norm/new"):
+        plain, found = (metrics(tmp_path / part)[0][name] for part in ("plain", "scaled"))
+        assert found == pytest.approx(plain, rel=1e-4), name
+        assert plain > 0
+
+
+def test_several_gpus_in_one_process_do_not_split_groups(tmp_path: Path) -> None:
+    model = tiny_model()
+    args = grpo(tmp_path / "a", model).args
+    args._n_gpu = 2
+    trainer = GRPOTrainer(model, number_tokenizer(), args, Evens())
+    assert trainer.args.n_gpu <= 1
+    assert trainer._wrap_model(model) is model
 
 
 def test_weight_decay_of_matrices_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from interlace.errors import ConfigError
 from interlace.training.estimate import Memory, Plan, Setting, memory, plan, setting, ways_out
 from interlace.training.probe import Subject, probe
-from interlace.training.run import build_task
+from interlace.training.run import build_task, check_rewards
 from interlace.training.run_folder import starting_folder
 from interlace.training.skeleton import longest_prompt, skeleton
 
@@ -37,6 +37,7 @@ def dry_run(
         raise ConfigError(f"--memory is a number of GiB above 0; got {gibibytes}.")
     options = recipe.options(stage)
     task = build_task(recipe, stage)
+    check_rewards(recipe, stage, task)
     model, source = skeleton(recipe, stage)
     on_cpu = _on_cpu(options, gibibytes)
     prompt = longest_prompt(source, task)
@@ -98,7 +99,7 @@ def _print(
     table.add_column()
     table.add_column(justify="right", overflow="fold")
     for section in (
-        _work(stage, does, at),
+        _work(stage, does, at, recipe.options(stage).max_steps <= 0),
         _parameters(recipe, subject, start, stage),
         _bytes("all the time", needed.fixed),
         _bytes("while sampling", needed.sampling),
@@ -110,16 +111,17 @@ def _print(
     Console().print(table)
 
 
-def _work(stage: Stage, does: Plan, at: Setting) -> dict[str, Any]:
+def _work(stage: Stage, does: Plan, at: Setting, by_epochs: bool) -> dict[str, Any]:
     sampled = {"prompts sampled": does.prompts, "rows sampled": does.rows}
     tokens = {"tokens sampled, at most": does.most_tokens}
     if stage == "warmup":
+        most = ", at most" if by_epochs else ""
         return {
             "problems": does.problems,
             **sampled,
             **tokens,
             "groups kept, at most": does.problems,
-            "optimizer steps": does.optimizer_steps,
+            f"optimizer steps{most}": does.optimizer_steps,
             "groups trained on, repeats counted": does.groups,
         }
     return {

@@ -1,0 +1,63 @@
+"""A training run whose disk fills up: `python -m support.full_disk FOLDER KIND`.
+
+KIND says what is being written then: a checkpoint, the journal, or the result. A limit on the size
+of files stands for the disk, with the signal ignored that would end the process: writers then get
+an error from the system, as on a full disk. Afterwards the limit is lifted and the run goes on.
+Prints as JSON how it stopped, and whether its weights are those of a run without an accident.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from interlace.errors import CheckpointError, RunError
+from support.training import at_step, grpo, metrics, same_bits, weights
+
+
+def limit(size: int) -> None:
+    """No file may grow beyond so many bytes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+
+def main(place: Path, kind: str) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    options: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "log_completions": 0}
+    whole = grpo(place / "whole", **options)
+    whole.run()
+    folder = place / "full"
+    first = grpo(folder, **options)
+    if kind == "result":
+        first.save_result = lambda: (limit(20_000), type(first).save_result(first))[1]  # type: ignore
+    else:
+        size = 20_000 if kind == "checkpoint" else 1
+        first.add_callback(at_step(4 if kind == "checkpoint" else 3, lambda: limit(size)))
+    stopped = ""
+    try:
+        first.run()
+    except (CheckpointError, RunError) as error:
+        words = {"The checkpoint of": "checkpoint", "metrics.jsonl": "journal"}
+        words |= {"The trained model could": "result"}
+        stopped = next(name for word, name in words.items() if word in str(error))
+    limit(resource.RLIM_INFINITY)
+    left = [p.name for p in folder.iterdir() if p.name.startswith((".", "partial"))]
+    again = grpo(folder, **options)
+    again.run()
+    ours, theirs = weights(again.model), weights(whole.model)
+    same = len(same_bits(ours, theirs)) == len(theirs) and not left
+    same = same and metrics(folder) == metrics(place / "whole")
+    print(json.dumps({"stopped": stopped, "same": same}))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.disable_progress_bar()
+    main(Path(sys.argv[1]), sys.argv[2])

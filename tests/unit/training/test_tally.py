@@ -1,0 +1,59 @@
+"""Seconds by phase, and how much blocks add."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from interlace.bridge.attach import get_attachment
+from interlace.groups import Groups
+from interlace.training import tally as tallies
+from interlace.training.tally import Tally
+from interlace.training.watching import watching_blocks
+from support.training import tiny_model
+
+
+def test_a_phase_within_a_phase_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 4.0, 10.0, 20.0, 22.0])
+    monkeypatch.setattr(tallies.time, "perf_counter", lambda: next(now))
+    tally = Tally()
+    with tally.timed("score"), tally.timed("guard"):
+        pass
+    with tally.timed("score"):
+        pass
+    assert tally.seconds == {"score": 10.0 - 3.0 + 2.0, "guard": 3.0}
+
+
+@pytest.mark.parametrize("kind", ["bridge", "pmatch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_blocks_add_is_measured_of_the_model_alone(kind: str, dtype: torch.dtype) -> None:
+    model = tiny_model(kind).to(dtype)
+    names = get_attachment(model).block_names
+    with torch.no_grad():
+        for name in names:
+            model.get_submodule(name).o_weight.mul_(1e-2)  # so small that sums in 16 bits hide it
+    exact = copy.deepcopy(model).double()
+    ids, groups = torch.randint(0, 19, (6, 5)), Groups(width=3)
+    expected: list[float] = []
+    for name in names:
+        exact.get_submodule(name).register_forward_hook(
+            lambda block, inputs, output: expected.append(
+                float((output - inputs[0]).norm() / inputs[0].norm())
+            )
+        )
+    found: list[float] = []
+    with torch.no_grad(), watching_blocks(model, found.append):
+        model(ids, groups=groups)
+        other = copy.deepcopy(model)
+        for name in names:
+            other.get_submodule(name).o_weight.mul_(1e4)
+        other(ids, groups=groups)  # as the guard's copy
+    with torch.no_grad():
+        exact(ids, groups=groups)
+    assert found == [
+        pytest.approx(sum(expected) / len(expected), rel=1e-3 if dtype == torch.float32 else 0.1)
+    ]
+    model(ids, groups=groups)
+    assert len(found) == 1
