@@ -248,6 +248,7 @@ class GroupTrainer(Trainer):
             )
         if self.is_world_process_zero():
             self.rewind(step)
+            self._drop_old_checkpoints()
         self.accelerator.wait_for_everyone()
         self.train(resume_from_checkpoint=None if last is None else str(last))
         return self.save_result()
@@ -291,8 +292,11 @@ class GroupTrainer(Trainer):
                 "command again to go on from there."
             ) from error
         if self.args.should_save:
-            rotate_checkpoints(str(self.folder), save_total_limit=self.args.save_total_limit)
+            self._drop_old_checkpoints()
         self.accelerator.wait_for_everyone()
+
+    def _drop_old_checkpoints(self) -> None:
+        rotate_checkpoints(str(self.folder), save_total_limit=self.args.save_total_limit)
 
     def _write_checkpoint(self, folder: str) -> None:
         base: Any = self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,13 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     for kind in ("checkpoint", "journal", "result"):
         said = run_program("support.full_disk", str(tmp_path / kind), kind, timeout=200)
         assert json.loads(said.splitlines()[-1]) == {"stopped": kind, "same": True}, kind
+
+
+def test_a_checkpoint_that_a_killed_run_had_yet_to_delete_is_deleted(tmp_path: Path) -> None:
+    grpo(tmp_path, max_steps=3, save_steps=1).run()
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "checkpoint-1")
+    grpo(tmp_path, max_steps=3, save_steps=1).run()
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_fewer_steps_than_were_taken_are_refused(tmp_path: Path) -> None:
