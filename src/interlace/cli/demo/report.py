@@ -37,13 +37,13 @@ LIMITS = (
     "tokens. On a model this small the extra operations weigh far more than on a large one.",
 )
 SHORT = (
-    "Training was cut short to fit into minutes. Every arm gains by more of it, RLVR-only too: "
-    f"{EXPERIMENT} trains for longer."
+    "Training was cut short to fit into minutes. Every arm gains by more of it, and after "
+    f"1,080 rollouts RLVR-only has caught up with Bridge: {EXPERIMENT} trains for longer."
 )
 PACKAGED = (
     f"The packaged arms had {PACKAGED_ROLLOUTS} rollouts of GRPO each; `interlace demo` without "
-    f"--quick trains for {ROLLOUTS}, so its pass@1 is lower. Every arm gains by more, RLVR-only "
-    "too."
+    f"--quick trains for {ROLLOUTS}, so its pass@1 is lower. After 1,080 rollouts RLVR-only "
+    f"has caught up with Bridge: {EXPERIMENT}."
 )
 
 
