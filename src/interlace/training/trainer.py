@@ -202,6 +202,18 @@ class GroupTrainer(Trainer):
             self.optimizer = kind(optimizer_groups(model, self.args, decayed), **options)
         return self.optimizer
 
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's schedule, by name."""
+        base: Any = super()
+        try:
+            return base.create_scheduler(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+            raise ConfigError(
+                f"lr_scheduler_type={kind} cannot be had with lr_scheduler_kwargs="
+                f"{self.args.lr_scheduler_kwargs}: {error}."
+            ) from error
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was tallied since the last time; keep it all in metrics.jsonl."""
         trained = "loss" in logs
