@@ -96,8 +96,7 @@ def refuse_left_out_copies(credit: Credit, leave_one_out: bool) -> None:
     if credit == "group" and leave_one_out:
         raise ConfigError(
             "With credit='group' all rows of a group have one reward, so leaving out a row leaves "
-            "its reward in. Use baseline='others', which leaves out the group, or "
-            "leave_one_out=False."
+            "its reward in. Set leave_one_out=False; baseline='others' leaves out the whole group."
         )
 
 

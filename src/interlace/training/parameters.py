@@ -67,16 +67,19 @@ def warn_of_lost_steps(model: nn.Module, args: GroupArguments) -> None:
     1/128 of their size apart, so a smaller step than half of that rounds back to where it was.
     """
     lost = count = 0
+    slowest = float("inf")
     for pairs, rate in zip(split_parameters(model), learning_rates(args), strict=True):
-        for _, weight in pairs:
+        for _, weight in pairs if rate > 0 else []:
             if weight.dtype in (torch.float16, torch.bfloat16):
                 least = torch.finfo(weight.dtype).eps / 4  # of its size, what surely rounds back
-                lost += int((weight.detach().abs().float() * least > rate).sum())
+                own = int((weight.detach().abs().float() * least > rate).sum())
+                slowest = min(slowest, rate) if own else slowest
+                lost += own
                 count += weight.numel()
     if lost:
         warnings.warn(
             f"{lost:,} of {count:,} weights that train in 16 bits are too large to be moved by a "
-            f"step of their learning rate ({args.learning_rate:g}): it rounds to nothing. Load the "
+            f"step of their learning rate ({slowest:g}): it rounds to nothing. Load the "
             "model with dtype='float32' (in a recipe, load.dtype=float32) and set bf16=true, which "
             "runs the passes in bfloat16.",
             stacklevel=3,
@@ -105,10 +108,11 @@ def split_parameters(
 
 def optimizer_groups(
     model: nn.Module, args: GroupArguments, decayed: Iterable[str]
-) -> list[dict[str, Any]]:
-    """Parameter groups for the optimizer: old and new weights, with and without weight decay."""
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Parameter groups for the optimizer: old and new weights, with and without weight decay; and
+    for each group which of the two, "old" or "new"."""
     decayed = set(decayed)
-    groups = []
+    names, groups = [], []
     for name, pairs, learning_rate in zip(
         ("old", "new"), split_parameters(model), learning_rates(args), strict=True
     ):
@@ -117,9 +121,9 @@ def optimizer_groups(
             (0.0, [p for n, p in pairs if n not in decayed]),
         ):
             if chosen:
-                options = {"weight_decay": decay, "lr": learning_rate, "weights": name}
-                groups.append({"params": chosen, **options})
-    return groups
+                names.append(name)
+                groups.append({"params": chosen, "weight_decay": decay, "lr": learning_rate})
+    return names, groups
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:

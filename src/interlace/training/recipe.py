@@ -242,7 +242,9 @@ def _load_options(values: Any) -> dict[str, Any]:
                 f"interlace.load has no option {name!r}."
                 + (f" Did you mean {near!r}?" if near else f" It has {', '.join(known)}.")
             )
-    if "dtype" in options:
+    if options.get("dtype") == "auto":
+        options["dtype"] = None  # the checkpoint's own
+    elif "dtype" in options:
         _check_dtype(options["dtype"])
     elif "quantization_config" not in options:
         # A checkpoint's own 16 bits would round small steps of the optimizer to nothing.
@@ -253,9 +255,13 @@ def _load_options(values: Any) -> dict[str, Any]:
 def _check_dtype(name: Any) -> None:
     import torch
 
+    if name is None:
+        return
     kind = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ConfigError(f"load.dtype is float32, bfloat16 or float16; got {name!r}.")
+        raise ConfigError(
+            f"load.dtype is float32, bfloat16, float16 or auto (the checkpoint's); got {name!r}."
+        )
 
 
 def _attach(values: Any) -> BlockConfig | Literal["none", "auto"]:

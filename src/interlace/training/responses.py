@@ -107,11 +107,11 @@ def _done(path: Path, sampling: dict[str, Any]) -> set[str]:
     """The problems that a file has already, if they were sampled in the same way."""
     done = set()
     for entry in _read_lines(path, repair=True):
-        if entry["sampling"] != sampling:
+        if entry.get("sampling") != sampling:
             raise DataFileError(
-                f"{path} holds responses that were sampled otherwise: {entry['sampling']}, and now "
-                f"{sampling}. Use another output_dir, delete the file, or pass it as warmup.data "
-                "to train on it as it is."
+                f"{path} holds responses that were sampled otherwise: {entry.get('sampling')}, and "
+                f"now {sampling}. Use another output_dir, delete the file, or pass it as "
+                "warmup.data to train on it as it is."
             )
         done.add(entry["example"])
     return done

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from interlace.tasks.base import Task
 
 # Options of interlace.load that say where the recipe's model is, not how to load it.
+_YES = ("1", "true", "yes", "y", "t", "on")  # as accelerate reads it
 _WHERE = ("revision", "gguf_file", "base", "subfolder", "variant")
 
 
@@ -87,7 +88,7 @@ def check_rewards(recipe: Recipe, stage: Stage, task: Task) -> None:
 
 
 def _refuse_empty_processes() -> None:
-    if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in ("1", "true"):
+    if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in _YES:
         raise ConfigError(
             "With fsdp_cpu_ram_efficient_loading only one process loads the weights, and blocks "
             "are attached after loading, in every process. Set it to false, as in "

@@ -76,7 +76,7 @@ ELSEWHERE = {
 # Whole families that the trainers never read.
 WITHOUT_EFFECT = (
     *("eval_", "do_eval", "do_predict", "per_device_eval", "bf16_full", "fp16_full", "batch_eval"),
-    *("hub_", "include_", "label_names", "length_column", "load_best", "metric_for", "greater_is"),
+    *("include_", "label_names", "length_column", "load_best", "metric_for", "greater_is"),
     *("prediction_loss", "dataloader_drop", "dataloader_in_order", "remove_unused"),
 )
 ALIASES = {
@@ -216,6 +216,8 @@ def _plain(value: Any) -> Any:
 def _refused(name: str, section: Section) -> str | None:
     if name in ELSEWHERE:
         return ELSEWHERE[name].format(batch=section.batch)
+    if name.startswith("hub_"):
+        return "nothing is pushed while training; interlace.save(..., push_to=) pushes the result"
     if name.startswith(WITHOUT_EFFECT):
         return "these trainers never read it; `interlace eval` measures a trained model"
     return None

@@ -116,6 +116,7 @@ class GroupTrainer(Trainer):
         self.folder = Path(str(args.output_dir))
         self._journal = Journal(self.folder / METRICS)
         self._owes_checkpoint = False
+        self._group_names: list[str] = []
         self._rates: dict[str, float] = {}  # of the last step's old and new weights
 
     def settle_steps(self, args: Any) -> None:
@@ -181,8 +182,8 @@ class GroupTrainer(Trainer):
                     self.accelerator.backward(loss * self.args.world_size)
             total += loss.detach()
         self._rates = {
-            f"learning_rate/{group['weights']}": float(group["lr"])
-            for group in self.optimizer.param_groups
+            f"learning_rate/{name}": float(group["lr"])
+            for name, group in zip(self._group_names, self.optimizer.param_groups, strict=True)
         }
         scaler = self.accelerator.scaler  # of fp16, whose gradients are not unscaled yet
         scale = 1.0 if scaler is None else float(scaler.get_scale())
@@ -199,7 +200,11 @@ class GroupTrainer(Trainer):
             model = self.model if model is None else model
             decayed = self.get_decay_parameter_names(model)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = kind(optimizer_groups(model, self.args, decayed), **options)
+            names, groups = optimizer_groups(model, self.args, decayed)
+            self._group_names = (
+                names  # not in the groups, which checkpoints bring back as they were
+            )
+            self.optimizer = kind(groups, **options)
         return self.optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
@@ -251,19 +256,38 @@ class GroupTrainer(Trainer):
             The folder that `interlace.load` reads.
         """
         last = checkpoints.last_checkpoint(self.folder)
-        step = 0 if last is None else int(last.name.rpartition("-")[2])
-        if self.args.max_steps < step:
-            raise ConfigError(
-                f"{self.folder} holds {last.name if last else ''}, beyond max_steps="
-                f"{self.args.max_steps}: going on would give the longer run's model. Use max_steps="
-                f"{step} or more, another output_dir, or begin anew with --restart."
-            )
+        step = self.last_step()
+        if self.knows_steps:
+            self.refuse_fewer_steps(step)
         if self.is_world_process_zero():
             self.rewind(step)
             self._drop_old_checkpoints()
         self.accelerator.wait_for_everyone()
         self.train(resume_from_checkpoint=None if last is None else str(last))
         return self.save_result()
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether the run's length is settled before its data is."""
+        return True
+
+    def last_step(self) -> int:
+        """Of the last checkpoint; 0 without one."""
+        last = checkpoints.last_checkpoint(self.folder)
+        return 0 if last is None else int(last.name.rpartition("-")[2])
+
+    def refuse_fewer_steps(self, step: int) -> None:
+        """Raise if a checkpoint lies beyond the run's end.
+
+        Raises:
+            ConfigError: with what to do.
+        """
+        if self.args.max_steps < step:
+            raise ConfigError(
+                f"{self.folder} holds checkpoint-{step}, beyond the {self.args.max_steps} steps of "
+                "this run: going on would give the longer run's model. Ask for as many steps as "
+                "before, use another output_dir, or begin anew with --restart."
+            )
 
     def rewind(self, step: int) -> None:
         """Take back what a killed run wrote after its last checkpoint."""

@@ -57,9 +57,14 @@ class WarmupTrainer(GroupTrainer):
         groups = len(self._items) or problems  # until it is known how many problems are kept
         return float(max(groups / args.groups_per_step, 1.0))
 
+    @property
+    def knows_steps(self) -> bool:
+        return not self._by_epochs  # epochs are of the groups that are kept
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._items = self._prepare()
         self.settle_steps(self.args)
+        self.refuse_fewer_steps(self.last_step())
         base: Any = super()
         return base.train(*args, **kwargs)
 
@@ -78,7 +83,7 @@ class WarmupTrainer(GroupTrainer):
                 engine = Engine(model, self.tokenizer, max_rows=args.max_rows)
                 sample_responses(engine, self.task, args, paths[own], (own, args.world_size))
             self.accelerator.wait_for_everyone()
-        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
         items = read_responses(paths, self.tokenizer, args, vocabulary)
         widest = max(len(item.completions) for item in items)
         if args.micro_rows is not None and args.micro_rows < widest:
@@ -94,6 +99,9 @@ class WarmupTrainer(GroupTrainer):
         """The whole model where it computes: one that is sharded later is still on the CPU."""
         model = unwrapped(self.model)
         home = next(model.parameters()).device
+        if not self.is_fsdp_enabled or home == self.args.device:
+            yield model
+            return
         model.to(self.args.device)
         try:
             yield model

@@ -112,7 +112,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ({"grpo": {"width": 3}}, "In the section grpo: .*whole groups"),
         ({"grpo": 4}, "holds options by name; got 4"),
         ({"load": {"dtyp": "x"}}, "no option 'dtyp'. Did you mean 'dtype'"),
-        ({"load": {"dtype": "float33"}}, "load.dtype is float32, bfloat16 or float16"),
+        ({"load": {"dtype": "float33"}}, "load.dtype is float32, bfloat16, float16 or auto"),
         ({"load": {"token": "x"}}, "holds no hub token"),
         ({"attach": "brigde"}, "Did you mean 'bridge'"),
         ({"attach": None}, "attach is one of bridge, pmatch, none, auto"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from interlace import Engine
-from interlace.errors import DataFileError
+from interlace.errors import ConfigError, DataFileError
 from interlace.training import responses
 from interlace.training.arguments import WarmupConfig
 from interlace.training.responses import Item, read_responses, sample_responses
@@ -188,6 +188,22 @@ def test_epochs_of_the_warm_up_are_passes_over_the_groups_that_are_kept(tmp_path
     kept = len(read([Path(data)]))
     assert kept == 30
     assert len(metrics(tmp_path / "run")) == 12  # two passes over six batches
+
+
+def test_a_warm_up_counted_in_epochs_goes_on_by_the_groups_that_are_kept(tmp_path: Path) -> None:
+    data = str(write_responses(tmp_path / "data.jsonl", 80))  # 60 groups, and a task of 10 problems
+
+    def run(epochs: int) -> None:
+        own = {"max_steps": -1, "num_train_epochs": epochs, "save_steps": 4}
+        trainer = warmup(tmp_path / "run", data=data, lr_scheduler_type="constant", **own)
+        trainer.run()
+
+    run(1)
+    assert len(metrics(tmp_path / "run")) == 12
+    run(2)
+    assert len(metrics(tmp_path / "run")) == 24
+    with pytest.raises(ConfigError, match="checkpoint-24, beyond the 12 steps"):
+        run(1)
 
 
 def test_a_damaged_line_in_the_middle_of_a_stored_file_is_not_repaired(tmp_path: Path) -> None:
