@@ -39,6 +39,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def publish(partial: Path, final: Path) -> None:
     """Give a checkpoint its name, once its files are on the disk."""
     for entry in sorted(partial.rglob("*")):

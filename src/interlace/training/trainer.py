@@ -256,38 +256,32 @@ class GroupTrainer(Trainer):
             The folder that `interlace.load` reads.
         """
         last = checkpoints.last_checkpoint(self.folder)
-        step = self.last_step()
-        if self.knows_steps:
-            self.refuse_fewer_steps(step)
         if self.is_world_process_zero():
-            self.rewind(step)
+            self.rewind(0 if last is None else checkpoints.step_of(last))
             self._drop_old_checkpoints()
         self.accelerator.wait_for_everyone()
         self.train(resume_from_checkpoint=None if last is None else str(last))
         return self.save_result()
 
-    @property
-    def knows_steps(self) -> bool:
-        """Whether the run's length is settled before its data is."""
-        return True
+    def prepare(self) -> None:
+        """Make ready what the run's length depends on."""
 
-    def last_step(self) -> int:
-        """Of the last checkpoint; 0 without one."""
-        last = checkpoints.last_checkpoint(self.folder)
-        return 0 if last is None else int(last.name.rpartition("-")[2])
-
-    def refuse_fewer_steps(self, step: int) -> None:
-        """Raise if a checkpoint lies beyond the run's end.
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's loop.
 
         Raises:
-            ConfigError: with what to do.
+            ConfigError: if the checkpoint lies beyond the run's end.
         """
+        self.prepare()
+        step = checkpoints.step_of(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
         if self.args.max_steps < step:
             raise ConfigError(
                 f"{self.folder} holds checkpoint-{step}, beyond the {self.args.max_steps} steps of "
                 "this run: going on would give the longer run's model. Ask for as many steps as "
                 "before, use another output_dir, or begin anew with --restart."
             )
+        base: Any = super()
+        return base.train(resume_from_checkpoint, *args, **kwargs)
 
     def rewind(self, step: int) -> None:
         """Take back what a killed run wrote after its last checkpoint."""

@@ -57,18 +57,11 @@ class WarmupTrainer(GroupTrainer):
         groups = len(self._items) or problems  # until it is known how many problems are kept
         return float(max(groups / args.groups_per_step, 1.0))
 
-    @property
-    def knows_steps(self) -> bool:
-        return not self._by_epochs  # epochs are of the groups that are kept
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._items = self._prepare()
+    def prepare(self) -> None:
+        self._items = self._data_set()
         self.settle_steps(self.args)
-        self.refuse_fewer_steps(self.last_step())
-        base: Any = super()
-        return base.train(*args, **kwargs)
 
-    def _prepare(self) -> list[Item]:
+    def _data_set(self) -> list[Item]:
         """The data set: the one given, or sampled from the base model and stored."""
         args = self.args
         if args.data is not None:
