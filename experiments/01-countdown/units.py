@@ -198,7 +198,7 @@ def _train(config: Config, common: Config, seed: int, arm: str, warmup: Unit | N
         "attach": options.get("attach"),
         "warmup": None if warmup is None else dict(warmup.settings),
         "trainer": trainer,
-        "snapshots": config["snapshots"],
+        "snapshots": _snapshots(config, arm),
     }
     needs = () if warmup is None else (warmup.name,)
     return Unit("train", f"seed-{seed}/{arm}/train", arm, seed, settings, needs)
@@ -215,12 +215,17 @@ def _evaluations(
     }
     moments = ["final"]
     if trained is not None:
-        moments += [f"step-{step}" for step in config["snapshots"]]
+        moments += [f"step-{step}" for step in _snapshots(config, arm)]
     needs = () if trained is None else (trained.name,)
     return [
         Unit("evaluate", f"seed-{seed}/{arm}/{moment}", arm, seed, settings, needs)
         for moment in moments
     ]
+
+
+def _snapshots(config: Config, arm: str) -> list[int]:
+    """The optimizer steps after which an arm's model is kept: its own, or those of the queue."""
+    return list(config["arms"][arm].get("snapshots", config["snapshots"]))
 
 
 @functools.cache
