@@ -22,6 +22,25 @@ def test_every_unit_comes_after_what_it_needs(countdown: Any, config: Any) -> No
             seen.add(unit.name)
 
 
+def test_a_smoke_run_has_four_steps_in_every_queue(countdown: Any) -> None:
+    smoke = countdown.units.load_config(smoke=True)
+    for queue in countdown.units.QUEUES:
+        units = countdown.units.plan(countdown.units.queue_config(smoke, queue))
+        for unit in units:
+            if unit.kind == "train":
+                assert unit.settings["trainer"]["max_steps"] == 4, unit.name
+                assert all(step < 4 for step in unit.settings["snapshots"]), unit.name
+
+
+def test_an_arm_may_have_snapshots_of_its_own(countdown: Any, config: Any) -> None:
+    extra = countdown.units.queue_config(config, "extra")
+    names = [unit.name for unit in countdown.units.plan(extra)]
+    steps = extra["arms"]["rlvr-plateau"]["snapshots"]
+    own = [f"seed-0/rlvr-plateau/{moment}" for moment in ["final", *(f"step-{s}" for s in steps)]]
+    assert [name for name in names if "-0/rlvr-plateau" in name and "train" not in name] == own
+    assert not [name for name in names if "/rlvr-long/step-" in name]
+
+
 def test_bridge_arms_share_a_warm_up_and_rlvr_only_has_none(countdown: Any, config: Any) -> None:
     units = {unit.name: unit for unit in countdown.units.plan(config)}
     for seed in config["seeds"]:
