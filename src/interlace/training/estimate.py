@@ -223,9 +223,13 @@ def memory(subject: Subject, at: Setting) -> Memory:
     if at.mixed:
         copies = 2 * (subject.old_parameters + subject.new_parameters)
         training["weights in 16 bits"] = copies // (subject.layers if at.sharded else 1)
-    if at.guard and (at.mixed or subject.itemsize < 4):
-        # While the first part's activations are kept; of a sharded model in the first process.
-        training["copy in 32 bits (guard)"] = 4 * (subject.old_parameters + subject.new_parameters)
+    if at.guard:
+        # While the first part's activations are kept; of a sharded model in the first process. Its
+        # logits take about what the gradients of those above do, which are not there yet.
+        low = at.mixed or subject.itemsize < 4
+        name = "copy in 32 bits (guard)" if low else "copy in 64 bits (guard, if it needs one)"
+        parameters = subject.old_parameters + subject.new_parameters
+        training[name] = (4 if low else 8) * parameters
     if at.sharded:
         gathered = subject.weight_bytes - subject.weight_bytes // shards
         sampling["gathered weights (FSDP)"] = least["gathered"] = gathered

@@ -25,22 +25,15 @@ from interlace.generation.types import Group
 from interlace.tasks.base import Task
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, Scores, collate, score
-from interlace.training.guard import (
-    COARSEST_GAP,
-    LARGEST_GAP,
-    Gap,
-    allowed_gap,
-    check_gap,
-    measure_rounding,
-    sample_again,
-)
 from interlace.training.journal import Journal
 from interlace.training.losses import denominator, policy_loss
 from interlace.training.parameters import unwrapped
 from interlace.training.rollout import RolledGroup, Rollouts, describe
+from interlace.training.rollout_guard import RolloutGuard
 from interlace.training.tables import show_in_tensorboard
 from interlace.training.tally import LARGEST, SMALLEST
-from interlace.training.trainer import GroupTrainer, Part, gathered
+from interlace.training.trainer import GroupTrainer, Part
+from interlace.training.whole import gathered, without_autocast
 
 COMPLETIONS = "completions.jsonl"
 
@@ -97,6 +90,15 @@ class GRPOTrainer(GroupTrainer):
                 f"prompts_per_rollout to a multiple of {args.mini_batches * args.world_size}."
             )
         self.rollouts = Rollouts(task, args)
+        self._guard = RolloutGuard(
+            args,
+            self._new_engine,
+            forbidden=self.forbidden,
+            pad_token_id=self.pad_token_id,
+            skeleton=self.skeleton,
+            reduce=self.reduce,
+            tally=self.tally,
+        )
         self._engine: Engine | None = None
         self._mini_batches: list[tuple[list[RolledPart], RolledPart]] = []
         self._completions = Journal(self.folder / COMPLETIONS)
@@ -128,8 +130,10 @@ class GRPOTrainer(GroupTrainer):
         scores = self._score(model, part.batch, entropy=True)
         within = self.state.global_step % self.args.steps_per_rollout
         if self.args.guard and first and within == 0:
+            assert part.group is not None
+            model, logprobs = unwrapped(self.model), scores.logprobs.detach()
             with self.timed("guard"):
-                self._guard(part, scores.logprobs.detach())
+                self._guard.check(model, part.batch, logprobs, part.group, fp32=self._in_fp32())
         old = scores.logprobs.detach() if part.old_logprobs is None else part.old_logprobs
         parts = policy_loss(
             scores.logprobs,
@@ -252,70 +256,13 @@ class GRPOTrainer(GroupTrainer):
             entropy_gradients=self.args.entropy_weight != 0,
         )
 
-    def _guard(self, part: RolledPart, logprobs: Float[Tensor, "P W T"]) -> None:
-        """Invariant I7 on this rollout: what was sampled is what is trained."""
-        batch = part.batch
-        assert batch.sampled_logprobs is not None
-        assert part.group is not None
-        off = (logprobs - batch.sampled_logprobs).abs()[batch.completion_mask]
-        largest = self.reduce(off.max().reshape(1).double(), "max")
-        gap = Gap(float(largest), float(off.mean()), off.numel())
-        self.tally.extreme("sampled_gap/max", gap.largest, LARGEST)
-        self.tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
-        wide = torch.float32
-        if self._in_fp32():
-            beyond = LARGEST_GAP < gap.largest <= COARSEST_GAP
-            if not beyond or self.args.device.type == "mps":  # which has no float64
-                check_gap(gap)
-                return
-            wide = torch.float64
-            if self.skeleton is None:
-                check_gap(gap, self._allowed_gap(batch, logprobs))
-        self._guard_in_wider(part.group, wide)
-
-    def _guard_in_wider(self, group: Group, dtype: torch.dtype) -> None:
-        """Of a sharded model the first process checks a whole copy, and all hear of it."""
-        found = Gap(0.0, 0.0, 0)
-        with _without_autocast(unwrapped(self.model)) as model:
-            copied: nn.Module | None
-            if self.skeleton is None:
-                copied = copy.deepcopy(model).to(dtype)
-            else:
-                first = self.args.process_index == 0
-                device = self.args.device
-                copied = self.skeleton.filled(model, keep=first, device=device, dtype=dtype)
-            if copied is not None:
-                found = sample_again(
-                    copied,
-                    self._sample_again,
-                    group,
-                    temperature=self.args.temperature,
-                    forbidden=self.forbidden,
-                    pad_token_id=self.pad_token_id,
-                )
-        largest = self.reduce(torch.tensor([found.largest]).double(), "max")
-        check_gap(Gap(float(largest), found.mean, found.tokens))
-
-    def _allowed_gap(self, batch: GroupBatch, logprobs: Float[Tensor, "P W T"]) -> float:
-        own = measure_rounding(
-            unwrapped(self.model),
-            batch,
-            logprobs,
-            temperature=self.args.temperature,
-            forbidden=self.forbidden,
-        )
-        rounding = float(self.reduce(torch.tensor([own]).double(), "max"))
-        self.tally.extreme("sampled_gap/rounding", rounding, LARGEST)
-        return allowed_gap(rounding)
-
-    def _sample_again(self, model: nn.Module, prompt: list[int], params: Any) -> Group:
-        engine = Engine(model, self.tokenizer, max_rows=self.args.max_rows)
-        return engine.generate([prompt], params)[0]
-
     def _sampler(self, model: nn.Module) -> Engine:
         if self._engine is None:
-            self._engine = Engine(model, self.tokenizer, max_rows=self.args.max_rows)
+            self._engine = self._new_engine(model)
         return self._engine
+
+    def _new_engine(self, model: nn.Module) -> Engine:
+        return Engine(model, self.tokenizer, max_rows=self.args.max_rows)
 
     @contextmanager
     def _sampling_model(self) -> Iterator[nn.Module]:
@@ -323,7 +270,7 @@ class GRPOTrainer(GroupTrainer):
         their forward pass: the engine's packed products take the weights' own type."""
         model = unwrapped(self.model)
         on_cpu = self.args.device.type == "cpu"
-        with _without_autocast(model) if on_cpu else nullcontext(), gathered(self.model):
+        with without_autocast(model) if on_cpu else nullcontext(), gathered(self.model):
             yield model
 
     def _show(self, number: int, rolled: Sequence[RolledGroup]) -> None:
@@ -332,14 +279,3 @@ class GRPOTrainer(GroupTrainer):
         for entry in shown:
             self._completions.add(step, {"rollout": number, **entry.to_dict()})
         show_in_tensorboard(self.callback_handler.callbacks, shown, step)
-
-
-@contextmanager
-def _without_autocast(model: nn.Module) -> Iterator[nn.Module]:
-    """Take away the autocast that accelerate wraps around a model's forward pass."""
-    cast = vars(model).pop("forward", None)
-    try:
-        yield model
-    finally:
-        if cast is not None:
-            vars(model)["forward"] = cast

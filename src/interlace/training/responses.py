@@ -122,7 +122,7 @@ def read_responses(
 ) -> list[Item]:
     """The groups of these files with at least `fewest_correct` responses, in a fixed order.
 
-    Responses longer than `max_new_tokens` are left out, with a warning.
+    Responses longer than `max_new_tokens` are left out, with a warning of the first process.
 
     Args:
         paths: JSONL files.
@@ -146,7 +146,7 @@ def read_responses(
             if len(fitting) >= fewest:
                 name = str(entry.get("example", f"{path.name}:{number:09d}"))
                 items[name] = Item(item.prompt, fitting)
-    if overlong:
+    if overlong and args.process_index == 0:  # all processes read all files
         warnings.warn(
             f"{overlong} responses are longer than max_new_tokens={most} and are left out. Raise "
             "warmup.max_new_tokens to learn them, too.",
@@ -179,16 +179,7 @@ def _item(entry: dict[str, Any], tokenizer: Any, place: str, vocabulary: int) ->
                 f"{place}: prompt_token_ids is a list of token ids, and completions a list of such "
                 f"lists; got {prompt!r:.60} and {rows!r:.60}."
             )
-        if wrong := [t for row in [prompt, *rows] for t in row if not 0 <= t < vocabulary]:
-            raise DataFileError(
-                f"{place}: token ids are from 0 to {vocabulary - 1}, the model's vocabulary; got "
-                f"{wrong[0]}. Were the responses made with another tokenizer?"
-            )
-        if not all(rows):
-            raise DataFileError(
-                f"{place}: a response has at least one token, its end token if it is empty."
-            )
-        return Item(prompt, rows)
+        return _checked(Item(prompt, rows), place, vocabulary)
     if "prompt" not in entry or not isinstance(entry.get("responses"), list):
         raise DataFileError(
             f"{place}: a line has a prompt and its responses, or prompt_token_ids and completions; "
@@ -199,9 +190,34 @@ def _item(entry: dict[str, Any], tokenizer: Any, place: str, vocabulary: int) ->
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     rows = [tokenizer.encode(t, add_special_tokens=False) + end for t in entry["responses"]]
     try:
-        return Item(encode(entry["prompt"], 0, tokenizer), rows)
+        prompt = encode(entry["prompt"], 0, tokenizer)
     except (GenerationError, TypeError) as error:
         raise DataFileError(f"{place}: {error}") from error
+    return _checked(Item(prompt, rows), place, vocabulary, tokenizer)
+
+
+def _checked(item: Item, place: str, vocabulary: int, tokenizer: Any = None) -> Item:
+    """The item, if the model can take it; `tokenizer` is what made ids of its texts."""
+    for token in (token for row in (item.prompt, *item.completions) for token in row):
+        if 0 <= token < vocabulary:
+            continue
+        made = tokenizer is not None and 0 <= token < len(tokenizer)
+        name = f" ({tokenizer.convert_ids_to_tokens(token)!r})" if made else ""
+        cause = (
+            "This tokenizer has tokens that the model lacks: use the model's own, or add them to "
+            "the model with resize_token_embeddings(len(tokenizer))."
+            if made
+            else "Were the responses made with another tokenizer?"
+        )
+        raise DataFileError(
+            f"{place}: token ids are from 0 to {vocabulary - 1}, the model's vocabulary; got "
+            f"{token}{name}. {cause}"
+        )
+    if not all(item.completions):
+        raise DataFileError(
+            f"{place}: a response has at least one token, its end token if it is empty."
+        )
+    return item
 
 
 def _are_ids(row: Any) -> bool:

@@ -72,12 +72,16 @@ class NamedReward:
     function: RewardFunction
 
 
-def named_rewards(weights: Mapping[str, float], task: Task) -> list[NamedReward]:
+def named_rewards(
+    weights: Mapping[str, float], task: Task, *, warn: bool = True
+) -> list[NamedReward]:
     """The rewards that a recipe names.
 
     Args:
         weights: name -> weight; `module:function` and `file.py:function` are imported.
         task: judges, for those that need it.
+        warn: whether a self-consistency reward warns that it stands alone; of several processes one
+            does.
 
     Raises:
         ConfigError: for a name that is not known or cannot be imported.
@@ -90,6 +94,9 @@ def named_rewards(weights: Mapping[str, float], task: Task) -> list[NamedReward]
     ]
     # Tells a self-consistency reward whether correctness stands beside it; else it warns.
     CombinedReward([r.function for r in found], [r.weight for r in found])
+    for reward in found:
+        if isinstance(reward.function, SelfConsistency) and not warn:
+            reward.function.mixed = True
     return found
 
 

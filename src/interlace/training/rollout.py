@@ -87,7 +87,8 @@ class Rollouts:
         self._task = task
         self._judge = Verdicts(task)
         self._args = args
-        self._rewards = named_rewards(args.rewards, self._judge.task)
+        first = args.process_index == 0
+        self._rewards = named_rewards(args.rewards, self._judge.task, warn=first)
 
     def sample(self, engine: Engine, number: int, positions: Sequence[int]) -> list[Group]:
         """The groups of these positions' prompts, a prompt's groups one after the other."""

@@ -40,7 +40,7 @@ def train(
         recipe: what to do.
         stage: "warmup" or "grpo".
         restart: begin anew; what is in the stage's folder is moved aside, not deleted.
-        note: is told what the user should know.
+        note: is told what the user should know, in the first of several processes.
 
     Returns:
         The folder of the trained model, as `interlace.load` takes it.
@@ -54,10 +54,16 @@ def train(
     start = starting_folder(recipe, stage)
     args = recipe.arguments(stage)
     _refuse_empty_processes()
+    first = args.process_index == 0
     # The first process settles the folder; the others then find it settled, or refuse it too.
     with args.main_process_first(local=False):
-        prepare_folder(recipe, stage, restart=restart, first=args.process_index == 0, note=note)
-    model, tokenizer = build_model(recipe, stage, start, note)
+        prepare_folder(recipe, stage, restart=restart, first=first, note=note)
+    if first:
+        model, tokenizer = build_model(recipe, stage, start, note)
+    else:  # the same model, of which the first process says what is to say
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model, tokenizer = build_model(recipe, stage, start, note=_say_nothing)
     if task.chat and not tokenizer.chat_template and "chat" not in recipe.task_of(stage)[1]:
         task = build_task(recipe, stage, chat=False)
     if stage == "warmup":
@@ -67,6 +73,10 @@ def train(
     from interlace.training.grpo import GRPOTrainer
 
     return Path(GRPOTrainer(model, tokenizer, args, task).run())
+
+
+def _say_nothing(text: str) -> None:
+    pass
 
 
 def build_task(recipe: Recipe, stage: Stage, **more: Any) -> Task:

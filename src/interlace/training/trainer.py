@@ -2,8 +2,8 @@
 
 A step takes the parts of a batch (whole groups of one width each), runs forward and backward over
 them one by one, and lets Hugging Face's loop do the rest: clipping, optimizer, schedule, logging,
-checkpoints, callbacks. What a step learns from follows from the run's seed and the step's number
-alone, so a resumed run is the uninterrupted one.
+callbacks. Runs and checkpoints are in `training/resumable.py`. What a step learns from follows from
+the run's seed and the step's number alone, so a resumed run is the uninterrupted one.
 
 Several processes: each feeds its own groups; losses are sums divided by one denominator of the
 whole batch, so gradients are added up over processes, not averaged.
@@ -12,30 +12,23 @@ whole batch, so gradients are added up over processes, not averaged.
 from __future__ import annotations
 
 import contextlib
-import logging
-import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import PreTrainedModel, TrainerCallback
 
-from interlace.errors import CheckpointError, ConfigError
+from interlace.errors import ConfigError
 from interlace.generation.stopping import forbidden_token_ids, stop_ids_of
 from interlace.generation.types import SamplingParams
 from interlace.tasks.base import Task
-from interlace.training import checkpoints
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import GroupBatch
 from interlace.training.journal import Journal
@@ -47,11 +40,10 @@ from interlace.training.parameters import (
     unwrapped,
     warn_of_lost_steps,
 )
+from interlace.training.resumable import ResumableTrainer
 from interlace.training.tally import Tally
 from interlace.training.watching import watching_blocks
-from interlace.training.whole import Skeleton
 
-log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 
 
@@ -68,7 +60,7 @@ class Part:
     counts: bool = True
 
 
-class GroupTrainer(Trainer):
+class GroupTrainer(ResumableTrainer):
     """Base of the trainers; see this module's head.
 
     Args:
@@ -79,8 +71,6 @@ class GroupTrainer(Trainer):
         callbacks: further Hugging Face callbacks.
     """
 
-    args: GroupArguments
-    model: PreTrainedModel
     optimizer: Any
 
     def __init__(
@@ -99,23 +89,19 @@ class GroupTrainer(Trainer):
         self.settle_steps(args)
         # On several GPUs one process would get Hugging Face's DataParallel, which splits groups.
         args._n_gpu = min(int(args.n_gpu), 1)
-        base: Any = super()
-        base.__init__(model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks))
-        self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
+        super().__init__(model, tokenizer, args, callbacks=callbacks)
         # DeepSpeed, and accelerate's FSDP in mixed precision, keep weights of 32 bits of their own.
         wide = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
-        if not (self.is_deepspeed_enabled or wide):
+        if self.is_world_process_zero() and not (self.is_deepspeed_enabled or wide):
             warn_of_lost_steps(model, args)
         self.model_accepts_loss_kwargs = False
-        self.tokenizer = tokenizer
         params = SamplingParams()
         self.forbidden = forbidden_token_ids(
             model, tokenizer, stop_ids_of(model, tokenizer, params)
         )
         self.pad_token_id = _pad_id(model, tokenizer)
-        self.folder = Path(str(args.output_dir))
         self._journal = Journal(self.folder / METRICS)
-        self._owes_checkpoint = False
+        # Of the optimizer's groups, which checkpoints bring back as they were, without names.
         self._group_names: list[str] = []
         self._rates: dict[str, float] = {}  # of the last step's old and new weights
 
@@ -127,10 +113,6 @@ class GroupTrainer(Trainer):
         args.max_steps = -(-args.max_steps // every) * every
 
     # What a trainer says.
-
-    def resumable_every(self, args: Any) -> int:
-        """Optimizer steps from one at which a run can go on to the next."""
-        return 1
 
     @abstractmethod
     def steps_per_epoch(self, args: Any) -> float:
@@ -200,10 +182,7 @@ class GroupTrainer(Trainer):
             model = self.model if model is None else model
             decayed = self.get_decay_parameter_names(model)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            names, groups = optimizer_groups(model, self.args, decayed)
-            self._group_names = (
-                names  # not in the groups, which checkpoints bring back as they were
-            )
+            self._group_names, groups = optimizer_groups(model, self.args, decayed)
             self.optimizer = kind(groups, **options)
         return self.optimizer
 
@@ -231,126 +210,13 @@ class GroupTrainer(Trainer):
             numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
             self._journal.add(self.state.global_step, numbers)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        # What was tallied is in no checkpoint, so it is logged before; and a checkpoint that falls
-        # between two steps at which a run can go on is written at the second.
-        self._owes_checkpoint |= self.control.should_save
-        whole = self.state.global_step % self.resumable_every(self.args) == 0
-        self.control.should_save = self._owes_checkpoint and whole
-        if self.control.should_save:
-            self._owes_checkpoint = False
-            self.control.should_log = True
-        base: Any = super()
-        base._maybe_log_save_evaluate(*args, **kwargs)
+    def rewind(self, step: int) -> None:
+        super().rewind(step)
+        self._journal.rewind(step)
 
     def derived(self, logs: dict[str, float]) -> dict[str, float]:
         """Numbers that follow from those tallied."""
         return logs
-
-    # Runs.
-
-    def run(self) -> Path:
-        """Train, from the last checkpoint if there is one, and write the result.
-
-        Returns:
-            The folder that `interlace.load` reads.
-        """
-        last = checkpoints.last_checkpoint(self.folder)
-        if self.is_world_process_zero():
-            self.rewind(0 if last is None else checkpoints.step_of(last))
-            self._drop_old_checkpoints()
-        self.accelerator.wait_for_everyone()
-        self.train(resume_from_checkpoint=None if last is None else str(last))
-        return self.save_result()
-
-    def prepare(self) -> None:
-        """Make ready what the run's length depends on."""
-
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Hugging Face's loop.
-
-        Raises:
-            ConfigError: if the checkpoint lies beyond the run's end.
-        """
-        self.prepare()
-        step = checkpoints.step_of(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
-        if self.args.max_steps < step:
-            raise ConfigError(
-                f"{self.folder} holds checkpoint-{step}, beyond the {self.args.max_steps} steps of "
-                "this run: going on would give the longer run's model. Ask for as many steps as "
-                "before, use another output_dir, or begin anew with --restart."
-            )
-        base: Any = super()
-        return base.train(resume_from_checkpoint, *args, **kwargs)
-
-    def rewind(self, step: int) -> None:
-        """Take back what a killed run wrote after its last checkpoint."""
-        self._journal.rewind(step)
-
-    def save_result(self) -> Path:
-        """Write the trained model."""
-        model: Any = unwrapped(self.model)
-        folder = self.folder / checkpoints.RESULT
-        first = self.is_world_process_zero()
-        if self.skeleton is not None:
-            model = self.skeleton.filled(model, keep=first)
-        if first:
-            try:
-                checkpoints.save_result(model, folder, self.args.train, self.tokenizer)
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"The trained model could not be written into {folder}: {error}. Make room and "
-                    "run the same command again: it goes on from the last checkpoint."
-                ) from error
-        self.accelerator.wait_for_everyone()
-        return folder
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
-        unfinished = self.folder / f"{checkpoints.PARTIAL}{name}"
-        try:
-            self._write_checkpoint(str(unfinished))
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                checkpoints.publish(unfinished, self.folder / name)
-        except (OSError, RuntimeError, SafetensorError) as error:  # as each file's writer has it
-            shutil.rmtree(unfinished, ignore_errors=True)  # it would go on filling the disk
-            last = checkpoints.last_checkpoint(self.folder)
-            raise CheckpointError(
-                f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
-                f"The last good one is {last.name if last else 'none'}; make room and run the same "
-                "command again to go on from there."
-            ) from error
-        if self.args.should_save:
-            self._drop_old_checkpoints()
-        self.accelerator.wait_for_everyone()
-
-    def _drop_old_checkpoints(self) -> None:
-        rotate_checkpoints(str(self.folder), save_total_limit=self.args.save_total_limit)
-
-    def _write_checkpoint(self, folder: str) -> None:
-        base: Any = self
-        base.save_model(folder, _internal_call=True)
-        base._save_optimizer_and_scheduler(folder)
-        base._save_scaler(folder)
-        base._save_rng_state(folder)
-        if self.args.should_save:
-            for callback in [*self.callback_handler.callbacks, self.control]:
-                if isinstance(callback, ExportableState):
-                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-            self.state.save_to_json(str(Path(folder) / "trainer_state.json"))
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # Sharded weights are saved and read with their optimizer, by accelerate.
-        if self.args.should_save and output_dir is not None and not self.is_fsdp_enabled:
-            checkpoints.write_trained(self.model, Path(output_dir))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            base: Any = super()
-            base._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            checkpoints.read_trained(self.model, Path(resume_from_checkpoint))
 
     # Several processes.
 
@@ -383,21 +249,6 @@ class GroupTrainer(Trainer):
     def _watching_blocks(self) -> contextlib.AbstractContextManager[None]:
         note = partial(self.tally.mean, "block_output_over_input")
         return watching_blocks(unwrapped(self.model), note)
-
-
-@contextlib.contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Within this context sharded weights are whole: gathered once, not at every token."""
-    shards = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    for shard in shards:
-        shard.set_reshard_after_forward(False, recurse=False)
-        shard.unshard()
-    try:
-        yield
-    finally:
-        for index, shard in enumerate(shards):
-            shard.set_reshard_after_forward(index > 0, recurse=False)
-            shard.reshard()
 
 
 def _pad_id(model: PreTrainedModel, tokenizer: Any) -> int:

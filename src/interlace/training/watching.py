@@ -15,13 +15,15 @@ WIDE = (torch.float32, torch.float64)
 
 
 @contextlib.contextmanager
-def watching_blocks(model: nn.Module, note: Callable[[float], None]) -> Iterator[None]:
+def watching_blocks(model: nn.Module, note: Callable[[float, float], None]) -> Iterator[None]:
     """Within this context the blocks of an attached model are watched; at its end `note` is given
-    the mean over the blocks of the norm of what they add over the norm of their input.
+    the mean over the blocks of the norm of what they add over the norm of their input, and a count
+    of 1. Where no hook saw a block, as in the graph of a compiled model, both are 0: that can
+    happen in one process and not in another, and all must note the same names.
 
     Args:
         model: the unwrapped model; without blocks nothing is noted.
-        note: is called once.
+        note: `Tally.mean` with its name; is called once.
     """
     if not is_attached(model):
         yield
@@ -45,4 +47,4 @@ def watching_blocks(model: nn.Module, note: Callable[[float], None]) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
-    note(float(torch.stack(ratios).mean()))
+    note(float(torch.stack(ratios).mean()) if ratios else 0.0, float(bool(ratios)))

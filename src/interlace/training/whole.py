@@ -1,11 +1,15 @@
-"""A sharded model as a whole one: what a single process can save, sample and compare."""
+"""A model without what accelerate does to it, sharded or cast: what a single process can save,
+sample and compare."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
@@ -57,3 +61,29 @@ class Skeleton:
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(device)
         return found
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Within this context sharded weights are whole: gathered once, not at every token."""
+    shards = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        yield
+    finally:
+        for index, shard in enumerate(shards):
+            shard.set_reshard_after_forward(index > 0, recurse=False)
+            shard.reshard()
+
+
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[nn.Module]:
+    """Take away the autocast that accelerate wraps around a model's forward pass."""
+    cast = vars(model).pop("forward", None)
+    try:
+        yield model
+    finally:
+        if cast is not None:
+            vars(model)["forward"] = cast

@@ -101,14 +101,20 @@ def test_a_plan_of_a_ready_data_set_counts_its_groups(tmp_path):
     assert found.most_tokens == 0
 
 
-def test_the_guards_copy_counts_in_low_precision():
+@pytest.mark.parametrize(
+    ("bf16", "name", "size"),
+    [(True, "copy in 32 bits (guard)", 4), (False, "copy in 64 bits (guard, if it needs one)", 8)],
+)
+def test_the_guards_copy_counts(bf16, name, size):
+    """Fails if the copy is left out that fp32 needs where it is coarse (decision 0012)."""
     subject = probe(skeleton(), 8, eager=True)
-    name = "copy in 32 bits (guard)"
-    whole = 4 * (subject.old_parameters + subject.new_parameters)
-    assert memory(subject, at(bf16=True)).training[name] == whole
-    assert name not in memory(subject, at()).training
-    assert name not in memory(subject, at(bf16=True, guard=False)).training
-    assert name not in memory(subject, at("warmup", bf16=True)).training
+
+    def copies(stage="grpo", **more):
+        found = memory(subject, at(stage, bf16=bf16, **more)).training
+        return {part: value for part, value in found.items() if "guard" in part}
+
+    assert copies() == {name: size * (subject.old_parameters + subject.new_parameters)}
+    assert copies(guard=False) == copies("warmup") == {}
 
 
 def test_rows_of_a_pass_are_whole_groups_of_the_worst_width():

@@ -29,10 +29,16 @@ def sample(path: Path, args: Any, **options: Any) -> None:
     sample_responses(engine, Evens(), args, path, **options)
 
 
-def read(paths: list[Path], fewest: int = 2, longest: int = 9) -> list[Item]:
+def read(
+    paths: list[Path],
+    fewest: int = 2,
+    longest: int = 9,
+    tokenizer: Any = TOKENIZER,
+    vocabulary: int = len(WORDS),
+) -> list[Item]:
     numbers: dict[str, Any] = {"fewest_correct": fewest, "max_new_tokens": longest}
     args = WarmupConfig(output_dir="unused", data="given", **QUIET, **numbers)
-    return read_responses(paths, TOKENIZER, args, len(WORDS))
+    return read_responses(paths, tokenizer, args, vocabulary)
 
 
 def test_only_correct_and_finished_responses_are_stored(tmp_path: Path) -> None:
@@ -151,6 +157,7 @@ def test_ragged_groups_train_with_the_weight_of_their_tokens(tmp_path: Path) -> 
         ('{"prompt_token_ids": [1], "completions": [[1], [99]]}', "line 2: .* got 99. Were the"),
         ('{"prompt_token_ids": [-1], "completions": [[1], [2]]}', "line 2: .* got -1"),
         ('{"prompt_token_ids": [1], "completions": [[1], []]}', "line 2: .*at least one token"),
+        ('{"prompt": [1, 99], "responses": ["2", "3"]}', "line 2: .* got 99. Were the"),
     ],
 )
 def test_damaged_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
@@ -159,6 +166,48 @@ def test_damaged_lines_are_named(line: str, message: str, tmp_path: Path) -> Non
     path.write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(DataFileError, match=message):
         read([path])
+
+
+@pytest.mark.parametrize(
+    ("entry", "largest"),
+    [
+        ({"prompt": "1 18", "responses": ["2", "3"]}, "18"),
+        ({"prompt": [{"role": "user", "content": "17"}], "responses": ["2", "3"]}, "17"),
+        ({"prompt": "1", "responses": ["2", "3 18 4"]}, "18"),
+    ],
+)
+def test_texts_of_tokens_that_the_model_lacks_are_refused(
+    entry: dict[str, Any], largest: str, tmp_path: Path
+) -> None:
+    """Fails without a check: the embedding would raise an index error in the middle of a step."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(entry) + "\n")
+    token = WORDS.index(largest)
+    read([path], vocabulary=token + 1)
+    message = f"line 1: token ids are from 0 to {token - 1}, .* got {token} \\('{largest}'\\)"
+    with pytest.raises(DataFileError, match=f"{message}.*resize_token_embeddings"):
+        read([path], vocabulary=token)
+
+
+def test_empty_texts_without_an_end_token_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"prompt": "1", "responses": ["2", ""]}) + "\n")
+    assert read([path])[0].completions[1] == [END]
+    endless = number_tokenizer()
+    endless.eos_token = None
+    with pytest.raises(DataFileError, match="line 1: a response has at least one token"):
+        read([path], tokenizer=endless)
+
+
+def test_only_the_first_process_warns_of_overlong_responses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if every process of a run warns of the same file."""
+    path = tmp_path / "own.jsonl"
+    rows = [[1, 2, 3, 4], [5], [6, 7]]
+    path.write_text(json.dumps({"prompt_token_ids": [1], "completions": rows}) + "\n")
+    monkeypatch.setattr(WarmupConfig, "process_index", 1, raising=False)
+    read([path], longest=3)  # warnings are errors here
 
 
 def test_overlong_responses_are_left_out_with_a_warning(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, TrainerCa
 import interlace
 from interlace.bridge.attach import new_parameters
 from interlace.errors import ConfigError
+from interlace.training.arguments import GroupArguments
 from interlace.training.batch import collate, score
 from interlace.training.grpo import GRPOTrainer
 from support.architectures import attach_random
@@ -139,6 +140,14 @@ def test_steps_that_16_bits_round_to_nothing_are_warned_of(tmp_path: Path) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         grpo(tmp_path / "wide", tiny_model(), learning_rate=1e-6)
+
+
+def test_only_the_first_process_warns_of_lost_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if every process of a run warns."""
+    monkeypatch.setattr(GroupArguments, "process_index", 1, raising=False)
+    grpo(tmp_path, tiny_model().bfloat16(), learning_rate=1e-6)  # warnings are errors here
 
 
 def test_gradient_norms_are_those_of_unscaled_gradients(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""Runs on `transformers.Trainer` that go on where they were stopped.
+
+A checkpoint is there whole or not at all, holds the weights that train and all that the rest of the
+run depends on, and falls on a step at which a run can go on. What a run leaves in the end is a
+folder that `interlace.load` reads.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import rotate_checkpoints
+
+from interlace.errors import CheckpointError, ConfigError
+from interlace.training import checkpoints
+from interlace.training.arguments import GroupArguments
+from interlace.training.parameters import unwrapped
+from interlace.training.whole import Skeleton
+
+
+class ResumableTrainer(Trainer):
+    """The part of a trainer that concerns runs and checkpoints; see this module's head.
+
+    Args:
+        model: the model, attached or not; it trains in place.
+        tokenizer: its tokenizer, saved beside the result.
+        args: the options.
+        callbacks: further Hugging Face callbacks.
+    """
+
+    args: GroupArguments
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        args: GroupArguments,
+        *,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        base: Any = super()
+        base.__init__(model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks))
+        self.tokenizer = tokenizer
+        self.folder = Path(str(args.output_dir))
+        self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
+        self._owes_checkpoint = False
+
+    # What a trainer says.
+
+    def prepare(self) -> None:
+        """Make ready what the run's length depends on."""
+
+    def resumable_every(self, args: Any) -> int:
+        """Optimizer steps from one at which a run can go on to the next."""
+        return 1
+
+    def rewind(self, step: int) -> None:
+        """Take back what a killed run wrote after its last checkpoint, that of `step`."""
+
+    # Runs.
+
+    def run(self) -> Path:
+        """Train, from the last checkpoint if there is one, and write the result.
+
+        Returns:
+            The folder that `interlace.load` reads.
+        """
+        last = checkpoints.last_checkpoint(self.folder)
+        if self.is_world_process_zero():
+            self.rewind(0 if last is None else checkpoints.step_of(last))
+            self._drop_old_checkpoints()
+        self.accelerator.wait_for_everyone()
+        self.train(resume_from_checkpoint=None if last is None else str(last))
+        return self.save_result()
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's loop.
+
+        Raises:
+            ConfigError: if the checkpoint lies beyond the run's end.
+        """
+        self.prepare()
+        step = checkpoints.step_of(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
+        if self.args.max_steps < step:
+            raise ConfigError(
+                f"{self.folder} holds checkpoint-{step}, beyond the {self.args.max_steps} steps of "
+                "this run: going on would give the longer run's model. Ask for as many steps as "
+                "before, use another output_dir, or begin anew with --restart."
+            )
+        base: Any = super()
+        return base.train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_result(self) -> Path:
+        """Write the trained model."""
+        model: Any = unwrapped(self.model)
+        folder = self.folder / checkpoints.RESULT
+        first = self.is_world_process_zero()
+        if self.skeleton is not None:
+            model = self.skeleton.filled(model, keep=first)
+        if first:
+            try:
+                checkpoints.save_result(model, folder, self.args.train, self.tokenizer)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"The trained model could not be written into {folder}: {error}. Make room and "
+                    "run the same command again: it goes on from the last checkpoint."
+                ) from error
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    # Checkpoints.
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # What was tallied is in no checkpoint, so it is logged before; and a checkpoint that falls
+        # between two steps at which a run can go on is written at the second.
+        self._owes_checkpoint |= self.control.should_save
+        whole = self.state.global_step % self.resumable_every(self.args) == 0
+        self.control.should_save = self._owes_checkpoint and whole
+        if self.control.should_save:
+            self._owes_checkpoint = False
+            self.control.should_log = True
+        base: Any = super()
+        base._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        unfinished = self.folder / f"{checkpoints.PARTIAL}{name}"
+        try:
+            self._write_checkpoint(str(unfinished))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.publish(unfinished, self.folder / name)
+        except (OSError, RuntimeError, SafetensorError) as error:  # as each file's writer has it
+            shutil.rmtree(unfinished, ignore_errors=True)  # it would go on filling the disk
+            last = checkpoints.last_checkpoint(self.folder)
+            raise CheckpointError(
+                f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
+                f"The last good one is {last.name if last else 'none'}; make room and run the same "
+                "command again to go on from there."
+            ) from error
+        if self.args.should_save:
+            self._drop_old_checkpoints()
+        self.accelerator.wait_for_everyone()
+
+    def _drop_old_checkpoints(self) -> None:
+        rotate_checkpoints(str(self.folder), save_total_limit=self.args.save_total_limit)
+
+    def _write_checkpoint(self, folder: str) -> None:
+        base: Any = self
+        base.save_model(folder, _internal_call=True)
+        base._save_optimizer_and_scheduler(folder)
+        base._save_scaler(folder)
+        base._save_rng_state(folder)
+        if self.args.should_save:
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(Path(folder) / "trainer_state.json"))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Sharded weights are saved and read with their optimizer, by accelerate.
+        if self.args.should_save and output_dir is not None and not self.is_fsdp_enabled:
+            checkpoints.write_trained(self.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            base: Any = super()
+            base._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            checkpoints.read_trained(self.model, Path(resume_from_checkpoint))

@@ -1,0 +1,146 @@
+"""The guard of invariant I7 on the rollouts of a run: what it compares, and how exactly.
+
+In fp32 the pass that trains is compared as it is; a gap that fp32's own rounding may explain is
+looked at again in float64 (decision 0012). In lower precision one group is sampled again in fp32.
+
+Axes: P groups, W width, T completion positions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interlace.generation.engine import Engine
+from interlace.generation.types import Group
+from interlace.training.arguments import GRPOConfig
+from interlace.training.batch import GroupBatch
+from interlace.training.guard import (
+    COARSEST_GAP,
+    LARGEST_GAP,
+    Gap,
+    allowed_gap,
+    check_gap,
+    measure_rounding,
+    sample_again,
+)
+from interlace.training.tally import LARGEST, Tally
+from interlace.training.whole import Skeleton, without_autocast
+
+
+class RolloutGuard:
+    """Checks that what was sampled is what is trained; see this module's head.
+
+    Args:
+        args: temperature, device and number of the process.
+        new_engine: `new_engine(model)` gives such an engine as samples the rollouts.
+        forbidden: token ids that sampling excludes.
+        pad_token_id: for padding.
+        skeleton: of a sharded model; None of one that is whole in every process.
+        reduce: `reduce(values, "max")` gives the largest over all processes.
+        tally: for the gaps.
+    """
+
+    def __init__(
+        self,
+        args: GRPOConfig,
+        new_engine: Callable[[nn.Module], Engine],
+        *,
+        forbidden: Sequence[int],
+        pad_token_id: int,
+        skeleton: Skeleton | None,
+        reduce: Callable[[Tensor, str], Tensor],
+        tally: Tally,
+    ) -> None:
+        self._args = args
+        self._new_engine = new_engine
+        self._forbidden = forbidden
+        self._pad_token_id = pad_token_id
+        self._skeleton = skeleton
+        self._reduce = reduce
+        self._tally = tally
+
+    def check(
+        self,
+        model: nn.Module,
+        batch: GroupBatch,
+        logprobs: Float[Tensor, "P W T"],
+        group: Group,
+        *,
+        fp32: bool,
+    ) -> None:
+        """Every process calls this, once a rollout.
+
+        Args:
+            model: the unwrapped model, which is as it was when it sampled; it is not changed.
+            batch: what was sampled.
+            logprobs: of the pass that trains.
+            group: one of the batch, to sample again.
+            fp32: whether weights and passes are in fp32 or wider.
+
+        Raises:
+            GuardError: if sampling and training disagree; in every process alike.
+        """
+        assert batch.sampled_logprobs is not None
+        off = (logprobs - batch.sampled_logprobs).abs()[batch.completion_mask]
+        gap = Gap(self._largest(float(off.max())), float(off.mean()), off.numel())
+        self._tally.extreme("sampled_gap/max", gap.largest, LARGEST)
+        self._tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
+        wide = torch.float32
+        if fp32:
+            beyond = LARGEST_GAP < gap.largest <= COARSEST_GAP
+            if not beyond or self._args.device.type == "mps":  # which has no float64
+                check_gap(gap)
+                return
+            wide = torch.float64
+            if self._skeleton is None:
+                check_gap(gap, self._allowed_gap(model, batch, logprobs))
+        self._check_in_wider(model, group, wide)
+
+    def _allowed_gap(
+        self, model: nn.Module, batch: GroupBatch, logprobs: Float[Tensor, "P W T"]
+    ) -> float:
+        own = measure_rounding(
+            model,
+            batch,
+            logprobs,
+            temperature=self._args.temperature,
+            forbidden=self._forbidden,
+        )
+        rounding = self._largest(own)
+        self._tally.extreme("sampled_gap/rounding", rounding, LARGEST)
+        return allowed_gap(rounding)
+
+    def _check_in_wider(self, model: nn.Module, group: Group, dtype: torch.dtype) -> None:
+        """Of a sharded model the first process checks a whole copy, and all hear of it."""
+        found = Gap(0.0, 0.0, 0)
+        with without_autocast(model):
+            copied = self._copy(model, dtype)
+            if copied is not None:
+                found = sample_again(
+                    copied,
+                    self._sample_again,
+                    group,
+                    temperature=self._args.temperature,
+                    forbidden=self._forbidden,
+                    pad_token_id=self._pad_token_id,
+                )
+        check_gap(Gap(self._largest(found.largest), found.mean, found.tokens))
+
+    def _copy(self, model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+        if self._skeleton is None:
+            return copy.deepcopy(model).to(dtype)
+        first, device = self._args.process_index == 0, self._args.device
+        return self._skeleton.filled(model, keep=first, device=device, dtype=dtype)
+
+    def _sample_again(self, model: nn.Module, prompt: list[int], params: Any) -> Group:
+        return self._new_engine(model).generate([prompt], params)[0]
+
+    def _largest(self, value: float) -> float:
+        """Over all processes."""
+        return float(self._reduce(torch.tensor([value], dtype=torch.float64), "max"))

@@ -1,0 +1,57 @@
+"""A stage from its recipe: what its user is told, once."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlace.training.arguments import GroupArguments
+from interlace.training.recipe import Recipe, parse_recipe
+from interlace.training.run import train
+from support.number_model import number_folder
+
+
+def remarkable(folder: Path) -> Recipe:
+    """Large fresh blocks under GRPO, and a reward that rows get by copying one another."""
+    grpo: dict[str, Any] = {
+        "prompts_per_rollout": 2,
+        "rollouts": 4,
+        "width": 4,
+        "max_steps": 1,
+        "max_new_tokens": 3,
+        "rewards": {"self-consistency": 1.0},
+        "save_strategy": "no",
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return parse_recipe(
+        {
+            "model": str(number_folder(folder)),
+            "attach": "bridge",
+            "task": "chain-arithmetic",
+            "task_options": {"digits": 1, "steps": 1, "size": 8},
+            "output_dir": str(folder / "run"),
+            "grpo": grpo,
+        }
+    )
+
+
+@pytest.mark.parametrize(("process", "told"), [(0, True), (1, False)])
+def test_only_the_first_process_says_what_holds_in_all(
+    process: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if the other processes of a run warn, or note, too."""
+    recipe = remarkable(tmp_path)
+    monkeypatch.setattr(GroupArguments, "process_index", process, raising=False)
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        train(recipe, "grpo", note=notes.append)
+    said = [str(warning.message) for warning in caught]
+    for words in ("The blocks add", "self-consistency reward without correctness"):
+        assert any(words in text for text in said) == told, words
+    assert any("starts from fresh blocks" in text for text in notes) == told
