@@ -13,6 +13,7 @@ from typing import Any
 from curves import series
 from figures import draw
 from finds import finds
+from longer import draw_longer, longer, measured, on_the_way_table, stopped_table
 from outcomes import (
     BASE,
     FINAL,
@@ -192,13 +193,17 @@ def extra_values(config: Config, places: Places) -> dict[str, Any]:
         for arm, options in config["arms"].items()
         if "against" in options and not {arm, options["against"]} & set(left_out)
     ]
-    return {
+    values = {
         "experiment": "01-countdown, extra",
         "seeds": sorted({result.seed for result in results if result.seed is not None}),
         "left_out": left_out,
         "table": table(results),
         "differences": differences(results, pairs),
     }
+    if models := measured(config, places):
+        values |= longer(models)
+        draw_longer(models, places.out / "figures")
+    return values
 
 
 def extra_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
@@ -210,6 +215,8 @@ def extra_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict
     return {
         "extra": arms,
         "extra-differences": differences_table(values["differences"], labels),
+        "on-the-way": on_the_way_table(values.get("on_the_way", ()), labels),
+        "stopped": stopped_table(values.get("stopped", ())),
     }
 
 

@@ -8,7 +8,10 @@ import pytest
 
 from support.experiments import modules_of
 
-NAMES = ("units", "workers", "work", "outcomes", "finds", "picking", "tables", "report", "run")
+NAMES = (
+    *("units", "workers", "work", "outcomes", "finds", "picking", "longer", "tables"),
+    *("report", "run"),
+)
 
 
 @pytest.fixture(scope="module")

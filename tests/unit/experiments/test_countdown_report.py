@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,6 +145,31 @@ def test_bases_are_means_over_their_own_seeds(countdown: Any, config: Any) -> No
         "| base | tiny (0, 2) | 20.0 | 20.0 | 20.0 | 50.0 | 50.0 |",
         "| base | tiny-second (1) | 50.0 | 50.0 | 50.0 | 90.0 | 90.0 |",
     ]
+
+
+class _Measured:
+    """A result whose every metric has these values over the problems."""
+
+    def __init__(self, *values: float) -> None:
+        self.example_ids = tuple(map(str, range(len(values))))
+        self.numbers = values
+
+    def get(self, metric: str, width: int, threshold: int | None) -> Any:
+        return SimpleNamespace(values=self.numbers)
+
+
+def test_a_run_is_stopped_by_problems_that_it_is_not_measured_on(countdown: Any) -> None:
+    early, late = (
+        countdown.longer.Model("rlvr-long", rollouts, 360, {"0": _Measured(*values)}, {})
+        for rollouts, values in ((60, (1.0, 0.0, 0.8, 0.2)), (360, (0.0, 0.5, 0.4, 0.5)))
+    )
+    found = countdown.longer.stopped([early, late], "0")
+    assert found["chosen"] == [{"rollouts": 60, "of": 360}, {"rollouts": 360, "of": 360}]
+    # The first half takes `early`, whose other half has .1; the second `late`, whose other has .2.
+    assert found["pass@1"] == pytest.approx((0.1 + 0.2) / 2)
+    assert "| 60 of 360; 360 of 360 | 15.0 |" in countdown.longer.stopped_table(
+        [{"line": "RLVR-only", "seed": "0", **found}]
+    )
 
 
 @pytest.mark.parametrize(
