@@ -21,6 +21,11 @@ from typing import Any, NoReturn, TypeVar
 from interlace.errors import ConfigError
 
 Settings = TypeVar("Settings")
+# What `--model` takes, in every command's help.
+MODELS = (
+    "hub id, folder, .gguf file, saved blocks, or one of tiny, tiny-bridge, tiny-rlvr, "
+    "tiny-pmatch (packaged), smollm2-135m"
+)
 _DOTTED = re.compile(r"(--[a-z-]+)\.([A-Za-z_]\w*)(?:=(.*))?", re.S)
 
 

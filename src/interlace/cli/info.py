@@ -7,6 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from interlace.cli.config_file import MODELS
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,11 +34,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "model",
-        metavar="MODEL",
-        help="hub id, folder, .gguf file, saved blocks, tiny, or smollm2-135m",
-    )
+    add("model", metavar="MODEL", help=MODELS)
     add("--base", help="base model of saved blocks, if not where they say")
     add("--revision", help="branch, tag or commit of a hub id")
     add("--gguf-file", help="which file, where a folder or repository holds GGUF files")

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from interlace.cli.demo.outcome import read_outcome
 from interlace.cli.demo.plan import Plan
 from interlace.cli.demo.training import recipe_of
 from interlace.cli.demo.usage import Start, metered, starts_of
-from interlace.errors import WorkerError
+from interlace.errors import RunError, WorkerError
 from interlace.tasks import get_task
 from support.demo_runs import MINIATURE, start, wait_for
 
@@ -115,6 +116,23 @@ def test_shown_again_without_work(killed: tuple[Path, str, dict]) -> None:
     console = Console(file=io.StringIO(), width=100)
     assert carry_out(Plan(folder, MINIATURE), console) == 0
     assert usage(folder) == before
+
+
+def test_full_disk_under_the_report_says_how_to_go_on(
+    killed: tuple[Path, str, dict], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(killed[0], folder)
+    console = Console(file=io.StringIO())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # stands for the disk
+    try:
+        with pytest.raises(RunError, match=r"File too large.*Make room.*same command again"):
+            carry_out(Plan(folder, MINIATURE), console)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert carry_out(Plan(folder, MINIATURE), console) == 0
+    assert "## A group from inside" in (folder / "report.md").read_text()
 
 
 def test_arms_differ_in_the_blocks_alone(killed: tuple[Path, str, dict]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interlace.cli.demo.options import PACKAGED_ROLLOUTS, settle
+from interlace.errors import RunError
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def carry_out(plan: Plan, console: Console, *, restart: bool = False) -> int:
-    """As `run`, with the plan made and the console given."""
+    """As `run`, with the plan made and the console given.
+
+    Raises:
+        RunError: if the folder cannot be written, as on a full disk.
+    """
     from interlace.cli.demo.folder import claimed
 
     with claimed(plan, restart) as known:
@@ -47,6 +52,13 @@ def carry_out(plan: Plan, console: Console, *, restart: bool = False) -> int:
                 "from there.",
             )
             return INTERRUPTED
+        except BrokenPipeError:  # a reader that has seen enough, such as `head`
+            raise
+        except OSError as error:
+            raise RunError(
+                f"The demo could not write or read its files in {plan.folder}: {error}. Make room "
+                "there and run the same command again: it goes on from what is done."
+            ) from error
     return 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.cli.config_file import KeyValues, Parser
+from interlace.cli.config_file import MODELS, KeyValues, Parser
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("--model", help="hub id, folder, .gguf file, saved blocks, tiny, or smollm2-135m")
+    add("--model", help=MODELS)
     add(
         "--task",
         help="a task's name, rg:NAME, jsonl:PATH or FILE.py:CLASS; `interlace tasks` lists them",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from interlace.cli.config_file import MODELS
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads it from standard input")
-    add("--model", help="hub id, folder, .gguf file, saved blocks, tiny, smollm2-135m (required)")
+    add("--model", help=f"{MODELS} (required)")
     add("--config", metavar="FILE", help="YAML file of these options, such as 'width: 8'")
     add("--json", action="store_true", help="print the group as one JSON line, nothing live")
 
