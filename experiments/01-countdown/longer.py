@@ -27,7 +27,7 @@ WINDOW = 90  # rollouts whose training prompts are averaged
 # Arms whose final models make a line, by what the line is called.
 LINES = {
     "RLVR-only": ("rlvr-long", "rlvr-longest", "rlvr-plateau"),
-    "Bridge, mixed": ("short", "bridge-long", "bridge-longest"),
+    "Bridge, mixed": ("short", "bridge-long", "bridge-longest", "bridge-again"),
 }
 # Metric, width and threshold, by the heading of their column.
 CELLS: dict[str, tuple[str, int, int | None]] = {
@@ -185,7 +185,7 @@ def _on_their_way(axes: Axes, models: Sequence[Model]) -> None:
     for (name, arms), look in zip(LINES.items(), LOOKS, strict=True):
         own = [m for m in models if m.arm == arms[-1]]
         faint = replace(look, marker="", line=":")
-        training = {m.rollouts: m.training for m in own}
+        training = [(m.rollouts, m.training) for m in own]
         ends.append(_line_a_seed(axes, training, f"{name}: training", faint))
         ends.append(_line_a_seed(axes, _held_out(own), name, look))
     axes.set_xlabel("rollouts done of the longest run")
@@ -194,23 +194,27 @@ def _on_their_way(axes: Axes, models: Sequence[Model]) -> None:
     label_ends(axes, ends)
 
 
-def _held_out(models: Sequence[Model]) -> dict[int, dict[str, float]]:
-    """pass@1 at width 8 by rollouts and seed."""
-    return {
-        m.rollouts: {seed: mean(values(r, CELLS["pass@1"])) for seed, r in m.results.items()}
+Points = list[tuple[int, Mapping[str, float]]]  # rollouts, and a share by seed
+
+
+def _held_out(models: Sequence[Model]) -> Points:
+    """pass@1 at width 8; two runs of one length are two points, one above the other."""
+    points = [
+        (m.rollouts, {seed: mean(values(r, CELLS["pass@1"])) for seed, r in m.results.items()})
         for m in models
-    }
+    ]
+    return sorted(points, key=lambda point: point[0])
 
 
 def _line_a_seed(
-    axes: Axes, runs: Mapping[int, Mapping[str, float]], name: str, look: Look
+    axes: Axes, points: Points, name: str, look: Look
 ) -> tuple[float, float, str, Look]:
     """Draw the lines; where their name belongs."""
-    lengths = sorted(runs)
-    for seed in runs[lengths[0]]:
-        heights = [100 * runs[length][seed] for length in lengths]
+    lengths = [length for length, _ in points]
+    for seed in points[0][1]:
+        heights = [100 * by_seed[seed] for _, by_seed in points]
         axes.plot(lengths, heights, color=look.colour, linestyle=look.line, marker=look.marker)
-    return lengths[-1], 100 * mean(runs[lengths[-1]].values()), name, look
+    return lengths[-1], 100 * mean(points[-1][1].values()), name, look
 
 
 def _rollouts(config: Config, arm: str, moment: str) -> int:
