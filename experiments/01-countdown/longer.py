@@ -1,4 +1,7 @@
-"""Longer training: what held-out problems gain on the way, and where they no longer do."""
+"""Longer training: what held-out problems gain on the way, and the best of all models.
+
+A queue that is half done is reported over what is there, as the rest of its report is.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,18 @@ from units import Config, Places, Unit, plan
 from interlace.evaluation.drawing import STYLE, Look, label_ends, new_figure
 from interlace.evaluation.results import ArmResult
 
-# As these arms look in the other figures, in the order of LINES.
-LOOKS = (Look("#5f5f5f", "o", (0, (4, 1.5))), Look("#D55E00", "v", "-"))
+LOOKS = {  # as these arms look in the other figures
+    "RLVR-only": Look("#5f5f5f", "o", (0, (4, 1.5))),
+    "Bridge, mixed": Look("#D55E00", "v", "-"),
+}
+ASIDE = 1.08  # of a repeat, so that it is told from the run before
 WINDOW = 90  # rollouts whose training prompts are averaged
-# Arms whose final models make a line, by what the line is called.
+# Arms that differ in the length of their run, by what their line is called.
 LINES = {
     "RLVR-only": ("rlvr-long", "rlvr-longest", "rlvr-plateau"),
     "Bridge, mixed": ("short", "bridge-long", "bridge-longest", "bridge-again"),
 }
+REPEATS = ("bridge-again",)  # of a length that is there already: points beside the line
 # Metric, width and threshold, by the heading of their column.
 CELLS: dict[str, tuple[str, int, int | None]] = {
     "pass@1": ("pass@1", 8, None),
@@ -83,8 +90,8 @@ def measured(config: Config, places: Places) -> list[Model]:
 
 
 def longer(models: Sequence[Model]) -> dict[str, Any]:
-    """The numbers of long runs: on their way, and stopped where a half of the held-out problems
-    says, by seed."""
+    """The numbers of long runs: on their way, and of the best model by half of the held-out
+    problems, by seed."""
     with_snapshots = {model.arm for model in models if not model.final}
     return {
         "on_the_way": [
@@ -100,15 +107,21 @@ def longer(models: Sequence[Model]) -> dict[str, Any]:
             for model in models
             if model.arm in with_snapshots
         ],
-        "stopped": [
-            {"line": line, "seed": seed, **stopped([m for m in models if m.arm in arms], seed)}
-            for line, arms in LINES.items()
-            for seed in models[0].results
+        "best": [
+            {"line": line, "seed": seed, **best_by_half(own, seed)}
+            for line, own in lines_of(models).items()
+            for seed in own[0].results
         ],
     }
 
 
-def stopped(models: Sequence[Model], seed: str) -> dict[str, Any]:
+def lines_of(models: Sequence[Model]) -> dict[str, list[Model]]:
+    """The models of every line that has any."""
+    found = {line: [m for m in models if m.arm in arms] for line, arms in LINES.items()}
+    return {line: own for line, own in found.items() if own}
+
+
+def best_by_half(models: Sequence[Model], seed: str) -> dict[str, Any]:
     """The model with the best pass@1 at width 8 on one half of the held-out problems, measured on
     the other half; both ways round, averaged."""
     problems = models[0].results[seed].example_ids
@@ -116,7 +129,7 @@ def stopped(models: Sequence[Model], seed: str) -> dict[str, Any]:
     chosen, found = [], dict.fromkeys(CELLS, 0.0)
     for half, other in (halves, halves[::-1]):
         best = max(models, key=lambda m: mean(values(m.results[seed], CELLS["pass@1"])[half]))
-        chosen.append({"rollouts": best.rollouts, "of": best.length})
+        chosen.append({"arm": best.arm, "rollouts": best.rollouts})
         for name, cell in CELLS.items():
             found[name] += mean(values(best.results[seed], cell)[other]) / 2
     return {"chosen": chosen, **found}
@@ -129,18 +142,18 @@ def values(result: ArmResult, cell: tuple[str, int, int | None]) -> Float[np.nda
     return np.asarray(found)
 
 
-def stopped_table(lines: Sequence[Mapping[str, Any]]) -> str:
+def best_table(lines: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
     """What is chosen, and what it reaches."""
     rows = [
         [
             line["line"],
             line["seed"],
-            "; ".join(f"{c['rollouts']:,} of {c['of']:,}" for c in line["chosen"]),
+            "; ".join(f"{c['rollouts']:,} of {labels[c['arm']]}" for c in line["chosen"]),
             *(f"{100 * line[name]:.1f}" for name in CELLS),
         ]
         for line in lines
     ]
-    return markdown(["", "seed", "rollouts chosen by either half", *CELLS], rows)
+    return markdown(["", "seed", "chosen by either half: rollouts done of a run", *CELLS], rows)
 
 
 def on_the_way_table(lines: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
@@ -168,37 +181,48 @@ def draw_longer(models: Sequence[Model], folder: Path) -> None:
 
 def _final_models(axes: Axes, finals: Sequence[Model]) -> None:
     ends = []
-    for (name, arms), look in zip(LINES.items(), LOOKS, strict=True):
-        ends.append(_line_a_seed(axes, _held_out([m for m in finals if m.arm in arms]), name, look))
+    for name, own in lines_of(finals).items():
+        line = [m for m in own if m.arm not in REPEATS]
+        if line:
+            ends.append(_line_a_seed(axes, _held_out(line), name, LOOKS[name]))
+        for length, by_seed in _held_out([m for m in own if m.arm in REPEATS]):
+            for share in by_seed.values():
+                place = [length * ASIDE], [100 * share]
+                axes.plot(
+                    *place, color=LOOKS[name].colour, marker=LOOKS[name].marker, mfc="white", mew=1
+                )
     lengths = sorted({model.rollouts for model in finals})
     axes.set_xscale("log")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
-    axes.set_xlabel("rollouts of a whole run")
+    axes.set_xlabel("rollouts of a whole run; hollow: run again")
     axes.set_title("held-out pass@1 at W = 8 (%), final models", loc="left")
     axes.set_ylim(0, 100)
-    label_ends(axes, ends)
+    if ends:
+        label_ends(axes, ends)
 
 
 def _on_their_way(axes: Axes, models: Sequence[Model]) -> None:
     ends = []
-    for (name, arms), look in zip(LINES.items(), LOOKS, strict=True):
-        own = [m for m in models if m.arm == arms[-1]]
-        faint = replace(look, marker="", line=":")
+    with_snapshots = {model.arm for model in models if not model.final}
+    for name, own in lines_of([m for m in models if m.arm in with_snapshots]).items():
+        look = LOOKS[name]
         training = [(m.rollouts, m.training) for m in own]
+        faint = replace(look, marker="", line=":")
         ends.append(_line_a_seed(axes, training, f"{name}: training", faint))
         ends.append(_line_a_seed(axes, _held_out(own), name, look))
-    axes.set_xlabel("rollouts done of the longest run")
+    axes.set_xlabel("rollouts done of the runs with snapshots")
     axes.set_title("the same on the way, and on training prompts", loc="left")
     axes.set_ylim(0, 100)
-    label_ends(axes, ends)
+    if ends:
+        label_ends(axes, ends)
 
 
 Points = list[tuple[int, Mapping[str, float]]]  # rollouts, and a share by seed
 
 
 def _held_out(models: Sequence[Model]) -> Points:
-    """pass@1 at width 8; two runs of one length are two points, one above the other."""
+    """pass@1 at width 8, by rollouts."""
     points = [
         (m.rollouts, {seed: mean(values(r, CELLS["pass@1"])) for seed, r in m.results.items()})
         for m in models

@@ -13,7 +13,7 @@ from typing import Any
 from curves import series
 from figures import draw
 from finds import finds
-from longer import draw_longer, longer, measured, on_the_way_table, stopped_table
+from longer import best_table, draw_longer, longer, measured, on_the_way_table
 from outcomes import (
     BASE,
     FINAL,
@@ -216,7 +216,7 @@ def extra_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict
         "extra": arms,
         "extra-differences": differences_table(values["differences"], labels),
         "on-the-way": on_the_way_table(values.get("on_the_way", ()), labels),
-        "stopped": stopped_table(values.get("stopped", ())),
+        "best": best_table(values.get("best", ()), labels),
     }
 
 

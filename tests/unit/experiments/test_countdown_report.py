@@ -158,18 +158,38 @@ class _Measured:
         return SimpleNamespace(values=self.numbers)
 
 
-def test_a_run_is_stopped_by_problems_that_it_is_not_measured_on(countdown: Any) -> None:
+def test_the_best_model_is_measured_on_problems_that_did_not_choose_it(
+    countdown: Any, config: Any
+) -> None:
     early, late = (
         countdown.longer.Model("rlvr-long", rollouts, 360, {"0": _Measured(*values)}, {})
         for rollouts, values in ((60, (1.0, 0.0, 0.8, 0.2)), (360, (0.0, 0.5, 0.4, 0.5)))
     )
-    found = countdown.longer.stopped([early, late], "0")
-    assert found["chosen"] == [{"rollouts": 60, "of": 360}, {"rollouts": 360, "of": 360}]
+    found = countdown.longer.best_by_half([early, late], "0")
+    assert [chosen["rollouts"] for chosen in found["chosen"]] == [60, 360]
     # The first half takes `early`, whose other half has .1; the second `late`, whose other has .2.
     assert found["pass@1"] == pytest.approx((0.1 + 0.2) / 2)
-    assert "| 60 of 360; 360 of 360 | 15.0 |" in countdown.longer.stopped_table(
-        [{"line": "RLVR-only", "seed": "0", **found}]
-    )
+    labels = countdown.units.queue_config(config, "extra")["labels"]
+    table = countdown.longer.best_table([{"line": "RLVR-only", "seed": "0", **found}], labels)
+    assert "60 of RLVR-only, 360 rollouts; 360 of RLVR-only, 360 rollouts | 15.0 |" in table
+
+
+@pytest.mark.parametrize(
+    "there", [[("short", 60)], [("bridge-again", 1080)], [("rlvr-plateau", 270)]]
+)
+def test_long_runs_of_a_half_done_queue_are_reported(
+    countdown: Any, there: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    models = [
+        countdown.longer.Model(
+            arm, done, 60 if arm == "short" else 1080, {"0": _Measured(1.0, 0.0)}, {"0": 0.5}
+        )
+        for arm, done in there
+    ]
+    found = countdown.longer.longer(models)
+    assert len(found["best"]) == 1
+    countdown.longer.draw_longer(models, tmp_path)
+    assert (tmp_path / "longer.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
