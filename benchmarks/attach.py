@@ -46,7 +46,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
-from interlace.bridge.attach import count_parameters, new_parameters
+from interlace.attaching import count_parameters, new_parameters
 
 # Read when the process starts: glibc keeps freed memory, and the profiler keeps quiet.
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "KINETO_LOG_LEVEL": "99"}

@@ -44,7 +44,7 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
-from interlace.bridge.attach import new_parameters
+from interlace.attaching import new_parameters
 
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 PROMPT_LENGTH = 100

@@ -51,7 +51,7 @@ from train_step_trl import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 import interlace
-from interlace.bridge.attach import new_parameters
+from interlace.attaching import new_parameters
 from interlace.tasks.base import Example, Task, Verdict
 
 PHASES = ("rollout", "verify", "score", "backward", "optimizer", "total")

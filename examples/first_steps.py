@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
-from interlace.bridge.attach import count_parameters, new_parameters
+from interlace.attaching import count_parameters, new_parameters
 
 ALPHABET = string.ascii_lowercase + string.ascii_uppercase + string.digits + ".,"
 P, W, S = 2, 4, 6  # two prompts, four rows each, six positions

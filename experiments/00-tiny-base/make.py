@@ -32,8 +32,8 @@ from transformers import (
 )
 
 import interlace
-from interlace.bridge.fingerprint import remember_origin
 from interlace.evaluation.results import estimate_to_json
+from interlace.saving.fingerprint import remember_origin
 from interlace.tasks import get_task
 
 HERE = Path(__file__).parent

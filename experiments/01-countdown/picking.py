@@ -19,7 +19,7 @@ from finds import ROWS
 from outcomes import FINAL, records
 from units import Config, Places, plan
 
-from interlace.aggregation import majority_vote
+from interlace.answers import majority_vote
 from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.records import GroupRecord
 from interlace.evaluation.results import ArmResult, estimate_to_json

@@ -12,32 +12,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interlace import rewards as rewards
     from interlace import tasks as tasks
-    from interlace.aggregation.aggregators import Aggregate as Aggregate
-    from interlace.aggregation.aggregators import Aggregator as Aggregator
-    from interlace.aggregation.aggregators import Responses as Responses
-    from interlace.aggregation.extract import extract_answer as extract_answer
-    from interlace.aggregation.select import best_of_n as best_of_n
-    from interlace.aggregation.select import medoid as medoid
-    from interlace.aggregation.synthesis import synthesize as synthesize
-    from interlace.aggregation.votes import Vote as Vote
-    from interlace.aggregation.votes import logprob_weights as logprob_weights
-    from interlace.aggregation.votes import majority_vote as majority_vote
-    from interlace.aggregation.votes import weighted_vote as weighted_vote
-    from interlace.bridge.attach import Attachment as Attachment
-    from interlace.bridge.attach import attach as attach
-    from interlace.bridge.attach import detach as detach
-    from interlace.bridge.checkpoint import save as save
-    from interlace.bridge.config import BridgeConfig as BridgeConfig
-    from interlace.bridge.config import PMatchConfig as PMatchConfig
+    from interlace.answers.aggregators import Aggregate as Aggregate
+    from interlace.answers.aggregators import Aggregator as Aggregator
+    from interlace.answers.aggregators import Responses as Responses
+    from interlace.answers.choose import best_of_n as best_of_n
+    from interlace.answers.choose import medoid as medoid
+    from interlace.answers.extract import extract_answer as extract_answer
+    from interlace.answers.synthesis import synthesize as synthesize
+    from interlace.answers.vote import Vote as Vote
+    from interlace.answers.vote import logprob_weights as logprob_weights
+    from interlace.answers.vote import majority_vote as majority_vote
+    from interlace.answers.vote import weighted_vote as weighted_vote
+    from interlace.attaching import Attachment as Attachment
+    from interlace.attaching import attach as attach
+    from interlace.attaching import detach as detach
+    from interlace.coupling.config import BridgeConfig as BridgeConfig
+    from interlace.coupling.config import PMatchConfig as PMatchConfig
+    from interlace.engine.engine import Engine as Engine
+    from interlace.engine.types import SamplingParams as SamplingParams
     from interlace.errors import InterlaceError as InterlaceError
     from interlace.evaluation.evaluate import evaluate as evaluate
     from interlace.evaluation.metrics import g_pass_at_k as g_pass_at_k
     from interlace.evaluation.metrics import mg_pass_at_k as mg_pass_at_k
     from interlace.evaluation.metrics import pass_at_k as pass_at_k
-    from interlace.generation.engine import Engine as Engine
-    from interlace.generation.types import SamplingParams as SamplingParams
-    from interlace.groups import Groups as Groups
     from interlace.models.loading import load as load
+    from interlace.rows import Groups as Groups
+    from interlace.saving.checkpoint import save as save
     from interlace.training.arguments import GRPOConfig as GRPOConfig
     from interlace.training.arguments import WarmupConfig as WarmupConfig
     from interlace.training.grpo import GRPOTrainer as GRPOTrainer
@@ -48,36 +48,36 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _EXPORTS = {
-    "Aggregate": "interlace.aggregation.aggregators",
-    "Aggregator": "interlace.aggregation.aggregators",
-    "Attachment": "interlace.bridge.attach",
-    "BridgeConfig": "interlace.bridge.config",
-    "Engine": "interlace.generation.engine",
+    "Aggregate": "interlace.answers.aggregators",
+    "Aggregator": "interlace.answers.aggregators",
+    "Attachment": "interlace.attaching",
+    "BridgeConfig": "interlace.coupling.config",
+    "Engine": "interlace.engine.engine",
     "GRPOConfig": "interlace.training.arguments",
     "GRPOTrainer": "interlace.training.grpo",
-    "Groups": "interlace.groups",
+    "Groups": "interlace.rows",
     "InterlaceError": "interlace.errors",
-    "PMatchConfig": "interlace.bridge.config",
-    "Responses": "interlace.aggregation.aggregators",
-    "SamplingParams": "interlace.generation.types",
-    "Vote": "interlace.aggregation.votes",
+    "PMatchConfig": "interlace.coupling.config",
+    "Responses": "interlace.answers.aggregators",
+    "SamplingParams": "interlace.engine.types",
+    "Vote": "interlace.answers.vote",
     "WarmupConfig": "interlace.training.arguments",
     "WarmupTrainer": "interlace.training.warmup",
-    "attach": "interlace.bridge.attach",
-    "best_of_n": "interlace.aggregation.select",
-    "detach": "interlace.bridge.attach",
+    "attach": "interlace.attaching",
+    "best_of_n": "interlace.answers.choose",
+    "detach": "interlace.attaching",
     "evaluate": "interlace.evaluation.evaluate",
-    "extract_answer": "interlace.aggregation.extract",
+    "extract_answer": "interlace.answers.extract",
     "g_pass_at_k": "interlace.evaluation.metrics",
     "load": "interlace.models.loading",
-    "logprob_weights": "interlace.aggregation.votes",
-    "majority_vote": "interlace.aggregation.votes",
-    "medoid": "interlace.aggregation.select",
+    "logprob_weights": "interlace.answers.vote",
+    "majority_vote": "interlace.answers.vote",
+    "medoid": "interlace.answers.choose",
     "mg_pass_at_k": "interlace.evaluation.metrics",
     "pass_at_k": "interlace.evaluation.metrics",
-    "save": "interlace.bridge.checkpoint",
-    "synthesize": "interlace.aggregation.synthesis",
-    "weighted_vote": "interlace.aggregation.votes",
+    "save": "interlace.saving.checkpoint",
+    "synthesize": "interlace.answers.synthesis",
+    "weighted_vote": "interlace.answers.vote",
 }
 
 # Reached as `interlace.tasks.get_task(...)`, without an import of their own.

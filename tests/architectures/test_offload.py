@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interlace import Groups, detach
-from interlace.bridge.attach import new_parameters
+from interlace.attaching import new_parameters
 from interlace.errors import UnreachedBlockError
 from support.architectures import attach_random, build, random_alive, random_ids
 

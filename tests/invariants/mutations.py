@@ -45,10 +45,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from interlace.bridge import block as block_module
-from interlace.bridge.block import BridgeBlock
-from interlace.bridge.hf_generate import GenerationRecord
-from interlace.groups import Groups
+from interlace.coupling import bridge as block_module
+from interlace.coupling.bridge import BridgeBlock
+from interlace.generate_hf import GenerationRecord
+from interlace.rows import Groups
 from invariants import checks
 
 _forward = BridgeBlock.forward

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
-from interlace.generation.types import Group
+from interlace.engine.types import Group
 from support.architectures import NAMES, VOCAB, attach_random, build
 from support.engine import largest_gap
 

@@ -39,17 +39,17 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from interlace import Engine, SamplingParams
-from interlace.generation import cache as cache_module
-from interlace.generation import requests as requests_module
-from interlace.generation import runner as runner_module
-from interlace.generation.cache import SharedCache
-from interlace.generation.forward import Forward
-from interlace.generation.layout import StepLayout
-from interlace.generation.packed import PackedWeights
-from interlace.generation.rows import LiveRows
-from interlace.generation.runner import Runner
-from interlace.generation.sampling import Sampled
-from interlace.generation.stores import Store
+from interlace.engine import core as runner_module
+from interlace.engine import kv as cache_module
+from interlace.engine import request as requests_module
+from interlace.engine.backends.hf import Forward
+from interlace.engine.backends.packed import PackedWeights
+from interlace.engine.core import Runner
+from interlace.engine.kv import SharedCache
+from interlace.engine.layout import StepLayout
+from interlace.engine.live_rows import LiveRows
+from interlace.engine.sampling import Sampled
+from interlace.engine.stores import Store
 from invariants import test_engine as engine_invariants
 from support.architectures import attach_random, build
 from support.engine import largest_gap

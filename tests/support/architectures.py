@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from interlace import BridgeConfig, PMatchConfig, attach
-from interlace.bridge.attach import new_parameters
+from interlace.attaching import new_parameters
 
 VOCAB, WINDOW, LAYERS = 97, 5, 3
 HIDDEN, HEADS, KV_HEADS, MLP = 24, 6, 2, 37

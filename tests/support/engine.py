@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from interlace.bridge.attach import is_attached
-from interlace.generation.types import Group
-from interlace.groups import Groups
+from interlace.attaching import is_attached
+from interlace.engine.types import Group
+from interlace.rows import Groups
 
 
 def fed_again(groups: Sequence[Group], pad: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from interlace.engine.engine import Engine
+from interlace.engine.types import SamplingParams
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.results import ArmResult
-from interlace.generation.engine import Engine
-from interlace.generation.types import SamplingParams
 
 SHORT = SamplingParams(max_new_tokens=6)
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from interlace.engine.engine import Engine
+from interlace.engine.types import Group, SamplingParams
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.results import ArmResult
 from interlace.evaluation.sampler import Tally
-from interlace.generation.engine import Engine
-from interlace.generation.types import Group, SamplingParams
 from support.number_model import number_engine, number_model, number_tokenizer, sums
 
 

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import interlace
-from interlace.bridge.attach import get_attachment
+from interlace.attaching import get_attachment
 from support.architectures import attach_random
 from support.saves import assert_same_weights, outputs, weights
 from support.words import tiny_tokenizer

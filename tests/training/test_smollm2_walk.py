@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import interlace
-from interlace.bridge.attach import is_attached
+from interlace.attaching import is_attached
 from interlace.models.source import SMOLLM2_PACKAGE
 
 WALK = Path(__file__).parents[2] / "experiments" / "02-smollm2" / "walk.py"

@@ -1,5 +1,5 @@
 """Folders that change all at once or not at all. Kills and full disks are in
-tests/unit/bridge/test_checkpoint.py."""
+tests/unit/saving/test_checkpoint.py."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from interlace.cli.config_file import MODELS
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from interlace.bridge.config import BlockConfig
+    from interlace.coupling.config import BlockConfig
     from interlace.models.describe import Description, Memory
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -95,7 +95,7 @@ def _layers(text: str) -> str | int | list[int]:
 
 def _block_config(arguments: argparse.Namespace) -> BlockConfig | None:
     """The blocks that the options ask for; None if they ask for nothing."""
-    from interlace.bridge.config import CONFIGS
+    from interlace.coupling.config import CONFIGS
 
     names = {"share": "parameter_share", "layers": "layers"} | {
         n: n for n in ("num_heads", "num_kv_heads", "head_dim")

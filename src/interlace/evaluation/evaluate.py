@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.aggregation.select import Scorer
+from interlace.answers.choose import Scorer
 from interlace.errors import ConfigError
 from interlace.evaluation.figures import FORMATS
 from interlace.evaluation.plan import Job, batches, groups_by_width
@@ -30,8 +30,8 @@ from interlace.evaluation.sampler import Progress, Sampler
 from interlace.tasks import Task
 
 if TYPE_CHECKING:
-    from interlace.generation.engine import Engine
-    from interlace.generation.types import SamplingParams
+    from interlace.engine.engine import Engine
+    from interlace.engine.types import SamplingParams
 
 WIDTHS = (1, 2, 4, 8, 16)
 BATCH_ROWS = 256
@@ -157,7 +157,7 @@ def evaluate(
 
 
 def _params(params: SamplingParams | None, seed: int | None) -> SamplingParams:
-    from interlace.generation.types import SamplingParams
+    from interlace.engine.types import SamplingParams
 
     chosen = params or SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
     return chosen if seed is None else chosen.replace(seed=seed)

@@ -19,8 +19,8 @@ from interlace.evaluation.results import ArmResult, Measurement, estimate_values
 from interlace.evaluation.run_folder import Timing
 
 if TYPE_CHECKING:
-    from interlace.generation.engine import Engine
-    from interlace.generation.types import SamplingParams
+    from interlace.engine.engine import Engine
+    from interlace.engine.types import SamplingParams
 
 
 def time_groups(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from interlace.aggregation.votes import Equal
+from interlace.answers.vote import Equal
 from interlace.errors import MetricError
 from interlace.evaluation.arrays import Array
 from interlace.evaluation.diversity import answer_entropy, distinct_answers, distinct_n
@@ -53,7 +53,7 @@ def measure(
             arms are sampled once, so only their widest run is used (the narrower ones, if any, hold
             the same rows), except for the seconds. Coupled arms take no k but their widths.
         equal: A second chance for answers whose normal forms differ to be the same vote; see
-            `interlace.aggregation.majority_vote`.
+            `interlace.answers.majority_vote`.
         level: Coverage of the intervals.
         draws: Most k-subsets of independent rows over which votes are averaged.
         provenance: Kept with the results.

@@ -21,7 +21,7 @@ from interlace.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from interlace.generation.types import SamplingParams
+    from interlace.engine.types import SamplingParams
     from interlace.tasks import Example, Task
 
 HASHED_VALUES = 64  # of every weight: enough to tell checkpoints apart, and quick for any size
@@ -35,9 +35,9 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     Args:
         model: A Hugging Face model, attached or not, or PEFT's wrapper of one.
     """
-    from interlace.bridge.attach import count_parameters, get_attachment, is_attached
-    from interlace.bridge.fingerprint import origin_of
-    from interlace.bridge.layers import base_model_of
+    from interlace.attaching import count_parameters, get_attachment, is_attached
+    from interlace.layers import base_model_of
+    from interlace.saving.fingerprint import origin_of
 
     base = base_model_of(model)
     origin = origin_of(base)
@@ -120,7 +120,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
     """Where a run runs: versions, device, threads."""
     import torch
 
-    from interlace.bridge.layers import base_model_of
+    from interlace.layers import base_model_of
 
     device = base_model_of(model).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace import files
-from interlace.aggregation import symbolically_equal
+from interlace.answers import symbolically_equal
 from interlace.errors import RecordError, RunError
 from interlace.evaluation.figures import FORMATS, write_figures
 from interlace.evaluation.intervals import LEVEL

@@ -13,19 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from interlace.aggregation.select import Scorer, best_of_n
+from interlace.answers.choose import Scorer, best_of_n
+from interlace.engine.prompts import encode
 from interlace.errors import ConfigError, InterlaceError, RecordError
 from interlace.evaluation.latency import time_groups
 from interlace.evaluation.plan import Job
 from interlace.evaluation.provenance import environment
 from interlace.evaluation.records import GroupRecord
 from interlace.evaluation.run_folder import Store, Timing
-from interlace.generation.prompts import encode
 from interlace.tasks import Example, Task
 
 if TYPE_CHECKING:
-    from interlace.generation.engine import Engine
-    from interlace.generation.types import EngineStats, Group, SamplingParams
+    from interlace.engine.engine import Engine
+    from interlace.engine.types import EngineStats, Group, SamplingParams
 
 
 @dataclass

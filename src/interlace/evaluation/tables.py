@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interlace.aggregation.votes import Equal, answer_classes
+from interlace.answers.vote import Equal, answer_classes
 from interlace.errors import RecordError
 from interlace.evaluation.arrays import Array
 from interlace.evaluation.records import GroupRecord

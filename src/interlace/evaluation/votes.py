@@ -1,7 +1,7 @@
 """Votes over many draws of rows at once.
 
 Letters: n rows of a problem, D draws, k rows of a draw. The rule for a single group is
-`interlace.aggregation.majority_vote`; this is the same rule over arrays, for the many subsets of
+`interlace.answers.majority_vote`; this is the same rule over arrays, for the many subsets of
 independent rows over which a vote at width k is averaged.
 """
 

@@ -36,8 +36,8 @@ except ImportError as error:
 
 from transformers import PreTrainedModel
 
-from interlace.generation.engine import Engine
-from interlace.generation.types import EngineStats, Group, SamplingParams
+from interlace.engine.engine import Engine
+from interlace.engine.types import EngineStats, Group, SamplingParams
 from interlace.models.loading import load
 
 # What a task may ask of a generation, besides where it ends, and what it is called here.

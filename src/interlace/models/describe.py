@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from interlace.bridge.attach import attach, count_parameters, new_parameters
-from interlace.bridge.config import BlockConfig, BridgeConfig
-from interlace.bridge.fingerprint import SIZES
-from interlace.bridge.layers import find_decoder
+from interlace.attaching import attach, count_parameters, new_parameters
+from interlace.coupling.config import BlockConfig, BridgeConfig
 from interlace.errors import ConfigError, LoadError
+from interlace.layers import find_decoder
 from interlace.models.gguf import plain_config
 from interlace.models.loading import base_of
 from interlace.models.source import GgufFile, HubModel, SavedBlocks, Source
+from interlace.saving.fingerprint import SIZES
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from interlace.bridge.fingerprint import remember_origin
-from interlace.bridge.restore import attach_saved
 from interlace.errors import LoadError
 from interlace.models.gguf import converted
 from interlace.models.source import (
@@ -25,6 +23,8 @@ from interlace.models.source import (
     resolve,
     unpickled_message,
 )
+from interlace.saving.fingerprint import remember_origin
+from interlace.saving.restore import attach_saved
 
 
 def load(

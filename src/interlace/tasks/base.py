@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, overload
 
-from interlace.aggregation import extract_answer, normalise_answer
+from interlace.answers import extract_answer, normalise_answer
 from interlace.errors import TaskError
 from interlace.tasks.equations import find_equations
 

@@ -1,7 +1,7 @@
 r"""How an answer is compared with a reference: as a number, a formula, a letter, or a text.
 
 - number: exact equality of the values. An answer is a number in any form that `normalise_answer`
-  of `interlace.aggregation` knows (`1,000`, `\frac12`, `3\times10^4`, "50%" is 50), an arithmetic
+  of `interlace.answers` knows (`1,000`, `\frac12`, `3\times10^4`, "50%" is 50), an arithmetic
   expression ("144/2"), or words around exactly one number ("72 clips").
 - math: number, where both are; else equal normal forms; else math-verify's symbolic equality, in a
   process of its own. `2\sqrt{2}` is `\sqrt{8}`.
@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Literal, get_args
 
-from interlace.aggregation import normalise_answer
-from interlace.aggregation.answers import undress
+from interlace.answers import normalise_answer
+from interlace.answers.normalise import undress
 from interlace.errors import TaskError
 from interlace.tasks.arithmetic import value_of
 from interlace.tasks.base import Verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 
-from interlace.aggregation import normalise_answer
+from interlace.answers import normalise_answer
 from interlace.tasks.base import Example, Task, Verdict, final_part
 from interlace.tasks.checkers import check_choice, choice_letter
 

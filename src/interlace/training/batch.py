@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from interlace.bridge.attach import is_attached
+from interlace.attaching import is_attached
+from interlace.engine.types import Group
 from interlace.errors import GroupError
-from interlace.generation.types import Group
-from interlace.groups import Groups
+from interlace.rows import Groups
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from interlace.bridge.attach import is_attached
-from interlace.bridge.checkpoint import save
+from interlace.attaching import is_attached
 from interlace.errors import CheckpointError
 from interlace.files import writing
+from interlace.saving.checkpoint import save
 from interlace.training.arguments import Train
 
 WEIGHTS = "trained.safetensors"

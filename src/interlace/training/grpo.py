@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from interlace.engine.engine import Engine
+from interlace.engine.types import Group
 from interlace.errors import ConfigError
-from interlace.generation.engine import Engine
-from interlace.generation.types import Group
 from interlace.tasks.base import Task
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, Scores, collate, score

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interlace.engine.types import Group
 from interlace.errors import GuardError
-from interlace.generation.types import Group
 from interlace.training.batch import GroupBatch, collate, score
 
 LARGEST_GAP = 1e-4  # in nats, in fp32

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from interlace.bridge.attach import is_attached, new_parameters
-from interlace.bridge.layers import base_model_of
+from interlace.attaching import is_attached, new_parameters
 from interlace.errors import ConfigError, MissingDependencyError
+from interlace.layers import base_model_of
 from interlace.training.arguments import GroupArguments
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.bridge.attach import is_attached, new_parameters
-from interlace.groups import Groups
+from interlace.attaching import is_attached, new_parameters
 from interlace.models.describe import cache_bytes
+from interlace.rows import Groups
 
 _SHORT, _LONG = 64, 128
 

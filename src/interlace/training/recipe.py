@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from interlace.bridge.config import CONFIGS, BlockConfig
+from interlace.coupling.config import CONFIGS, BlockConfig
 from interlace.errors import ConfigError
 from interlace.tasks.sources import is_file
 from interlace.training.recipe_files import find_recipe, merge_overrides, read_yaml

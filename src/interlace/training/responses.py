@@ -17,10 +17,10 @@ from typing import Any
 
 from rich.progress import track
 
+from interlace.engine.engine import Engine
+from interlace.engine.prompts import encode
+from interlace.engine.types import SamplingParams
 from interlace.errors import DataFileError, GenerationError
-from interlace.generation.engine import Engine
-from interlace.generation.prompts import encode
-from interlace.generation.types import SamplingParams
 from interlace.tasks.base import Task
 from interlace.training.arguments import WarmupConfig
 from interlace.training.schedule import draw_indices, sampling_seed

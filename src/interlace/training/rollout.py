@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interlace.aggregation import majority_vote
-from interlace.generation.engine import Engine
-from interlace.generation.types import Group, SamplingParams
+from interlace.answers import majority_vote
+from interlace.engine.engine import Engine
+from interlace.engine.types import Group, SamplingParams
 from interlace.tasks.base import Example, Task, Verdict
 from interlace.training.advantages import advantages, without_variance
 from interlace.training.arguments import GRPOConfig

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interlace.generation.engine import Engine
-from interlace.generation.types import Group
+from interlace.engine.engine import Engine
+from interlace.engine.types import Group
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch
 from interlace.training.guard import (

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from interlace.bridge.attach import (
+from interlace.attaching import (
     attach,
     count_parameters,
     get_attachment,
     is_attached,
     new_parameters,
 )
-from interlace.bridge.config import BlockConfig, BridgeConfig
+from interlace.coupling.config import BlockConfig, BridgeConfig
 from interlace.errors import ConfigError
 from interlace.models.loading import load
 from interlace.training.recipe import Recipe, Stage

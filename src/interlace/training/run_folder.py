@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from interlace import __version__
-from interlace.bridge.manifest import MANIFEST
 from interlace.errors import ConfigError, RunError
 from interlace.files import locate
+from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT
 from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
 from interlace.training.sections import OPERATIONAL

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from interlace.bridge.attach import detach
-from interlace.bridge.config import BlockConfig
+from interlace.attaching import detach
+from interlace.coupling.config import BlockConfig
+from interlace.engine.prompts import encode
 from interlace.errors import LoadError
-from interlace.generation.prompts import encode
 from interlace.models.describe import describe
 from interlace.models.loading import base_of
 from interlace.models.source import GgufFile, SavedBlocks, Source, resolve

@@ -25,9 +25,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
+from interlace.engine.stopping import forbidden_token_ids, stop_ids_of
+from interlace.engine.types import SamplingParams
 from interlace.errors import ConfigError
-from interlace.generation.stopping import forbidden_token_ids, stop_ids_of
-from interlace.generation.types import SamplingParams
 from interlace.tasks.base import Task
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import GroupBatch

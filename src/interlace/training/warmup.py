@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from interlace.engine.engine import Engine
 from interlace.errors import ConfigError
-from interlace.generation.engine import Engine
 from interlace.tasks.base import Task
 from interlace.training.arguments import WarmupConfig
 from interlace.training.batch import collate_ids, score

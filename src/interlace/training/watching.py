@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.bridge.attach import get_attachment, is_attached
+from interlace.attaching import get_attachment, is_attached
 
 WIDE = (torch.float32, torch.float64)
 

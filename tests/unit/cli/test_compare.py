@@ -18,10 +18,10 @@ from rich.console import Console
 from interlace.cli import tables
 from interlace.cli.compare import comparable_seconds, in_order, load
 from interlace.cli.main import main
+from interlace.engine.types import SamplingParams
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.measure import measure
 from interlace.evaluation.records import GroupRecord, append_record
-from interlace.generation.types import SamplingParams
 from support.number_model import number_engine, sums
 from support.synthetic_arms import BASE, BRIDGE, PMATCH, RLVR, Arm
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import interlace.bridge.manifest
 import interlace.models.source
+import interlace.saving.manifest
 from interlace.cli.demo import plan as plans
 from interlace.cli.demo.children import Workers
 from interlace.cli.demo.command import carry_out
@@ -144,7 +144,7 @@ def test_arms_differ_in_the_blocks_alone(killed: tuple[Path, str, dict]) -> None
 
 
 def test_what_is_written_twice_is_the_same() -> None:
-    assert interlace.bridge.manifest.MANIFEST == plans.MANIFEST
+    assert interlace.saving.manifest.MANIFEST == plans.MANIFEST
     assert interlace.models.source.PACKAGED["tiny"] == plans.PACKAGED / "tiny"
     assert len(get_task("tiny-countdown")) == HELD_OUT
 

@@ -248,7 +248,7 @@ def test_another_configuration_is_refused_and_can_be_overwritten(run):
 
 
 def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
-    from interlace.generation.engine import Engine
+    from interlace.engine.engine import Engine
 
     whole = Engine.as_completed
 

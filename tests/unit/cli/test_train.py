@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import interlace
-from interlace.bridge.attach import is_attached
+from interlace.attaching import is_attached
 from interlace.cli.main import main
 from interlace.training.arguments import GRPOConfig
 from support.number_model import number_folder, number_tokenizer

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace.aggregation import majority_vote, weighted_vote
+from interlace.answers import majority_vote, weighted_vote
 from interlace.evaluation.votes import NO_ANSWER, best_rows, subset_draws, vote_winners
 
 classes = st.lists(st.integers(-1, 3), min_size=1, max_size=9)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from interlace.engine.types import SamplingParams
 from interlace.errors import ConfigError, GenerationError
-from interlace.generation.types import SamplingParams
 from support.number_model import number_folder, number_model, number_tokenizer
 from support.processes import TESTS
 

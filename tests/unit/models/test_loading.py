@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import interlace
-from interlace.bridge.attach import is_attached
+from interlace.attaching import is_attached
 from interlace.errors import CheckpointError, LoadError
 from interlace.models import source
 from support.architectures import attach_random, build

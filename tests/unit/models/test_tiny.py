@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import interlace
-from interlace.bridge.attach import is_attached
+from interlace.attaching import is_attached
+from interlace.engine.types import Group
 from interlace.errors import LoadError
-from interlace.generation.types import Group
 from interlace.models import source
 from interlace.tasks import Task, get_task
 from interlace.tasks.tiny_countdown import tries_of

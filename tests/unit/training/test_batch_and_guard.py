@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
+from interlace.engine.types import Group
 from interlace.errors import GroupError, GuardError
-from interlace.generation.types import Group
 from interlace.training.batch import GroupBatch, collate, collate_ids, score
 from interlace.training.guard import check_gap, measure_gap, sample_again
 from support.architectures import VOCAB, attach_random, build
@@ -141,7 +141,7 @@ def test_guard_stops_stale_packed_weights(monkeypatch: pytest.MonkeyPatch) -> No
     model = attach_random(build("llama"))
     engine = Engine(model, packed=True)
     engine.generate(PROMPTS, PARAMS)
-    monkeypatch.setattr("interlace.generation.packed.PackedWeights.refresh", lambda self: None)
+    monkeypatch.setattr("interlace.engine.backends.packed.PackedWeights.refresh", lambda self: None)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.05)  # an optimizer step that the engine does not follow

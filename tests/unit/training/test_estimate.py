@@ -13,7 +13,7 @@ import torch
 
 import interlace
 from interlace.errors import ConfigError
-from interlace.groups import Groups
+from interlace.rows import Groups
 from interlace.training.estimate import memory, plan, setting, ways_out
 from interlace.training.probe import probe
 from interlace.training.recipe import parse_recipe

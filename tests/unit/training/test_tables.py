@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from interlace.generation.types import Completion, Group, SamplingParams
+from interlace.engine.types import Completion, Group, SamplingParams
 from interlace.tasks.base import Example, Verdict
 from interlace.training.rollout import RolledGroup
 from interlace.training.tables import as_markdown, show_in_tensorboard

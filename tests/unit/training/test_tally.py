@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from interlace.bridge.attach import get_attachment
-from interlace.groups import Groups
+from interlace.attaching import get_attachment
+from interlace.rows import Groups
 from interlace.training import tally as tallies
 from interlace.training.tally import Tally
 from interlace.training.watching import watching_blocks

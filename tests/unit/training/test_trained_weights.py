@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, TrainerCallback
 
 import interlace
-from interlace.bridge.attach import new_parameters
+from interlace.attaching import new_parameters
 from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import collate, score

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from interlace.engine.types import Group
 from interlace.errors import GuardError
-from interlace.generation.types import Group
 from interlace.training import batch as batches
 from interlace.training.batch import GroupBatch
 from support.training import (
@@ -176,7 +176,7 @@ def test_I7_coarse_logits_hide_no_wrong_batch(
 def test_I7_stale_packed_weights_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from interlace.generation.packed import PackedWeights
+    from interlace.engine.backends.packed import PackedWeights
 
     refresh = PackedWeights.refresh
 

@@ -27,7 +27,7 @@ SHOWN_WIDTH = 8
 MAX_NEW_TOKENS = 40  # four tries of ten tokens
 LABELS = {"base": "base", "rlvr": "RLVR-only", "pmatch": "P-Match", "bridge": "Bridge"}
 PLAN, GROUP, USAGE = "plan.json", "group.json", "usage"
-# As in interlace.models.source and interlace.bridge.manifest, which load torch: the process that
+# As in interlace.models.source and interlace.saving.manifest, which load torch: the process that
 # only looks on does without.
 PACKAGED = Path(interlace.__file__).parent / "models" / "packaged"
 MANIFEST = "interlace.json"

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from interlace.engine.engine import Engine
     from interlace.evaluation.report import Report
     from interlace.evaluation.results import ArmResult
-    from interlace.generation.engine import Engine
     from interlace.tasks import Task
 
 INTERRUPTED = 130
@@ -145,7 +145,7 @@ def _load(settings: Settings, notes: Console) -> Engine:
     import torch
     from transformers.utils import logging
 
-    from interlace.generation.engine import Engine
+    from interlace.engine.engine import Engine
     from interlace.models.loading import load
 
     logging.disable_progress_bar()

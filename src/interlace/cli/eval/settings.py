@@ -13,7 +13,7 @@ from interlace.cli.config_file import MODELS, KeyValues, Parser
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from interlace.generation.types import SamplingParams
+    from interlace.engine.types import SamplingParams
 
 EXAMPLES = """\
 examples:
@@ -83,7 +83,7 @@ class Settings:
         Raises:
             GenerationError: for a value out of its range.
         """
-        from interlace.generation.types import SamplingParams
+        from interlace.engine.types import SamplingParams
 
         names = {f.name for f in dataclasses.fields(SamplingParams)}
         return SamplingParams(**{n: value for n, value in vars(self).items() if n in names})

@@ -17,8 +17,8 @@ from interlace.cli.generate.records import Record, windows
 from interlace.errors import GenerationError
 
 if TYPE_CHECKING:
-    from interlace.generation.engine import Engine
-    from interlace.generation.types import EngineStats, Group, SamplingParams
+    from interlace.engine.engine import Engine
+    from interlace.engine.types import EngineStats, Group, SamplingParams
 
 
 @dataclass

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from interlace.aggregation import Aggregate, Responses
+    from interlace.answers import Aggregate, Responses
     from interlace.cli.generate.live import Columns
     from interlace.cli.generate.outcome import Aggregation
     from interlace.cli.generate.records import Record
-    from interlace.generation.engine import Engine
+    from interlace.engine.engine import Engine
 
 INTERRUPTED = 130
 
@@ -47,7 +47,7 @@ def _load(settings: Settings, notes: Console) -> Engine:
         import torch
         from transformers.utils import logging
 
-        from interlace.generation.engine import Engine
+        from interlace.engine.engine import Engine
         from interlace.models.loading import load
 
         logging.disable_progress_bar()
@@ -253,7 +253,7 @@ class _Encoder:
         self._engine = engine
 
     def __call__(self, prompt: Any) -> list[int]:
-        from interlace.generation.prompts import encode
+        from interlace.engine.prompts import encode
 
         prompt = _as_prompt(self._settings, self._engine, prompt)
         try:

@@ -21,7 +21,7 @@ from rich.text import Text
 from interlace.cli.generate.outcome_view import clean, short
 
 if TYPE_CHECKING:
-    from interlace.generation.types import Step
+    from interlace.engine.types import Step
 
 MIN_COLUMN, MIN_LINES = 26, 3
 FRAMES_PER_SECOND = 12

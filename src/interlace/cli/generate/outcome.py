@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.aggregation import (
+from interlace.answers import (
     Aggregate,
     Aggregator,
     BestOfN,
@@ -26,8 +26,8 @@ from interlace.errors import AggregationError, ConfigError, InterlaceError
 
 if TYPE_CHECKING:
     from interlace.cli.generate.settings import Settings
-    from interlace.generation.engine import Engine
-    from interlace.generation.types import Completion, Group
+    from interlace.engine.engine import Engine
+    from interlace.engine.types import Completion, Group
 
 DECIMALS = 6
 _ROOM_STEPS = 12
@@ -97,7 +97,7 @@ class Aggregation:
 
     def _fitted(self, responses: Responses) -> tuple[list[int], tuple[int, ...]]:
         """The synthesis prompt's token ids, its responses shortened until it fits the context."""
-        from interlace.generation.prompts import encode
+        from interlace.engine.prompts import encode
 
         tokenizer = self._engine.tokenizer
         room = context_length(self._engine.model) - self._settings.max_new_tokens

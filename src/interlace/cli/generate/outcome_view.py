@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from interlace.aggregation import Aggregate
+    from interlace.answers import Aggregate
     from interlace.cli.generate.live import Columns
 
 COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red")

@@ -17,7 +17,7 @@ from interlace.cli.config_file import MODELS
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from interlace.generation.types import SamplingParams
+    from interlace.engine.types import SamplingParams
 
 AGGREGATES = ("majority", "weighted", "best-of-n", "medoid", "synthesize", "none")
 # These say where lines come from and go to, and nothing about what is in them.
@@ -81,8 +81,8 @@ class Settings:
         Raises:
             GenerationError: for a value out of its range.
         """
-        from interlace.aggregation import extract_answer
-        from interlace.generation.types import SamplingParams
+        from interlace.answers import extract_answer
+        from interlace.engine.types import SamplingParams
 
         shared = {f.name for f in dataclasses.fields(SamplingParams)} - {"consensus"}
         values = {name: value for name, value in vars(self).items() if name in shared}

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import interlace
-from interlace.aggregation import extract_answer, majority_vote
+from interlace.answers import extract_answer, majority_vote
 from interlace.cli.generate import command, live, progress
 from interlace.cli.generate.batch import as_text
 from support.jsonl import read_lines, write_lines
@@ -316,7 +316,7 @@ def test_ctrl_c_keeps_the_columns_and_lets_finished_rows_vote(
 def test_ctrl_c_with_json_gives_the_line_so_far(
     generate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from interlace.generation.runner import Runner
+    from interlace.engine.core import Runner
 
     advance, calls = Runner.advance, []
 
@@ -397,7 +397,7 @@ def test_logits_that_are_no_numbers_are_reported_with_the_lines(
 def test_what_the_engine_remarks_is_shown(
     generate: Any, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from interlace.generation.runner import Runner
+    from interlace.engine.core import Runner
 
     advance, calls = Runner.advance, []
 

@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from interlace.aggregation import Aggregate, MajorityVote, Medoid, Responses
+from interlace.answers import Aggregate, MajorityVote, Medoid, Responses
 from interlace.cli.generate.live import Columns, LiveColumns
 from interlace.cli.generate.outcome_view import class_styles, outcome_view, plain
-from interlace.generation.types import Step
+from interlace.engine.types import Step
 
 
 def screen(columns: int, lines: int) -> Console:

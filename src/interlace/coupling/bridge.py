@@ -1,0 +1,169 @@
+"""The Bridge block.
+
+Axes: P groups, W width, R = P*W rows, S positions, D hidden size, H query heads, G key-value heads,
+C head dim. For every position s separately, over the W rows of one group (METHOD.md, arXiv
+2510.01143):
+
+    X <- X + softmax(mask(Q K^T / sqrt(C))) V W_O,   Q, K, V = Norm(X)[:, s] W_Q, W_K, W_V
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from interlace.coupling.config import BridgeConfig
+from interlace.rows import Groups
+
+NORM_EPS = 1e-6
+
+
+class Block(nn.Module):
+    """What every kind of block has: its projections, by name, where the engine can pack them."""
+
+    PROJECTIONS: ClassVar[tuple[str, ...]]
+
+    def _linear(self, x: Tensor, weight: str) -> Tensor:
+        """One projection. The generation engine replaces this on an instance while it runs."""
+        return F.linear(x, getattr(self, weight))
+
+
+class BridgeBlock(Block):
+    """Attention along the batch axis: each row of a group reads its siblings at the same position.
+
+    No positional encoding, so rows permute freely and any width runs with the same weights; no
+    key-value cache, since only the current position is shared. W_O starts at zero: a fresh block
+    changes nothing.
+
+    W_Q, W_K and W_V are one matrix (`qkv_weight`, in that order), because one matrix product costs
+    less than three; none is an `nn.Linear`, so that adapters and quantisers that look for linears
+    leave the block alone.
+
+    Shape: `[R, S, D] -> [R, S, D]`, the residual included.
+    """
+
+    PROJECTIONS = ("qkv_weight", "o_weight")
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        hidden_size: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = (
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        )
+        self.q_size, self.kv_size = (
+            self.num_heads * self.head_dim,
+            self.num_kv_heads * self.head_dim,
+        )
+        self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS, device=device, dtype=dtype)
+        self.qkv_weight = nn.Parameter(
+            torch.empty(self.q_size + 2 * self.kv_size, hidden_size, device=device, dtype=dtype)
+        )
+        self.o_weight = nn.Parameter(
+            torch.empty(hidden_size, self.q_size, device=device, dtype=dtype)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Unit-variance projections of a normalised input; W_O zero, so that the attached model is
+        the base model."""
+        nn.init.ones_(self.norm.weight)
+        nn.init.normal_(self.qkv_weight, std=self.qkv_weight.shape[1] ** -0.5)
+        nn.init.zeros_(self.o_weight)
+
+    def forward(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+        """X + Bridge(Norm(X)).
+
+        Raises:
+            GroupError: if the width does not divide R, or the alive mask is not `[P, W, S]` of this
+                call.
+        """
+        return x + self.added(x, groups)
+
+    def added(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+        """Bridge(Norm(X)), what the block adds to X."""
+        count = groups.check(x.shape[0], x.shape[1])
+        normed = self.norm(x)
+        if groups.width == 1:
+            # The softmax over itself alone is 1, so only V and O matter. W_Q and W_K, in one
+            # parameter with W_V, still get a gradient, of zeros, which data-parallel reducers need.
+            values = F.linear(normed, self.qkv_weight[self.q_size + self.kv_size :])
+            per_head = values.unflatten(-1, (self.num_kv_heads, self.head_dim))
+            mixed = per_head.repeat_interleave(self.num_heads // self.num_kv_heads, dim=2).flatten(
+                2
+            )
+        else:
+            q, k, v = self._project(normed, count, groups.width)
+            mixed = _attend(q, k, v, groups.visible())
+        return self._linear(mixed, "o_weight")
+
+    def attention(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "P S H W W"]:
+        """Who attends to whom: the softmax weights for input X; the last axis sums to 1."""
+        count = groups.check(x.shape[0], x.shape[1])
+        q, k, _ = self._project(self.norm(x), count, groups.width)
+        return _weights(q, k, groups.visible()).flatten(2, 3)
+
+    def _project(
+        self, normed: Float[Tensor, "R S D"], count: int, width: int
+    ) -> tuple[Float[Tensor, "P W S H C"], Float[Tensor, "P W S G C"], Float[Tensor, "P W S G C"]]:
+        qkv = (
+            self._linear(normed, "qkv_weight")
+            .unflatten(0, (count, width))
+            .unflatten(-1, (-1, self.head_dim))
+        )
+        q, k, v = qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=3)
+        return q, k, v
+
+    def extra_repr(self) -> str:
+        return f"heads={self.num_heads}, kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
+
+
+def _attend(
+    q: Float[Tensor, "P W S H C"],
+    k: Float[Tensor, "P W S G C"],
+    v: Float[Tensor, "P W S G C"],
+    visible: Bool[Tensor, "P S W W"] | None,
+) -> Float[Tensor, "R S HC"]:
+    """softmax(mask(Q K^T / sqrt(C))) V at each position of each group, heads concatenated."""
+    p, w, s, _, _ = q.shape
+    if _fused_is_faster(q):
+        query, key, value = (t.permute(0, 2, 3, 1, 4).flatten(0, 1) for t in (q, k, v))
+        mask = None if visible is None else visible.flatten(0, 1).unsqueeze(1)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
+        return mixed.unflatten(0, (p, s)).permute(0, 3, 1, 2, 4).reshape(p * w, s, -1)
+    weights = _weights(q, k, visible).flatten(3, 4)  # P S G (H/G W) W
+    mixed = weights @ v.permute(0, 2, 3, 1, 4)
+    return mixed.unflatten(3, (-1, w)).permute(0, 4, 1, 2, 3, 5).reshape(p * w, s, -1)
+
+
+def _weights(
+    q: Float[Tensor, "P W S H C"],
+    k: Float[Tensor, "P W S G C"],
+    visible: Bool[Tensor, "P S W W"] | None,
+) -> Float[Tensor, "P S G Q W W"]:
+    """softmax(mask(Q K^T / sqrt(C))), the Q = H/G query heads of a key-value head beside each
+    other."""
+    w, kv_heads = k.shape[1], k.shape[3]
+    query = q.unflatten(3, (kv_heads, -1)).permute(0, 2, 3, 4, 1, 5).flatten(3, 4)
+    scores = (query @ k.permute(0, 2, 3, 4, 1)).unflatten(3, (-1, w)) * q.shape[-1] ** -0.5
+    if visible is not None:
+        scores = scores.masked_fill(~visible[:, :, None, None], float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def _fused_is_faster(q: Tensor) -> bool:
+    """Measured for W x W problems: torch's fused attention wins on CPU, except on long
+    half-precision inputs, where its backward is up to 14 times slower than plain products. On GPUs
+    its grids end at 65,535 problems, and a training batch has one problem a position; plain
+    products have no such end."""
+    return q.device.type == "cpu" and (q.dtype in (torch.float32, torch.float64) or q.shape[2] == 1)

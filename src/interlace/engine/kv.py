@@ -1,0 +1,279 @@
+"""Keys and values in which a prompt is stored once and shared by all rows that answer it.
+
+Axes: R live rows, N stored prompts, M most rows of one prompt, H query heads, G key-value heads, Q
+    = H/G
+query heads of a key-value head, C head dim, U prompt positions, T completion positions.
+
+A decode step attends to two stores: the prompts `[N, G, U, C]`, one entry whatever the width, and
+the rows' own completions `[R, G, T, C]`. Both give a softmax over their part, with its log-sum-exp,
+and the parts merge exactly: out = lerp(own, shared, sigmoid(lse_shared - lse_own)).
+
+Live rows always fill the first R places of the row store: a row that finishes leaves its place to
+the last one, so no finished row costs anything and nothing is gathered in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Cache
+
+from interlace.engine.architecture import own_mask_refusal
+from interlace.engine.layout import StepLayout
+from interlace.engine.partial_attention import attend_partially, merge
+from interlace.engine.stores import Store, grown
+
+ATTENTION = "interlace"  # the name under which Hugging Face models find `shared_attention`
+
+active_cache: ContextVar[SharedCache] = ContextVar("interlace_cache")
+
+
+class SharedCache(Cache):
+    """What the engine hands to a model as `past_key_values` in a decode step.
+
+    The scheduler tells it which rows there are (`add_prompt`, `add_rows`, `remove_row`), then
+    `begin_step`; the model's layers call `update` and then, through Hugging Face's attention
+    interface, `attend`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self._shared: list[Store] = []  # prompts; a store for each shape and device of a layer
+        self._own: list[Store] = []  # the live rows' completions
+        self.prompt_lengths: list[int] = []  # of each stored prompt
+        self.prompt_users: list[int] = []  # live rows of each stored prompt
+        self.row_prompts: list[int] = []  # which prompt each live row answers
+        self.row_lengths: list[int] = []  # completion tokens fed for each live row
+        self._layouts: dict[torch.device, StepLayout] = {}  # of the step in hand, on each device
+        self.asked: dict[int, int] = {}  # the window with which each layer asked for attention
+        self.is_checked = False  # that they asked rightly
+        self._given: tuple[Tensor, Tensor] | None = None  # the last update
+
+    # What the scheduler calls ---------------------------------------------------------------------
+
+    def add_prompt(self, keys_values: Sequence[tuple[Tensor, Tensor]], length: int) -> int:
+        """Store a prompt's keys and values `[1, G, U, C]` of every layer; returns its place.
+
+        A layer with a sliding window may have kept fewer than `length` positions, the last ones.
+        """
+        place = len(self.prompt_lengths)
+        if not self._shared:
+            shapes: dict[tuple[int, int, torch.device], list[int]] = {}
+            for index, (keys, _) in enumerate(keys_values):
+                shapes.setdefault((keys.shape[1], keys.shape[3], keys.device), []).append(index)
+            for layers in shapes.values():
+                self._shared.append(Store(layers, keys_values[layers[0]][0]))
+                self._own.append(Store(layers, keys_values[layers[0]][0]))
+        for store in self._shared:
+            _, places, _, room, _ = store.data.shape
+            store.resize(max(places, place + 1), max(room, grown(0, length)))
+            for n, (keys, values) in store.views(place + 1, 0, length).items():
+                # Aligned to the prompt's end: position p lies in column p.
+                kept = keys_values[n][0].shape[2]
+                keys[place, :, length - kept :] = keys_values[n][0][0]
+                values[place, :, length - kept :] = keys_values[n][1][0]
+        self.prompt_lengths.append(length)
+        self.prompt_users.append(0)
+        return place
+
+    def add_rows(self, prompt: int, count: int) -> None:
+        """Append `count` live rows, without completion tokens yet, that answer a stored prompt."""
+        self.row_prompts += [prompt] * count
+        self.row_lengths += [0] * count
+        self.prompt_users[prompt] += count
+
+    def remove_row(self, row: int) -> int | None:
+        """Drop a live row; the last row takes its place. Returns a prompt that nobody needs any
+        more."""
+        last = len(self.row_prompts) - 1
+        prompt = self.row_prompts[row]
+        for store in self._own:
+            store.move(last, row, self.row_lengths[last])
+        self.row_prompts[row] = self.row_prompts[last]
+        self.row_lengths[row] = self.row_lengths[last]
+        self.row_prompts.pop()
+        self.row_lengths.pop()
+        self.prompt_users[prompt] -= 1
+        return prompt if self.prompt_users[prompt] == 0 else None
+
+    def remove_prompt(self, place: int) -> int:
+        """Drop a stored prompt; the last one takes its place. Returns the last one's old place."""
+        last = len(self.prompt_lengths) - 1
+        for store in self._shared:
+            store.move(last, place, self.prompt_lengths[last])
+        self.prompt_lengths[place] = self.prompt_lengths[last]
+        self.prompt_users[place] = self.prompt_users[last]
+        self.row_prompts = [place if p == last else p for p in self.row_prompts]
+        self.prompt_lengths.pop()
+        self.prompt_users.pop()
+        return last
+
+    def begin_step(self, longest: int) -> None:
+        """Make room for one more token of every live row, and prepare what all layers share.
+
+        Args:
+            longest: the most tokens that any live row can still reach; no more room is made.
+        """
+        rows, needed = len(self.row_prompts), max(self.row_lengths) + 1
+        for store in self._own:
+            _, places, _, room, _ = store.data.shape
+            if rows > places or needed > room:
+                store.resize(rows, min(grown(room, needed), max(grown(0, longest), room)))
+        self._layouts = {}
+        for own, shared in zip(self._own, self._shared, strict=True):
+            device = own.data.device
+            if device not in self._layouts:
+                self._layouts[device] = StepLayout(
+                    self.row_prompts, self.row_lengths, self.prompt_lengths, device
+                )
+            step = self._layouts[device]
+            step.own |= own.views(rows, 0, step.longest)
+            step.shared |= shared.views(step.prompts, 0, step.longest_prompt)
+            if step.own_length is not None:
+                step.new |= own.views(rows, step.own_length, step.longest)
+
+    def end_step(self) -> None:
+        """Count the token that every live row was fed."""
+        self.row_lengths = [length + 1 for length in self.row_lengths]
+        self._layouts = {}
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What one position of one row (or of one stored prompt) takes in all layers."""
+        return sum(store.bytes_per_position for store in self._own)
+
+    def bytes_needed(self, rows: int, longest: int, prompts: int, longest_prompt: int) -> int:
+        """What so many rows and prompts of at most these lengths need at most."""
+        positions = rows * grown(0, longest) + prompts * grown(0, longest_prompt)
+        return positions * self.bytes_per_position
+
+    def bytes_at_most(self, rows: int, longest: int, prompts: int, longest_prompt: int) -> int:
+        """What the stores would take for them as they are, with the room of what is gone."""
+        needed = (rows, longest), (prompts, longest_prompt)
+        return sum(
+            max(store.places, places) * max(store.room, grown(0, length)) * store.bytes_per_position
+            for stores, (places, length) in zip((self._own, self._shared), needed, strict=True)
+            for store in stores
+        )
+
+    def trim(self) -> None:
+        """Give back the room of rows and prompts that are gone."""
+        for stores, lengths in ((self._own, self.row_lengths), (self._shared, self.prompt_lengths)):
+            for store in stores:
+                room = grown(0, max(lengths, default=0))
+                store.resize(min(store.places, len(lengths)), min(store.room, room))
+
+    @property
+    def nbytes(self) -> int:
+        """What the stores take, in bytes."""
+        data = (store.data for store in (*self._own, *self._shared))
+        return sum(t.numel() * t.element_size() for t in data)
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of the token that each live row is fed next."""
+        return [
+            self.prompt_lengths[p] + n
+            for p, n in zip(self.row_prompts, self.row_lengths, strict=True)
+        ]
+
+    # What the model calls -------------------------------------------------------------------------
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new token's keys and values `[R, G, 1, C]` of one layer."""
+        step = self._layout(key_states.device)
+        if not self.is_checked:
+            self._given = key_states, value_states
+        if step.own_length is not None:  # all rows are equally long: one slice
+            keys, values = step.new[layer_idx]
+            keys.copy_(key_states)
+            values.copy_(value_states)
+        else:
+            keys, values = step.own[layer_idx]
+            keys[step.rows, :, step.own_lengths] = key_states[:, :, 0]
+            values[step.rows, :, step.own_lengths] = value_states[:, :, 0]
+        return key_states, value_states
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: Float[Tensor, "R H 1 C"],
+        scale: float,
+        window: int,
+        softcap: float | None,
+        sinks: Float[Tensor, " H"] | None,
+    ) -> Float[Tensor, "R 1 H C"]:
+        """One layer's attention of every live row's new token to its prompt and its own
+        completion."""
+        step = self._layout(query.device)
+        rows, heads, _, dim = query.shape
+        own_keys, own_values = step.own[layer_idx]
+        kv_heads = own_keys.shape[1]
+        per_kv = query.reshape(rows, kv_heads, heads // kv_heads, dim)  # R G Q C
+        mask = step.own_mask(window, query.dtype)
+        own, own_lse = attend_partially(per_kv, own_keys, own_values, mask, scale, softcap)
+        if step.prompt_rows is None:  # one prompt: its rows lie in order already
+            spread = per_kv.transpose(0, 1).reshape(1, kv_heads, -1, dim)
+        else:
+            spread = per_kv[step.prompt_rows].transpose(1, 2).flatten(2, 3)  # N G MQ C
+        mask = step.shared_mask(window, query.dtype, heads // kv_heads)
+        shared, shared_lse = attend_partially(spread, *step.shared[layer_idx], mask, scale, softcap)
+        shared, shared_lse = step.to_rows(shared, rows), step.to_rows(shared_lse, rows)
+        out = merge(own, own_lse, shared, shared_lse)
+        if sinks is not None:  # a sink takes its share of the softmax and gives nothing
+            lse = torch.logaddexp(own_lse, shared_lse)
+            out = out * torch.sigmoid(lse - sinks.view(kv_heads, -1)).unsqueeze(-1).to(out.dtype)
+        return out.view(rows, 1, heads, dim)
+
+    def note_asking(self, layer_idx: int, key: Tensor, value: Tensor, window: int) -> None:
+        """Remember that a layer asked for its attention to what it had just stored, and to nothing
+        made of it."""
+        if self._given is not None and self._given[0] is key and self._given[1] is value:
+            self.asked[layer_idx] = window
+        self._given = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Longest sequence stored so far; models that are given position ids need no more."""
+        return max(self.positions, default=0)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Models that build a mask nevertheless get one of this size; it is not used."""
+        return self.get_seq_length() + query_length, 0
+
+    def _layout(self, device: torch.device) -> StepLayout:
+        if device not in self._layouts:
+            raise RuntimeError(
+                f"No step was begun on {device}; begin_step comes before the forward."
+            )
+        return self._layouts[device]
+
+
+def shared_attention(
+    module: nn.Module,
+    query: Float[Tensor, "R H 1 C"],
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " H"] | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "R 1 H C"], None]:
+    """Hugging Face's attention interface, answered by the active `SharedCache`."""
+    if attention_mask is not None:
+        raise own_mask_refusal(module)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    cache = active_cache.get()
+    layer_idx: Any = module.layer_idx
+    if not cache.is_checked:
+        cache.note_asking(layer_idx, key, value, sliding_window or 0)
+    out = cache.attend(layer_idx, query, scale, sliding_window or 0, softcap, s_aux)
+    return out, None

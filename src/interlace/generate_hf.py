@@ -1,0 +1,137 @@
+"""Plain `model.generate(**inputs, num_return_sequences=W)` with interdependent rows.
+
+Hugging Face repeats each prompt W times, group-major as Interlace wants it, but does not tell the
+model which rows have finished. `_sample` sees both the prompt's length and every stopping decision,
+so the alive mask is recorded there, from the decisions themselves and never from looking for EOS
+again.
+
+Axes: P groups, W width, R = P*W rows, S positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from interlace.errors import GenerationError
+from interlace.rows import Groups
+
+
+class GenerationRecord(StoppingCriteriaList):
+    """Stopping criteria that remember which rows they have stopped, and when."""
+
+    def __init__(
+        self, criteria: StoppingCriteriaList, width: int, prompt: Int[Tensor, "R S"]
+    ) -> None:
+        super().__init__(criteria)
+        self.width = width
+        self.prompt_length = prompt.shape[1]
+        self.alive = torch.ones_like(prompt, dtype=torch.bool)
+        self.finished = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Bool[Tensor, " R"]:
+        """The decisions after one sampled token, which is fed next: not alive if it finished its
+        row."""
+        stopped = super().__call__(input_ids, scores, **kwargs)
+        self.finished = self.finished | stopped.to(self.finished.device)
+        self.alive = torch.cat([self.alive, ~self.finished[:, None]], dim=1)
+        return stopped
+
+    def groups(self, positions: int) -> Groups:
+        """The groups of a call that feeds the last `positions` columns."""
+        if (
+            self.alive.shape[1] == self.prompt_length
+        ):  # a prefill, perhaps in chunks: every row is alive
+            return Groups(self.width)
+        # A copy has the same strides at every step, so a compiled step is compiled once.
+        alive = self.alive[:, -positions:].clone(memory_format=torch.contiguous_format)
+        return Groups(self.width, alive.unflatten(0, (-1, self.width)))
+
+
+class GroupedGeneration:
+    """The part of an attached model's class that Hugging Face's `generate` goes through."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's generate, where the `num_return_sequences` rows of a prompt form one
+        group.
+
+        Raises:
+            GenerationError: for what would break a group's lockstep or hide which rows have
+                finished.
+        """
+        if kwargs.get("groups") is not None:
+            raise GenerationError(
+                "generate forms the groups itself: pass each prompt once with "
+                "num_return_sequences=W, without groups."
+            )
+        if kwargs.get("custom_generate") is not None:
+            raise GenerationError(_refusal(_CUSTOM))
+        base: Any = super()
+        return base.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The inputs of one call of `generate`, with the groups of that call."""
+        record = kwargs.pop("groups", None)
+
+        base: Any = super()
+        inputs: dict[str, Any] = base.prepare_inputs_for_generation(*args, **kwargs)
+        if isinstance(record, GenerationRecord):
+            tokens = inputs.get("input_ids")
+            tokens = inputs["inputs_embeds"] if tokens is None else tokens
+            inputs["groups"] = record.groups(tokens.shape[1])
+        return inputs
+
+    def _sample(
+        self,
+        input_ids: Int[Tensor, "R S"],
+        logits_processor: Any,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        record = GenerationRecord(
+            stopping_criteria, generation_config.num_return_sequences or 1, input_ids
+        )
+        base: Any = super()
+        return base._sample(
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=record,
+            generation_config=generation_config,
+            groups=record,
+            **kwargs,
+        )
+
+    def _beam_search(self, *args: Any, generation_config: GenerationConfig, **kwargs: Any) -> Any:
+        if (generation_config.num_return_sequences or 1) > 1:
+            raise GenerationError(_refusal("beam search, which moves rows between beams"))
+
+        base: Any = super()
+        return base._beam_search(*args, generation_config=generation_config, **kwargs)
+
+    def load_custom_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: also what contrastive search, DoLa and constrained beams come from."""
+        raise GenerationError(_refusal(_CUSTOM))
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching advances rows one by one."""
+        raise GenerationError(_refusal("continuous batching, which advances rows one by one"))
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching advances rows one by one."""
+        raise GenerationError(_refusal("continuous batching, which advances rows one by one"))
+
+
+_CUSTOM = "custom_generate, whose steps cannot be seen from here"
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"A group advances in lockstep, one token a step for each of its rows; {what}, cannot do "
+        f"that. "
+        "Sample with generate(do_sample=True, num_return_sequences=W), or detach the blocks first."
+    )

@@ -1,0 +1,248 @@
+"""Save attached blocks.
+
+A folder of saved blocks holds `bridge.safetensors` (or `pmatch.safetensors`), `interlace.json`,
+a model card, and perhaps `tokenizer/`; with `full=True` also `base/`, a plain Hugging Face folder.
+The base goes into a folder of its own, so that `from_pretrained` on the outer one cannot load a
+model that silently lacks its blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from interlace.attaching import Attachment, ModelWithBlocks, get_attachment, new_parameters
+from interlace.coupling.config import CONFIGS
+from interlace.errors import CheckpointError
+from interlace.files import locate, writing
+from interlace.layers import base_model_of
+from interlace.saving import hub
+from interlace.saving.card import may_replace, model_card
+from interlace.saving.fingerprint import Fingerprint, Origin, fingerprint, origin_of, whole
+from interlace.saving.manifest import BASE, CARD, MANIFEST, TOKENIZER, Manifest
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    full: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    push_to: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+) -> Path:
+    """Write the attached blocks of `model`, and what `interlace.load` needs to find their base.
+
+    All files change at once: a kill or a full disk leaves an earlier save in `folder` as it was.
+    Under FSDP every process must call this; the first one writes.
+
+    Args:
+        model: a model with blocks attached.
+        folder: created if needed; other files in it stay. An earlier save in it is replaced.
+        full: write the base model's weights too, for a base that was trained, or to stand alone.
+        tokenizer: saved beside; without it `load` takes the base model's.
+        push_to: a repository ("user/name") on the Hugging Face hub to upload the save to, created
+            if it does not exist.
+        private: whether a repository created for it is private.
+        token: hub token; without it the one that is logged in.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AttachError: if `model` has no blocks.
+        CheckpointError: if the blocks alone would not give this model back (its base was trained
+            since `interlace.load`, or carries adapters), or would replace a full save.
+        OSError: if the files cannot be written.
+
+    >>> import tempfile, interlace
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
+    >>> heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    >>> _ = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05))
+    >>> folder = interlace.save(model, tempfile.mkdtemp(), full=True)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'base', 'bridge.safetensors', 'interlace.json']
+    """
+    base, folder = base_model_of(model), Path(folder)
+    attachment = get_attachment(base)
+    _check_target(folder, full)
+    _check_adapters(base, full)
+    # Collective under FSDP: every process takes part before all but the first leave.
+    origin, found = origin_of(base), fingerprint(base)
+    if not full:
+        _check_base(origin, found, push_to)
+    blocks = {name: whole(p.detach()).cpu().contiguous() for name, p in new_parameters(base)}
+    sharded = any(hasattr(p, "full_tensor") for p in base.parameters())
+    state = _whole_state(base) if full and sharded else None
+    if _rank() == 0:
+        data = safetensors.torch.save(blocks, {"format": "pt"})
+        manifest = _manifest(base, attachment, origin, found, full, data)
+        _write(base, folder, manifest, data, state, tokenizer, push_to)
+        if push_to is not None:
+            hub.push(folder, push_to, manifest, private=private, token=token)
+    if sharded:
+        torch.distributed.barrier()
+    return folder
+
+
+def _manifest(
+    base: PreTrainedModel,
+    attachment: Attachment,
+    origin: Origin,
+    found: Fingerprint,
+    full: bool,
+    data: bytes,
+) -> Manifest:
+    return Manifest(
+        config=attachment.config,
+        layers=attachment.layer_names,
+        hidden_size=base.config.get_text_config(decoder=True).hidden_size,
+        new_parameters=sum(p.numel() for _, p in new_parameters(base)),
+        weights_bytes=len(data),
+        weights_sha256=hashlib.sha256(data).hexdigest(),
+        base_id=origin.id,
+        base_revision=origin.revision,
+        base_included=full,
+        base=found,
+        dequantised_from=getattr(base.config, "dequantised_from", None),
+    )
+
+
+def _check_target(folder: Path, full: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"A save is a folder; {folder} is a file. Pass another path.")
+    taken = [name for name in (BASE, TOKENIZER) if locate(folder, name).exists()]
+    if not taken:
+        return
+    if not locate(folder, MANIFEST).exists():
+        raise CheckpointError(
+            f"{folder} holds {taken[0]!r}, which no earlier save put there and this one might "
+            "replace. Pass another folder."
+        )
+    if BASE in taken and not full:
+        raise CheckpointError(
+            f"{folder} holds a full save, base weights included; saving the blocks alone would "
+            "throw those weights away. Pass full=True, or another folder."
+        )
+
+
+def _check_adapters(base: PreTrainedModel, full: bool) -> None:
+    adapters = [n for n, m in base.named_modules() if hasattr(m, "adapter_layer_names")]
+    if adapters and full:
+        raise CheckpointError(
+            f"A full save writes plain base weights, but {len(adapters)} layers carry PEFT "
+            f"adapters, first {adapters[0]}. Merge them (peft_model.merge_and_unload()), or save "
+            "the blocks alone and the adapters with peft_model.save_pretrained."
+        )
+    if adapters:
+        warnings.warn(
+            "interlace.save writes the blocks, not PEFT's adapters: save those too, with "
+            "peft_model.save_pretrained(other_folder).",
+            stacklevel=3,
+        )
+
+
+def _check_base(origin: Origin, found: Fingerprint, push_to: str | None) -> None:
+    """Refuse to write blocks that would not give the model back."""
+    changes = origin.fingerprint.differences(found) if origin.fingerprint else []
+    if changes:
+        raise CheckpointError(
+            f"The base model has changed since it was loaded from {origin.id} ({changes[0]}), so "
+            "the blocks alone would not give this model back. Pass full=True to save both."
+        )
+    if origin.id is None:
+        warnings.warn(
+            "The base model came from memory, not from a hub id or a folder, so "
+            "interlace.load(folder) will ask for it: load(folder, base=...). Pass full=True to "
+            "save it along.",
+            stacklevel=3,
+        )
+    elif push_to is not None and Path(origin.id).exists():
+        warnings.warn(
+            f"The base model is {origin.id} on this machine, where readers of {push_to} cannot "
+            "load it from. Pass full=True to push it along.",
+            stacklevel=3,
+        )
+
+
+def _write(
+    base: PreTrainedModel,
+    folder: Path,
+    manifest: Manifest,
+    data: bytes,
+    state: dict[str, Tensor] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    push_to: str | None,
+) -> None:
+    beside = BASE if manifest.base_included else TOKENIZER
+    obsolete = {f"{kind}.safetensors" for kind in CONFIGS} - {manifest.weights_file}
+    if beside is BASE or tokenizer is None:
+        obsolete.add(TOKENIZER)
+    try:
+        with writing(folder, remove=obsolete) as stage:
+            (stage / manifest.weights_file).write_bytes(data)
+            (stage / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            if may_replace(folder / CARD):
+                card = model_card(manifest, push_to or folder.resolve().name)
+                (stage / CARD).write_text(card, encoding="utf-8")
+            if manifest.base_included:
+                _write_base(base, stage / BASE, state)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(stage / beside)
+    except OSError as error:
+        error.add_note(f"Nothing in {folder} has changed: an earlier save there is as it was.")
+        raise
+
+
+def _write_base(base: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None) -> None:
+    # Hugging Face's own save_pretrained, which the attached class refuses, with the blocks out of
+    # its sight.
+    plain: Any = super(ModelWithBlocks, base)  # type: ignore[misc]
+    with _without_blocks(base):
+        try:
+            plain.save_pretrained(folder, state_dict=state)
+        except SafetensorError as error:
+            raise OSError(f"The base model's weights cannot be written: {error}") from error
+
+
+def _whole_state(base: PreTrainedModel) -> dict[str, Tensor]:
+    """The base weights of a sharded model, gathered; kept by the first process alone."""
+    state = {}
+    with _without_blocks(base):
+        for name, tensor in base.state_dict().items():
+            gathered = whole(tensor)
+            if _rank() == 0:
+                state[name] = gathered.cpu()
+    return state
+
+
+@contextmanager
+def _without_blocks(base: PreTrainedModel) -> Iterator[None]:
+    attachment = get_attachment(base)
+    kind = attachment.config.kind
+    layers = [base.get_submodule(name) for name in attachment.layer_names]
+    blocks = [layer._modules.pop(kind) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, block in zip(layers, blocks, strict=True):
+            layer._modules[kind] = block
+
+
+def _rank() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0
