@@ -13,7 +13,7 @@ from interlace.answers import (
     answer_classes,
     logprob_weights,
     majority_vote,
-    votes,
+    vote,
     weighted_vote,
 )
 from interlace.errors import AggregationError
@@ -109,7 +109,7 @@ def test_one_vote_asks_for_a_bounded_time(monkeypatch):
         time.sleep(0.05)
         return False
 
-    monkeypatch.setattr(votes, "EQUAL_SECONDS", 0.2)
+    monkeypatch.setattr(vote, "EQUAL_SECONDS", 0.2)
     started = time.monotonic()
     vote = majority_vote([f"x+{n}" for n in range(60)] + ["x+0"], equal=slow)
     assert time.monotonic() - started < 1
