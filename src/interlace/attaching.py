@@ -31,7 +31,7 @@ from interlace.layers import (
     check_whole,
     find_decoder,
 )
-from interlace.rows import Groups
+from interlace.rows import Groups, Rows
 from interlace.swap import Swapped, swap, unswap
 
 SHARE_WARNING = 0.10
@@ -59,7 +59,7 @@ class Attachment:
 class LayerWithBlock(Swapped, nn.Module):
     """Mixed into a decoder layer's class: the layer's own forward, then its block."""
 
-    def forward(self, *args: Any, groups: Groups | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, groups: Rows | None = None, **kwargs: Any) -> Any:
         # `groups` goes no further: attention kernels must not see it.
         output = super().forward(*args, **kwargs)
         if groups is None:
@@ -84,10 +84,10 @@ class ModelWithBlocks(Swapped, GroupedGeneration):
     presented = ("forward", "prepare_inputs_for_generation")
     interlace_attachment: Attachment
 
-    def forward(self, *args: Any, groups: Groups | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, groups: Rows | None = None, **kwargs: Any) -> Any:
         if groups is None:
             groups = Groups(width=1)
-        elif not isinstance(groups, Groups):
+        elif not isinstance(groups, Rows):
             raise GroupError(
                 "groups is an interlace.Groups, such as Groups(width=8); got "
                 f"{type(groups).__name__}."
@@ -267,7 +267,7 @@ def _call_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int
     return tokens.shape[0], tokens.shape[1]
 
 
-def _check_reached(model: PreTrainedModel, watched: Groups) -> None:
+def _check_reached(model: PreTrainedModel, watched: Rows) -> None:
     """Raise if a forward pass went by an eager block."""
     reached = set(watched._reached)
     names = get_attachment(model).block_names

@@ -1,22 +1,65 @@
-"""Groups: which rows of a batch see each other, and where. The one place that knows the layout.
+"""Who sees whom: the rows of a batch, in two layouts. The one place that knows the layout.
 
-Axes: P groups, W width (rows of a group), R = P*W rows, S positions of this call.
-Rows are group-major: row = p*W + w.
+Axes: P groups, W width (rows of a group), R rows of a call, S positions of this call.
+
+One rule: a row sees, at each position, itself and the rows of its group that are alive there.
+`Groups` says it of a rectangle of P groups of W rows each (training, `generate`), group-major: row
+= p*W + w. `Owners` says it of any rows in any order (decode steps: only live rows are there).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from interlace.errors import GroupError
 
+NOBODY = -1  # the owner of a slot without a row
 
-class Groups:
+_RowsT = TypeVar("_RowsT", bound="Rows")
+
+
+class Rows:
+    """What a forward pass takes as `groups`: who sees whom among its rows, in either layout.
+
+    A coupling views its R rows as P problems of R / P rows, and asks for the visible ones of each.
+    """
+
+    # Not dataclasses: FSDP and DDP take those apart and rebuild them when they cast inputs, and
+    # with each copy the record of the pass would be lost.
+
+    def __init__(self) -> None:
+        # Layers note here that a pass came by, so that a skipped block is an error, never silence.
+        self._reached: list[int] = []
+
+    def check(self, rows: int, positions: int) -> int:
+        """P, after checking that this object describes a call with `rows` rows of `positions`
+        tokens."""
+        raise NotImplementedError
+
+    def visible(self) -> Bool[Tensor, "P S W W"] | None:
+        """Who sees whom at each position: True where row w (third axis) may attend to row w' (last
+        axis). None when all rows of a group see all."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Rows:
+        """The same rows with their masks on `device`; None leaves them where they are, as
+        accelerate's hooks ask that call this between layers."""
+        raise NotImplementedError
+
+    def watched(self: _RowsT) -> _RowsT:
+        """The same rows with a record of their own of the blocks that one pass reaches."""
+        watched = copy.copy(self)
+        watched._reached = []
+        return watched
+
+
+class Groups(Rows):
     """The rows of a batch as groups of `width` rows that see each other.
 
     Args:
@@ -25,19 +68,25 @@ class Groups:
             all alive. S is the length of this call's `input_ids` (1 in a cached decode step).
             A group with fewer rows than the width (ragged) has False throughout in the rows it
             lacks.
+        completion_start: `[P]`, the first column of this call that belongs to a completion, for
+            couplings that read what siblings wrote; None is 0 for all groups. A column at or
+            beyond the call's end means that none does.
 
     Raises:
-        GroupError: for a width below 1 or a mask of another type or shape.
+        GroupError: for a width below 1, or a mask or start of another type or shape.
 
     >>> groups = Groups(width=4)
     >>> groups.count(rows=8)
     2
     """
 
-    # Not a dataclass: FSDP and DDP take those apart and rebuild them when they cast inputs, and
-    # with each copy the record of the pass would be lost.
-
-    def __init__(self, width: int, alive: Bool[Tensor, "P W S"] | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        alive: Bool[Tensor, "P W S"] | None = None,
+        completion_start: Int[Tensor, " P"] | None = None,
+    ) -> None:
+        super().__init__()
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise GroupError(
                 f"The width of a group is a whole number of rows, at least 1; got {width!r}. "
@@ -45,11 +94,12 @@ class Groups:
             )
         if alive is not None:
             _check_mask(width, alive)
+        if completion_start is not None:
+            _check_start(completion_start, None if alive is None else alive.shape[0])
         self._width = width
         self._alive = alive
+        self._completion_start = completion_start
         self._seen_by: Bool[Tensor, "P S W W"] | None = None
-        # Layers note here that a pass came by, so that a skipped block is an error, never silence.
-        self._reached: list[int] = []
 
     @property
     def width(self) -> int:
@@ -61,9 +111,15 @@ class Groups:
         """True where a token was fed while its row was unfinished; None means all alive."""
         return self._alive
 
+    @property
+    def completion_start(self) -> Int[Tensor, " P"] | None:
+        """The first column of this call that belongs to a completion; None means 0."""
+        return self._completion_start
+
     def __repr__(self) -> str:
-        mask = "" if self.alive is None else f", alive=[{', '.join(map(str, self.alive.shape))}]"
-        return f"{type(self).__name__}(width={self.width}{mask})"
+        found = {"alive": self.alive, "completion_start": self.completion_start}
+        shapes = [f", {name}={list(t.shape)}" for name, t in found.items() if t is not None]
+        return f"{type(self).__name__}(width={self.width}{''.join(shapes)})"
 
     def count(self, rows: int) -> int:
         """P, the number of groups in `rows` rows.
@@ -84,6 +140,12 @@ class Groups:
             raise GroupError(
                 f"{rows} rows at width {self.width} are {count} groups, but the alive mask "
                 f"{list(self.alive.shape)} has {self.alive.shape[0]}."
+            )
+        start = self.completion_start
+        if start is not None and start.shape[0] != count:
+            raise GroupError(
+                f"{rows} rows at width {self.width} are {count} groups, but completion_start "
+                f"{list(start.shape)} has {start.shape[0]}."
             )
         return count
 
@@ -112,11 +174,34 @@ class Groups:
 
     def select(self, start: int, stop: int) -> Groups:
         """The groups `start:stop` of P, as a micro-batch takes them."""
-        return Groups(self.width, None if self.alive is None else self.alive[start:stop])
+        alive, starts = self.alive, self.completion_start
+        return Groups(
+            self.width,
+            None if alive is None else alive[start:stop],
+            None if starts is None else starts[start:stop],
+        )
 
     def columns(self, start: int | None, stop: int | None) -> Groups:
-        """The positions `start:stop` of S, as a chunk of a prefill or a decode step takes them."""
-        return Groups(self.width, None if self.alive is None else self.alive[..., start:stop])
+        """The positions `start:stop` of S, as a chunk of a prefill or a decode step takes them.
+
+        Raises:
+            GroupError: if completions begin somewhere, `start` counts from the end, and there is no
+                alive mask to tell where that is.
+        """
+        alive, starts = self.alive, self.completion_start
+        first = start or 0
+        if starts is not None and first < 0:
+            if alive is None:
+                raise GroupError(
+                    f"Columns from the end shift completion_start by a number that only the alive "
+                    f"mask tells; got start={start} without one. Count from the first column."
+                )
+            first = max(0, first + alive.shape[2])
+        return Groups(
+            self.width,
+            None if alive is None else alive[..., start:stop],
+            None if starts is None else (starts - first).clamp(min=0),
+        )
 
     def micro_batches(self, rows: int, size: int) -> Iterator[tuple[slice, Groups]]:
         """Cut a batch of `rows` rows into micro-batches of at most `size` rows, of whole groups
@@ -140,21 +225,17 @@ class Groups:
             stop = min(start + step, count)
             yield slice(start * self.width, stop * self.width), self.select(start, stop)
 
-    def watched(self) -> Groups:
-        """The same groups with a record of their own of the blocks that one pass reaches."""
-        watched = copy.copy(self)
-        watched._reached = []
-        return watched
-
     def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Groups:
-        """The same groups with the mask on `device`; None leaves it where it is, as accelerate's
-        hooks ask that call this between layers."""
-        if self.alive is None or device is None:
+        """The same groups with the mask and the starts on `device`; None leaves them in place."""
+        if device is None:
             return self
-        alive = self.alive.to(device, non_blocking=non_blocking)
-        if alive is self.alive:
+        alive, starts = (
+            None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+            for tensor in (self.alive, self.completion_start)
+        )
+        if alive is self.alive and starts is self.completion_start:
             return self
-        moved = Groups(self.width, alive)
+        moved = Groups(self.width, alive, starts)
         # Shared, not copied: the pass that is being watched is the same one.
         moved._reached = self._reached
         return moved
@@ -169,10 +250,101 @@ class Groups:
         if self.alive is None:
             return None
         if torch.compiler.is_compiling():
-            return _visible(self.alive)
+            return _alive_or_self(self.alive)
         if self._seen_by is None:
-            self._seen_by = _visible(self.alive)
+            self._seen_by = _alive_or_self(self.alive)
         return self._seen_by
+
+
+class Owners(Rows):
+    """Rows of any groups in any order: each names its group, as its owner.
+
+    To a coupling they are one problem (P = 1) of R rows in which a row sees the rows that share its
+    owner: the same result as `Groups(width, alive)` with the finished rows in their places and
+    masked, without computing them. Groups shrink at their own pace, and no row order is assumed.
+
+    Args:
+        owners: `[R]`, a number of its group for each row, the same for all of its rows; -1 for a
+            slot without a row, which sees itself only and which nobody sees. Must not change
+            while this object is in use. A tensor's values are not looked at, so that no device has
+            to be waited for.
+        device: Device of the masks; by default that of `owners`, the CPU for a sequence.
+
+    Raises:
+        GroupError: for no rows, or owners of another type or shape.
+
+    >>> Owners([7, 9, 7]).visible().int().tolist()
+    [[[[1, 0, 1], [0, 1, 0], [1, 0, 1]]]]
+    """
+
+    def __init__(
+        self, owners: Int[Tensor, " R"] | Sequence[int], device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        given = owners if isinstance(owners, Tensor) else torch.tensor(owners)
+        if given.numel() == 0:
+            raise GroupError("A decode step has at least one row; got no owners.")
+        if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
+            raise GroupError(
+                "Owners are whole numbers [R], one for each row: its group's, or -1 for a slot "
+                f"without a row; got {list(given.shape)} of {given.dtype}."
+            )
+        known = () if isinstance(owners, Tensor) else set(owners)
+        self._one_group = len(given) == 1 or (len(known) == 1 and NOBODY not in known)
+        self._owners = given if device is None else given.to(device)
+        # Shared with the copies that passes watch: the rows are the same until a row ends.
+        self._masks: dict[torch.dtype, Tensor] = {}
+
+    @property
+    def owners(self) -> Int[Tensor, " R"]:
+        """The number of each row's group; -1 for a slot without a row."""
+        return self._owners
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.owners)} rows)"
+
+    def check(self, rows: int, positions: int) -> int:
+        """1, after checking that this object describes a call with `rows` rows."""
+        if rows != len(self.owners):
+            raise GroupError(
+                f"Each row of a call has one owner; got {rows} rows and {len(self.owners)} owners. "
+                "Make new Owners when rows come or go."
+            )
+        return 1
+
+    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Owners:
+        """The same rows with their masks on `device`; None leaves them where they are."""
+        if device is None:
+            return self
+        owners = self.owners.to(device, non_blocking=non_blocking)
+        if owners is self.owners:
+            return self
+        moved = copy.copy(self)  # the record of the pass is the same one
+        moved._owners, moved._masks = owners, {}
+        return moved
+
+    def visible(self) -> Bool[Tensor, "1 1 R R"] | None:
+        """Who sees whom; None when all rows are known to be of one group."""
+        if self._one_group:
+            return None
+        return self._once(torch.bool, lambda: _same_owner(self.owners))
+
+    def additive_mask(self, dtype: torch.dtype) -> Float[Tensor, "1 1 R R"] | None:
+        """`visible` as numbers to add to scores: 0 where seen, else minus infinity."""
+        seen = self.visible()
+        if seen is None:
+            return None
+        return self._once(
+            dtype,
+            lambda: torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf")),
+        )
+
+    def _once(self, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
+        if torch.compiler.is_compiling():
+            return make()
+        if dtype not in self._masks:
+            self._masks[dtype] = make()
+        return self._masks[dtype]
 
 
 def _check_mask(width: int, alive: Tensor) -> None:
@@ -189,6 +361,23 @@ def _check_mask(width: int, alive: Tensor) -> None:
         )
 
 
-def _visible(alive: Bool[Tensor, "P W S"]) -> Bool[Tensor, "P S W W"]:
+def _check_start(start: Tensor, count: int | None) -> None:
+    whole = isinstance(start, Tensor) and start.dtype in (torch.int32, torch.int64)
+    if not whole or start.ndim != 1 or count not in (None, start.shape[0]):
+        got = f"{list(start.shape)} of {start.dtype}" if isinstance(start, Tensor) else repr(start)
+        wanted = "" if count is None else f" with P = {count}, as the alive mask has it"
+        raise GroupError(
+            f"completion_start is a tensor [P] of whole numbers{wanted}: the first column of each "
+            f"group's completions; got {got}. Where all begin in one column, "
+            "torch.full((P,), column)."
+        )
+
+
+def _alive_or_self(alive: Bool[Tensor, "P W S"]) -> Bool[Tensor, "P S W W"]:
     itself = torch.eye(alive.shape[1], dtype=torch.bool, device=alive.device)
     return alive.transpose(1, 2).unsqueeze(2) | itself
+
+
+def _same_owner(owner: Int[Tensor, " R"]) -> Bool[Tensor, "1 1 R R"]:
+    itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)
+    return (((owner[:, None] == owner) & (owner != NOBODY)) | itself)[None, None]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from interlace.rows import Groups
+from interlace.rows import Rows
 
 
 class Swapped:
@@ -85,7 +85,7 @@ def _presented_as(own: Any, original: Any) -> Any:
 def _with_groups(signature: inspect.Signature) -> inspect.Signature:
     parameters = list(signature.parameters.values())
     groups = inspect.Parameter(
-        "groups", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Groups | None
+        "groups", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Rows | None
     )
     at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
     return signature.replace(parameters=[*parameters[:at], groups, *parameters[at:]])

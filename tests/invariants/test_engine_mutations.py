@@ -47,9 +47,9 @@ from interlace.engine.backends.packed import PackedWeights
 from interlace.engine.core import Runner
 from interlace.engine.kv import SharedCache
 from interlace.engine.layout import StepLayout
-from interlace.engine.live_rows import LiveRows
 from interlace.engine.sampling import Sampled
 from interlace.engine.stores import Store
+from interlace.rows import Owners
 from invariants import test_engine as engine_invariants
 from support.architectures import attach_random, build
 from support.engine import largest_gap
@@ -119,7 +119,7 @@ def finished_rows_stay(self: Runner, groups: Any, rows: Any, drawn: Any) -> None
         _finish_step(self, groups, [rows[i] for i in live], [drawn[i] for i in live])
 
 
-def groups_see_each_other(self: LiveRows) -> None:
+def groups_see_each_other(self: Owners) -> None:
     return None
 
 
@@ -212,7 +212,7 @@ def _on_cache(attribute: str, fault: Any, *caught_by: str) -> Mutation:
 
 _ALL = [
     Mutation(Runner, "_finish_step", finished_rows_stay, ("I7",)),
-    Mutation(LiveRows, "visible", groups_see_each_other, ("I7", "I7-mixed", "I11")),
+    Mutation(Owners, "visible", groups_see_each_other, ("I7", "I7-mixed", "I11")),
     _on_cache("remove_row", row_not_moved, "I7", "I7-alone"),
     _on_cache("remove_row", row_keeps_old_length, "I7", "I7-alone"),
     _on_cache("remove_prompt", prompt_not_moved, "I7", "I7-alone"),

@@ -1,4 +1,7 @@
-"""Groups: rows <-> [P, W], the alive mask, and what is refused."""
+"""Rows in two layouts: groups [P, W] with the alive mask, and owners; and what is refused.
+
+Axes: P groups, W width, S positions, R rows.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace import Groups
+from interlace.coupling.bridge import BridgeBlock
 from interlace.errors import GroupError, InterlaceError
+from interlace.rows import Owners
+from support.architectures import BRIDGE, HIDDEN, randomise
 from support.unchecked import unchecked
 
 P, W, S = 3, 5, 7
 ALIVE = torch.arange(P * W * S).view(P, W, S) % 4 != 0
+START = torch.tensor([2, 0, 6])
 
 
 @given(count=st.integers(1, 7), width=st.integers(1, 9), rest=st.integers(1, 3))
@@ -174,3 +181,137 @@ def test_groups_are_frozen() -> None:
 def test_groups_print_their_sizes() -> None:
     assert repr(Groups(W)) == "Groups(width=5)"
     assert repr(Groups(W, ALIVE)) == "Groups(width=5, alive=[3, 5, 7])"
+
+
+def test_completion_start_is_carried_wherever_groups_go() -> None:
+    groups = Groups(W, ALIVE, START)
+    assert torch.equal(unwrap(groups.select(1, 3)), START[1:])
+    assert torch.equal(unwrap(groups.columns(3, 6)), torch.tensor([0, 0, 3]))
+    assert torch.equal(unwrap(groups.columns(None, 4)), START)
+    assert torch.equal(unwrap(groups.columns(-3, None)), torch.tensor([0, 0, 2]))  # from column 4
+    assert torch.equal(unwrap(Groups(W, None, START).columns(1, None)), torch.tensor([1, 0, 5]))
+    parts = [unwrap(part) for _, part in groups.micro_batches(P * W, 2 * W)]
+    assert torch.equal(torch.cat(parts), START)
+    assert torch.equal(unwrap(groups.watched()), START)
+    assert unwrap(groups.to("meta")).device.type == "meta"
+    assert unwrap(Groups(W, None, START).to("meta")).device.type == "meta"
+    assert Groups(W, ALIVE).columns(3, 6).completion_start is None
+    assert groups.check(P * W, S) == P
+
+
+def unwrap(groups: Groups) -> torch.Tensor:
+    assert groups.completion_start is not None
+    return groups.completion_start
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (START[:2], r"with P = 3, as the alive mask has it.*got \[2\] of torch\.int64"),
+        (START.float(), r"whole numbers.*got \[3\] of torch\.float32"),
+        (START[None], r"got \[1, 3\]"),
+        (START.bool(), r"of torch\.bool"),
+        (2, r"got 2\. .*torch\.full\(\(P,\), column\)"),
+    ],
+)
+def test_completion_start_of_another_type_or_shape_is_refused(start: object, message: str) -> None:
+    with unchecked(), pytest.raises(GroupError, match=message):
+        Groups(W, ALIVE, start)  # type: ignore[arg-type]
+
+
+def test_completion_start_of_another_number_of_groups_is_refused() -> None:
+    with pytest.raises(GroupError, match=r"20 rows at width 5 are 4 groups.*\[3\] has 3"):
+        Groups(W, None, START).count(20)
+    with pytest.raises(GroupError, match=r"got start=-1 without one\. Count from the first"):
+        Groups(W, None, START).columns(-1, None)
+
+
+def test_owners_see_their_own_group() -> None:
+    rows = Owners([7, 9, 7, 3])
+    seen = rows.visible()
+    assert seen is not None
+    assert seen[0, 0].int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    mask = rows.additive_mask(torch.float32)
+    assert mask is not None
+    assert torch.equal(mask == 0, seen)
+    assert (mask[~seen] == -torch.inf).all()
+    assert rows.check(4, 1) == 1
+
+
+def test_owners_of_one_group_need_no_mask() -> None:
+    for rows in (Owners([4, 4, 4]), Owners([4]), Owners(torch.tensor([4]))):
+        assert rows.visible() is None
+        assert rows.additive_mask(torch.float32) is None
+
+
+@pytest.mark.parametrize("owners", [[5, -1, 5, -1, 2], [-1, -1, -1]])
+def test_a_slot_without_a_row_sees_itself_only_and_nobody_sees_it(owners: list[int]) -> None:
+    """Slots of a captured step that no row fills; two of them do not see each other either."""
+    seen = Owners(owners).visible()
+    assert seen is not None
+    for me, mine in enumerate(owners):
+        for other, theirs in enumerate(owners):
+            expected = me == other or (mine == theirs and mine != -1)
+            assert bool(seen[0, 0, me, other]) == expected
+
+
+def test_owners_of_a_tensor_are_those_of_the_list() -> None:
+    listed, given = Owners([3, 1, 3, -1]), Owners(torch.tensor([3, 1, 3, -1]))
+    assert torch.equal(listed.visible(), given.visible())
+    assert Owners(torch.tensor([3, 3])).visible().all()
+
+
+@pytest.mark.parametrize("owners", [[0.5, 1.0], [[1, 2]], [True, False], torch.zeros(2, 3)])
+def test_owners_of_another_type_or_shape_are_refused(owners: object) -> None:
+    with unchecked(), pytest.raises(GroupError, match=r"whole numbers \[R\].*got \["):
+        Owners(owners)  # type: ignore[arg-type]
+
+
+def test_owners_of_other_rows_are_refused() -> None:
+    with pytest.raises(GroupError, match=r"got 5 rows and 4 owners"):
+        Owners([1, 1, 2, 2]).check(5, 1)
+    with pytest.raises(GroupError, match="at least one row"):
+        Owners([])
+
+
+def test_copies_of_owners_keep_masks_and_moves_keep_the_pass() -> None:
+    """The attached model watches a copy of what it is given, and accelerate moves it."""
+    rows = Owners([1, 2])
+    for copied in (rows.watched(), copy.copy(rows), rows.to("cpu"), rows.to(None)):
+        assert torch.equal(copied.visible(), rows.visible())
+    assert rows.watched().visible() is rows.visible()  # made once for all passes
+    assert rows.watched()._reached is not rows._reached
+    moved = rows.to("meta")
+    assert moved.visible().device.type == "meta"
+    assert rows.visible().device.type == "cpu"
+    assert moved._reached is rows._reached
+    assert repr(rows) == "Owners(2 rows)"
+
+
+@pytest.mark.parametrize("order", ["in order", "shuffled"])
+@torch.no_grad()
+def test_the_two_layouts_agree(order: str) -> None:
+    """Three groups of five, some rows of which are finished, and one of which is finished whole:
+    the alive ones see the same rows and get the same from a block, whatever their order."""
+    block = BridgeBlock(BRIDGE, HIDDEN)
+    randomise(block.named_parameters(), seed=1)
+    x = torch.randn(P * W, 1, HIDDEN)
+    alive = torch.ones(P, W, 1, dtype=torch.bool)
+    alive[0, [1, 4]] = alive[1] = False
+    live = torch.tensor([r for r in range(P * W) if alive.flatten()[r]])
+    if order == "shuffled":
+        live = live[torch.randperm(len(live))]
+    rows, groups = Owners((live // W).tolist()), Groups(W, alive)
+
+    def seen_in_groups(me: int, other: int) -> bool:
+        visible = groups.visible()
+        assert visible is not None
+        return me // W == other // W and bool(visible[me // W, 0, me % W, other % W])
+
+    expected = [[seen_in_groups(me, other) for other in live.tolist()] for me in live.tolist()]
+    assert rows.visible()[0, 0].tolist() == expected
+    got = block(x[live], rows)
+    torch.testing.assert_close(got, block(x, groups)[live], atol=1e-5, rtol=1e-5)
+    slots = torch.cat([x[live], 9 * torch.ones(2, 1, HIDDEN)])
+    padded = block(slots, Owners([*(live // W).tolist(), -1, -1]))
+    torch.testing.assert_close(padded[:-2], got, atol=1e-5, rtol=1e-5)

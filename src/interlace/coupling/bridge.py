@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interlace.coupling.config import BridgeConfig
-from interlace.rows import Groups
+from interlace.rows import Rows
 
 NORM_EPS = 1e-6
 
@@ -81,7 +81,7 @@ class BridgeBlock(Block):
         nn.init.normal_(self.qkv_weight, std=self.qkv_weight.shape[1] ** -0.5)
         nn.init.zeros_(self.o_weight)
 
-    def forward(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+    def forward(self, x: Float[Tensor, "R S D"], groups: Rows) -> Float[Tensor, "R S D"]:
         """X + Bridge(Norm(X)).
 
         Raises:
@@ -90,11 +90,11 @@ class BridgeBlock(Block):
         """
         return x + self.added(x, groups)
 
-    def added(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+    def added(self, x: Float[Tensor, "R S D"], groups: Rows) -> Float[Tensor, "R S D"]:
         """Bridge(Norm(X)), what the block adds to X."""
         count = groups.check(x.shape[0], x.shape[1])
         normed = self.norm(x)
-        if groups.width == 1:
+        if count == x.shape[0]:  # width 1
             # The softmax over itself alone is 1, so only V and O matter. W_Q and W_K, in one
             # parameter with W_V, still get a gradient, of zeros, which data-parallel reducers need.
             values = F.linear(normed, self.qkv_weight[self.q_size + self.kv_size :])
@@ -103,22 +103,22 @@ class BridgeBlock(Block):
                 2
             )
         else:
-            q, k, v = self._project(normed, count, groups.width)
+            q, k, v = self._project(normed, count)
             mixed = _attend(q, k, v, groups.visible())
         return self._linear(mixed, "o_weight")
 
-    def attention(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "P S H W W"]:
+    def attention(self, x: Float[Tensor, "R S D"], groups: Rows) -> Float[Tensor, "P S H W W"]:
         """Who attends to whom: the softmax weights for input X; the last axis sums to 1."""
         count = groups.check(x.shape[0], x.shape[1])
-        q, k, _ = self._project(self.norm(x), count, groups.width)
+        q, k, _ = self._project(self.norm(x), count)
         return _weights(q, k, groups.visible()).flatten(2, 3)
 
     def _project(
-        self, normed: Float[Tensor, "R S D"], count: int, width: int
+        self, normed: Float[Tensor, "R S D"], count: int
     ) -> tuple[Float[Tensor, "P W S H C"], Float[Tensor, "P W S G C"], Float[Tensor, "P W S G C"]]:
         qkv = (
             self._linear(normed, "qkv_weight")
-            .unflatten(0, (count, width))
+            .unflatten(0, (count, -1))
             .unflatten(-1, (-1, self.head_dim))
         )
         q, k, v = qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=3)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interlace.coupling.bridge import NORM_EPS, Block
 from interlace.coupling.config import PMatchConfig
-from interlace.rows import Groups
+from interlace.rows import Rows
 
 
 class PMatchBlock(Block):
@@ -47,11 +47,11 @@ class PMatchBlock(Block):
         nn.init.normal_(self.in_weight, std=self.in_weight.shape[1] ** -0.5)
         nn.init.zeros_(self.o_weight)
 
-    def forward(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+    def forward(self, x: Float[Tensor, "R S D"], groups: Rows) -> Float[Tensor, "R S D"]:
         """X + W_O SiLU(W_in Norm(X)); `groups` is checked but changes nothing."""
         return x + self.added(x, groups)
 
-    def added(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+    def added(self, x: Float[Tensor, "R S D"], groups: Rows) -> Float[Tensor, "R S D"]:
         """W_O SiLU(W_in Norm(X)), what the block adds to X."""
         groups.check(x.shape[0], x.shape[1])
         inner = F.silu(self._linear(self.norm(x), "in_weight"))

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from interlace.engine.backends.hf import Forward
 from interlace.engine.kv import SharedCache
-from interlace.engine.live_rows import LiveRows
 from interlace.engine.sampling import needs_history, sample, uniforms
 from interlace.engine.state import Drawn, Request, Row, RunningGroup
 from interlace.engine.types import EngineStats, Group
 from interlace.errors import GenerationError
+from interlace.rows import Owners
 
 _ROWS_ADMITTED = 64  # at once, so that their logits stay small
 
@@ -64,7 +64,7 @@ class Runner:
         self._cache = SharedCache()
         # Place in the cache and last logits of each stored prompt.
         self._prompts: dict[bytes, tuple[int, Float[Tensor, "1 V"]]] = {}
-        self._live: LiveRows | None = None
+        self._live: Owners | None = None
         self._limits = limits
         self._stats = stats
         self._streaming = streaming
@@ -194,7 +194,7 @@ class Runner:
         """Feed every live row's last token, and draw the next ones."""
         cache, rows, stats = self._cache, self._rows, self._stats
         if self._live is None:
-            self._live = LiveRows([id(r.group) for r in rows], self._forward.device)
+            self._live = Owners([id(r.group) for r in rows], self._forward.device)
         recording = any(g.request.params.record_attention for g in self._running)
         cache.begin_step(max(row.maximum for row in rows))
         stats.peak_cache_bytes = max(stats.peak_cache_bytes, cache.nbytes)

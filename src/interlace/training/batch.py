@@ -47,7 +47,9 @@ class GroupBatch:
     @property
     def groups(self) -> Groups:
         """The `groups` argument of the forward pass."""
-        return Groups(self.width, self.alive)
+        first = self.input_ids.shape[1] - self.completion_mask.shape[2]  # L
+        start = torch.full((self.count,), first, device=self.alive.device)
+        return Groups(self.width, self.alive, start)
 
     @property
     def count(self) -> int:

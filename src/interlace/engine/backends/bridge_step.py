@@ -17,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.coupling.bridge import BridgeBlock
-from interlace.engine.live_rows import LiveRows
 from interlace.engine.partial_attention import fused_cpu
-from interlace.rows import Groups
+from interlace.rows import Owners, Rows
 
 
 class BridgeStep:
@@ -42,9 +41,9 @@ class BridgeStep:
         weights = (self._block.qkv_weight, self._block.o_weight)
         return sum(w.numel() * w.element_size() for w in weights)
 
-    def __call__(self, x: Float[Tensor, "R S D"], groups: Groups) -> Float[Tensor, "R S D"]:
+    def __call__(self, x: Float[Tensor, "R S D"], groups: Rows) -> Float[Tensor, "R S D"]:
         """X + Bridge(Norm(X)), as the block itself computes it where this is not a decode step."""
-        if x.shape[1] != 1 or not isinstance(groups, LiveRows):
+        if x.shape[1] != 1 or not isinstance(groups, Owners):
             return BridgeBlock.forward(self._block, x, groups)
         ops: Any = torch.ops.mkldnn
         length = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)

@@ -28,9 +28,8 @@ from interlace.engine.architecture import (
 )
 from interlace.engine.backends.packed import PackedWeights, can_pack
 from interlace.engine.kv import ATTENTION, SharedCache, active_cache, shared_attention
-from interlace.engine.live_rows import LiveRows
 from interlace.layers import base_model_of
-from interlace.rows import Groups
+from interlace.rows import Owners, Rows
 
 AttentionInterface.register(ATTENTION, shared_attention)
 
@@ -137,7 +136,7 @@ class Forward:
         return keys_and_values(self.base, cache), out.logits[:, -1].to(self.device)
 
     def decode(
-        self, tokens: list[int], cache: SharedCache, rows: LiveRows, recording: bool
+        self, tokens: list[int], cache: SharedCache, rows: Owners, recording: bool
     ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "L R R"] | None]:
         """The logits after one more token of every live row; on request, who attended to whom."""
         ids = torch.tensor(tokens, device=self.device)[:, None]
@@ -193,7 +192,7 @@ class Forward:
     def _note(self, block: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(block, BridgeBlock)
         x, groups = inputs
-        full: Groups = groups
+        full: Rows = groups
         weights = block.attention(x, full)[0, 0].mean(dim=0).float()
         self._seen.append(weights.to(self.device))
 
