@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from interlace.coupling.config import BridgeConfig as BridgeConfig
     from interlace.coupling.config import PMatchConfig as PMatchConfig
     from interlace.engine.engine import Engine as Engine
+    from interlace.engine.types import GroupOutput as GroupOutput
     from interlace.engine.types import SamplingParams as SamplingParams
     from interlace.errors import InterlaceError as InterlaceError
     from interlace.evaluation.evaluate import evaluate as evaluate
@@ -55,6 +56,7 @@ _EXPORTS = {
     "Engine": "interlace.engine.engine",
     "GRPOConfig": "interlace.training.arguments",
     "GRPOTrainer": "interlace.training.grpo",
+    "GroupOutput": "interlace.engine.types",
     "Groups": "interlace.rows",
     "InterlaceError": "interlace.errors",
     "PMatchConfig": "interlace.coupling.config",

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from support.architectures import NAMES, VOCAB, attach_random, build
 from support.engine import largest_gap
 
@@ -18,7 +18,7 @@ STOPS = tuple(range(VOCAB - 10, VOCAB))
 
 def sampled(
     model: PreTrainedModel, params: SamplingParams | list[SamplingParams], **engine: object
-) -> list[Group]:
+) -> list[GroupOutput]:
     return Engine(model, **engine).generate(PROMPTS, params)  # type: ignore[arg-type]
 
 
@@ -28,7 +28,7 @@ def params(width: int, **changes: object) -> SamplingParams:
     )
 
 
-def tokens(groups: list[Group]) -> list[list[list[int]]]:
+def tokens(groups: list[GroupOutput]) -> list[list[list[int]]]:
     return [[c.token_ids for c in group.completions] for group in groups]
 
 

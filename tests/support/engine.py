@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from interlace.attaching import is_attached
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.rows import Groups
 
 
-def fed_again(groups: Sequence[Group], pad: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def fed_again(groups: Sequence[GroupOutput], pad: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Groups of one width as a left-padded training batch: ids, attention mask, and alive `[P, W,
     S]`."""
     width = groups[0].params.width
@@ -38,7 +38,7 @@ def fed_again(groups: Sequence[Group], pad: int = 0) -> tuple[Tensor, Tensor, Te
 
 
 @torch.no_grad()
-def teacher_forced(model: nn.Module, groups: Sequence[Group]) -> list[list[list[float]]]:
+def teacher_forced(model: nn.Module, groups: Sequence[GroupOutput]) -> list[list[list[float]]]:
     """The log-probability of every sampled token, per group and row, from one training pass."""
     ids, attention, alive = fed_again(groups)
     positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
@@ -59,7 +59,7 @@ def teacher_forced(model: nn.Module, groups: Sequence[Group]) -> list[list[list[
     ]
 
 
-def largest_gap(model: nn.Module, groups: Sequence[Group]) -> float:
+def largest_gap(model: nn.Module, groups: Sequence[GroupOutput]) -> float:
     """Largest difference of a log-probability while sampling from that of the training pass."""
     again = teacher_forced(model, groups)
     return max(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from interlace.engine.engine import Engine
-from interlace.engine.types import Group, SamplingParams
+from interlace.engine.types import GroupOutput, SamplingParams
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.results import ArmResult
 from interlace.evaluation.sampler import Tally
@@ -29,7 +29,7 @@ class ByCall(Engine):
 
     def as_completed(
         self, prompts: Sequence[Any], params: Any = None, **options: Any
-    ) -> Iterator[tuple[int, Group]]:
+    ) -> Iterator[tuple[int, GroupOutput]]:
         """As the engine's."""
         yield from super().as_completed(
             prompts, params.replace(seed=params.seed + len(prompts)), **options

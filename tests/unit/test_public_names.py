@@ -17,6 +17,7 @@ PUBLIC = [
     "Engine",
     "GRPOConfig",
     "GRPOTrainer",
+    "GroupOutput",
     "Groups",
     "InterlaceError",
     "PMatchConfig",

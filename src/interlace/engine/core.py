@@ -21,7 +21,7 @@ from interlace.engine.backends.hf import Forward
 from interlace.engine.kv import SharedCache
 from interlace.engine.sampling import needs_history, sample, uniforms
 from interlace.engine.state import Drawn, Request, Row, RunningGroup
-from interlace.engine.types import EngineStats, Group
+from interlace.engine.types import EngineStats, GroupOutput
 from interlace.errors import GenerationError
 from interlace.rows import Owners
 
@@ -55,7 +55,7 @@ class Runner:
         stats: EngineStats,
         streaming: bool = False,
     ) -> None:
-        self.results: dict[int, Group] = {}
+        self.results: dict[int, GroupOutput] = {}
         self._forward = forward
         self._tokenizer = tokenizer
         self._waiting = deque(requests)
@@ -79,7 +79,7 @@ class Runner:
         """Groups that have not begun."""
         return len(self._waiting)
 
-    def partial(self) -> dict[int, Group]:
+    def partial(self) -> dict[int, GroupOutput]:
         """The groups that are running, as they are, for those who have to stop early."""
         return {group.request.index: group.result() for group in self._running}
 

@@ -21,7 +21,7 @@ from interlace.engine.memory import budget_for
 from interlace.engine.params import whole_number
 from interlace.engine.request import list_of_prompts, make_requests
 from interlace.engine.state import Request
-from interlace.engine.types import EngineStats, Group, Prompt, SamplingParams, Step
+from interlace.engine.types import EngineStats, GroupOutput, Prompt, SamplingParams, Step
 from interlace.errors import GenerationError, GenerationInterrupted
 
 _CPU_ROWS, _CUDA_ROWS = 64, 256
@@ -82,7 +82,7 @@ class Engine:
         *,
         sample_ids: Sequence[int | str] | None = None,
         progress: Progress | None = None,
-    ) -> list[Group]:
+    ) -> list[GroupOutput]:
         """One group for each prompt, in order.
 
         Args:
@@ -112,7 +112,7 @@ class Engine:
         *,
         sample_ids: Sequence[int | str] | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[tuple[int, Group]]:
+    ) -> Iterator[tuple[int, GroupOutput]]:
         """The same groups as `generate`, each with its prompt's index, as soon as it is
         finished.
 
@@ -131,7 +131,7 @@ class Engine:
 
     def _as_completed(
         self, requests: list[Request], progress: Progress | None
-    ) -> Iterator[tuple[int, Group]]:
+    ) -> Iterator[tuple[int, GroupOutput]]:
         with self._running(requests) as runner:
             while not runner.is_done:
                 runner.advance()
@@ -216,12 +216,12 @@ class GroupStream:
     """
 
     def __init__(self, running: AbstractContextManager[Runner]) -> None:
-        self._kept: list[Group] = []
+        self._kept: list[GroupOutput] = []
         # It must not hold this stream: a stream that is thrown away is to end at once.
         self._steps = _steps(running, self._kept)
 
     @property
-    def group(self) -> Group | None:
+    def group(self) -> GroupOutput | None:
         """The group as it was when the stream ended; None until then. Rows that were unfinished
         have the finish reason "interrupted"."""
         return self._kept[-1] if self._kept else None
@@ -246,7 +246,7 @@ class GroupStream:
 
 
 def _steps(
-    running: AbstractContextManager[Runner], kept: list[Group]
+    running: AbstractContextManager[Runner], kept: list[GroupOutput]
 ) -> Generator[Step, None, None]:
     with running as runner:
         try:

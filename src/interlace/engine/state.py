@@ -20,7 +20,7 @@ from interlace.engine.stopping import RowText, end_of_row, majority_is_settled
 from interlace.engine.types import (
     Completion,
     FinishReason,
-    Group,
+    GroupOutput,
     Prompt,
     SamplingParams,
     Step,
@@ -182,11 +182,11 @@ class RunningGroup:
         mean = self.request.params.record_attention == "mean"
         self._attention.append(full.mean(axis=0) if mean else full)
 
-    def result(self) -> Group:
+    def result(self) -> GroupOutput:
         """The group's completions as they are; rows that are unfinished count as interrupted."""
         params = self.request.params
         whole_steps = min((r.complete for r in self.rows if r.finish_reason is None), default=None)
-        return Group(
+        return GroupOutput(
             prompt=self.request.prompt,
             prompt_token_ids=self.request.token_ids,
             completions=[self._completion(row, whole_steps) for row in self.rows],

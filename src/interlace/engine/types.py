@@ -52,7 +52,7 @@ class Completion:
 
 
 @dataclass
-class Group:
+class GroupOutput:
     """The W completions of one prompt.
 
     Attributes:

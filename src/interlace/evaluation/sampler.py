@@ -25,7 +25,7 @@ from interlace.tasks import Example, Task
 
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
-    from interlace.engine.types import EngineStats, Group, SamplingParams
+    from interlace.engine.types import EngineStats, GroupOutput, SamplingParams
 
 
 @dataclass
@@ -201,7 +201,7 @@ class Sampler:
     def _key(self, job: Job) -> tuple[str, str, int, int]:
         return (self._task.name, job.example.id, job.width, job.group)
 
-    def _record(self, job: Job, group: Group) -> GroupRecord:
+    def _record(self, job: Job, group: GroupOutput) -> GroupRecord:
         verdicts = [self._task.verify(job.example, text) for text in group.texts]
         return GroupRecord(
             task=self._task.name,

@@ -37,7 +37,7 @@ except ImportError as error:
 from transformers import PreTrainedModel
 
 from interlace.engine.engine import Engine
-from interlace.engine.types import EngineStats, Group, SamplingParams
+from interlace.engine.types import EngineStats, GroupOutput, SamplingParams
 from interlace.models.loading import load
 
 # What a task may ask of a generation, besides where it ends, and what it is called here.
@@ -198,8 +198,8 @@ class InterlaceLM(HFLM):  # type: ignore[misc]
         )
         return params, stop
 
-    def _sample(self, asks: Sequence[_Ask], quiet: bool) -> list[Group]:
-        groups: dict[int, Group] = {}
+    def _sample(self, asks: Sequence[_Ask], quiet: bool) -> list[GroupOutput]:
+        groups: dict[int, GroupOutput] = {}
         rows = sum(ask.params.width for ask in asks)
         with tqdm(total=rows, disable=quiet, desc="Sampling groups, rows") as bar:
 

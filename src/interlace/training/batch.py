@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interlace.attaching import is_attached
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.errors import GroupError
 from interlace.rows import Groups
 
@@ -100,7 +100,7 @@ class GroupBatch:
         )
 
 
-def collate(groups: Sequence[Group], pad_token_id: int) -> GroupBatch:
+def collate(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
     """A batch of the engine's groups, all of one width.
 
     Args:

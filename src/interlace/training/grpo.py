@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from interlace.engine.engine import Engine
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.errors import ConfigError
 from interlace.tasks.base import Task
 from interlace.training.arguments import GRPOConfig
@@ -50,7 +50,7 @@ class RolledPart(Part):
     """
 
     advantages: Float[Tensor, "P W"] | None = None
-    group: Group | None = None
+    group: GroupOutput | None = None
     old_logprobs: Float[Tensor, "P W T"] | None = None
     reference_logprobs: Float[Tensor, "P W T"] | None = None
 

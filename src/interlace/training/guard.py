@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
 from interlace.training.batch import GroupBatch, collate, score
 
@@ -106,8 +106,8 @@ def check_gap(gap: Gap, largest: float = LARGEST_GAP) -> None:
 
 def sample_again(
     model: nn.Module,
-    generate: Callable[[nn.Module, list[int], Any], Group],
-    group: Group,
+    generate: Callable[[nn.Module, list[int], Any], GroupOutput],
+    group: GroupOutput,
     *,
     temperature: float,
     forbidden: Sequence[int],

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interlace.answers import majority_vote
 from interlace.engine.engine import Engine
-from interlace.engine.types import Group, SamplingParams
+from interlace.engine.types import GroupOutput, SamplingParams
 from interlace.tasks.base import Example, Task, Verdict
 from interlace.training.advantages import advantages, without_variance
 from interlace.training.arguments import GRPOConfig
@@ -41,7 +41,7 @@ class RolledGroup:
 
     position: int
     example: Example
-    group: Group
+    group: GroupOutput
     verdicts: list[Verdict]
     rewards: list[float]
     advantages: Float[Tensor, " W"] | None = None
@@ -90,13 +90,13 @@ class Rollouts:
         first = args.process_index == 0
         self._rewards = named_rewards(args.rewards, self._judge.task, warn=first)
 
-    def sample(self, engine: Engine, number: int, positions: Sequence[int]) -> list[Group]:
+    def sample(self, engine: Engine, number: int, positions: Sequence[int]) -> list[GroupOutput]:
         """The groups of these positions' prompts, a prompt's groups one after the other."""
         prompts, params, ids, _ = self._requests(number, positions)
         return engine.generate(prompts, params, sample_ids=ids)
 
     def judge(
-        self, groups: list[Group], number: int, positions: Sequence[int], tally: Tally
+        self, groups: list[GroupOutput], number: int, positions: Sequence[int], tally: Tally
     ) -> list[RolledGroup]:
         """Verdicts and rewards for the groups that `sample` gave."""
         self._judge.forget()

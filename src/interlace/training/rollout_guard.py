@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interlace.engine.engine import Engine
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch
 from interlace.training.guard import (
@@ -70,7 +70,7 @@ class RolloutGuard:
         model: nn.Module,
         batch: GroupBatch,
         logprobs: Float[Tensor, "P W T"],
-        group: Group,
+        group: GroupOutput,
         *,
         fp32: bool,
     ) -> None:
@@ -116,7 +116,7 @@ class RolloutGuard:
         self._tally.extreme("sampled_gap/rounding", rounding, LARGEST)
         return allowed_gap(rounding)
 
-    def _check_in_wider(self, model: nn.Module, group: Group, dtype: torch.dtype) -> None:
+    def _check_in_wider(self, model: nn.Module, group: GroupOutput, dtype: torch.dtype) -> None:
         """Of a sharded model the first process checks a whole copy, and all hear of it."""
         found = Gap(0.0, 0.0, 0)
         with without_autocast(model):
@@ -138,7 +138,7 @@ class RolloutGuard:
         first, device = self._args.process_index == 0, self._args.device
         return self._skeleton.filled(model, keep=first, device=device, dtype=dtype)
 
-    def _sample_again(self, model: nn.Module, prompt: list[int], params: Any) -> Group:
+    def _sample_again(self, model: nn.Module, prompt: list[int], params: Any) -> GroupOutput:
         return self._new_engine(model).generate([prompt], params)[0]
 
     def _largest(self, value: float) -> float:

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, 
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.errors import GenerationError
 from support.architectures import SIZES, attach_random, build, randomise
 from support.engine import largest_gap
@@ -111,7 +111,7 @@ def test_longrope_ends_where_its_factors_change() -> None:
 # PEFT's wrappers ----------------------------------------------------------------------------------
 
 
-def completions(groups: list[Group]) -> list[Any]:
+def completions(groups: list[GroupOutput]) -> list[Any]:
     return [g.completions for g in groups]
 
 

@@ -19,7 +19,7 @@ from transformers import BatchEncoding
 import interlace
 from interlace import Engine, Groups, SamplingParams, attach
 from interlace.attaching import get_attachment, new_parameters
-from interlace.engine.types import Group, Step
+from interlace.engine.types import GroupOutput, Step
 from interlace.errors import AggregationError, AttachError, GenerationError
 from support.architectures import BRIDGE, LAYERS, attach_random, build, randomise
 from support.engine import fed_again, largest_gap
@@ -33,7 +33,7 @@ PROMPTS = ["ab", "a longer one", "c"]
 PARAMS = SamplingParams(width=3, max_new_tokens=12, seed=3)
 
 
-def ids(groups: list[Group]) -> list[list[list[int]]]:
+def ids(groups: list[GroupOutput]) -> list[list[list[int]]]:
     return [[c.token_ids for c in group.completions] for group in groups]
 
 
@@ -391,7 +391,7 @@ def first_digit(text: str) -> str | None:
     return next((c for c in text if c.isdigit()), None)
 
 
-def with_consensus(seed: int, width: int = 7) -> tuple[Group, Group]:
+def with_consensus(seed: int, width: int = 7) -> tuple[GroupOutput, GroupOutput]:
     maxima = np.random.default_rng(seed).integers(1, 25, width).tolist()
     full = SamplingParams(
         width=width, max_new_tokens=maxima, seed=seed, logits_processors=[only("12x")]
@@ -463,7 +463,7 @@ def test_consensus_in_a_stream() -> None:
 
 
 @torch.no_grad()
-def attention_by_teacher_forcing(group: Group) -> list[Tensor]:
+def attention_by_teacher_forcing(group: GroupOutput) -> list[Tensor]:
     """`[T - 1]` of `[L, W, W]`, from the blocks of one training pass."""
     tokens, mask, alive = fed_again([group])
     groups, seen = Groups(alive.shape[1], alive), []

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from interlace import Engine, SamplingParams
 from interlace.engine import core as runner_module
 from interlace.engine.state import Row
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.errors import GenerationError, GenerationInterrupted
 from support.architectures import VOCAB, attach_random, build
 from support.engine import largest_gap
@@ -33,7 +33,7 @@ NO_MEMORY = [
 ]
 
 
-def ids(groups: list[Group]) -> list[list[list[int]]]:
+def ids(groups: list[GroupOutput]) -> list[list[list[int]]]:
     return [[c.token_ids for c in group.completions] for group in groups]
 
 
@@ -185,7 +185,7 @@ def test_processors_that_leave_no_token(temperature: float) -> None:
 # Ctrl-C -------------------------------------------------------------------------------------------
 
 
-def assert_beginnings(got: dict[int, Group], expected: list[list[list[int]]]) -> None:
+def assert_beginnings(got: dict[int, GroupOutput], expected: list[list[list[int]]]) -> None:
     """Finished rows are whole, unfinished ones a beginning, and all of a group equally long."""
     for index, group in got.items():
         unfinished = set()

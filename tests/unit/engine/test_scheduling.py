@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
-from interlace.engine.types import EngineStats, Group
+from interlace.engine.types import EngineStats, GroupOutput
 from support.architectures import VOCAB, attach_random, build
 from support.engine import largest_gap
 
@@ -35,7 +35,7 @@ def prompts(*lengths: int) -> list[list[int]]:
     return [[5 + (i * 7 + p) % 80 for p in range(n)] for i, n in enumerate(lengths)]
 
 
-def ids(groups: list[Group]) -> list[list[list[int]]]:
+def ids(groups: list[GroupOutput]) -> list[list[list[int]]]:
     return [[c.token_ids for c in group.completions] for group in groups]
 
 

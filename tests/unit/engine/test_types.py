@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from interlace import SamplingParams
-from interlace.engine.types import Completion, EngineStats, Group
+from interlace.engine.types import Completion, EngineStats, GroupOutput
 from interlace.errors import GenerationError, UnknownOptionError
 from support.unchecked import unchecked
 
@@ -154,7 +154,9 @@ def completion(*logprobs: float) -> Completion:
 
 
 def test_group_arithmetic() -> None:
-    group = Group("p", [1, 2, 3], [completion(-1.0, -0.5), completion()], SamplingParams(width=2))
+    group = GroupOutput(
+        "p", [1, 2, 3], [completion(-1.0, -0.5), completion()], SamplingParams(width=2)
+    )
     assert group.completions[0].cumulative_logprob == -1.5
     assert group.num_tokens == 2
     assert group.texts == ["", ""]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import interlace
 from interlace.attaching import is_attached
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.errors import LoadError
 from interlace.models import source
 from interlace.tasks import Task, get_task
@@ -32,7 +32,7 @@ def task() -> Task:
 
 
 @pytest.fixture(scope="module")
-def sampled(tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], task: Task) -> list[Group]:
+def sampled(tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], task: Task) -> list[GroupOutput]:
     prompts = [task.prompt(example) for example in task[:PROBLEMS]]
     params = interlace.SamplingParams(width=WIDTH, max_new_tokens=4 * TRY, seed=0)
     return interlace.Engine(*tiny).generate(prompts, params)
@@ -109,7 +109,7 @@ def test_spaces_do_not_matter(
 
 
 def test_rows_are_four_tries_in_the_same_columns(
-    tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], sampled: list[Group]
+    tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], sampled: list[GroupOutput]
 ) -> None:
     equals, miss, hit, end = tiny[1].convert_tokens_to_ids(["=", ";", "yes", "<eos>"])
     rows = [completion.token_ids for group in sampled for completion in group.completions]
@@ -127,7 +127,7 @@ def test_rows_are_four_tries_in_the_same_columns(
 
 
 def test_texts_come_back_from_their_tokens(
-    tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], sampled: list[Group]
+    tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], sampled: list[GroupOutput]
 ) -> None:
     tokenizer = tiny[1]
     for row in sampled[0].completions:
@@ -136,7 +136,7 @@ def test_texts_come_back_from_their_tokens(
         assert tokenizer(row.text).input_ids == row.token_ids[: -1 if ended else None]
 
 
-def test_training_has_room_on_held_out_problems(task: Task, sampled: list[Group]) -> None:
+def test_training_has_room_on_held_out_problems(task: Task, sampled: list[GroupOutput]) -> None:
     correct = torch.tensor(
         [
             [task.verify(example, row.text).correct for row in group.completions]
@@ -147,7 +147,7 @@ def test_training_has_room_on_held_out_problems(task: Task, sampled: list[Group]
     assert correct.amax(dim=1).mean() > 0.65
 
 
-def test_it_recognises_a_hit_and_keeps_it(task: Task, sampled: list[Group]) -> None:
+def test_it_recognises_a_hit_and_keeps_it(task: Task, sampled: list[GroupOutput]) -> None:
     after_hit = kept = 0
     for example, group in zip(task, sampled, strict=False):
         for row in group.completions:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.errors import GroupError, GuardError
 from interlace.training.batch import GroupBatch, collate, collate_ids, score
 from interlace.training.guard import check_gap, measure_gap, sample_again
@@ -24,11 +24,11 @@ PARAMS = SamplingParams(
 FORBIDDEN = [0]  # PAD
 
 
-def rollout(model: PreTrainedModel, params: SamplingParams = PARAMS) -> list[Group]:
+def rollout(model: PreTrainedModel, params: SamplingParams = PARAMS) -> list[GroupOutput]:
     return Engine(model).generate(PROMPTS, params)
 
 
-def batch_of(groups: list[Group]) -> GroupBatch:
+def batch_of(groups: list[GroupOutput]) -> GroupBatch:
     return collate(groups, pad_token_id=0)
 
 
@@ -157,7 +157,7 @@ def test_in_low_precision_the_guard_samples_again_in_fp32(
     model = attach_random(build("llama", dtype=torch.bfloat16))
     group = rollout(model)[1]
 
-    def generate(wide: PreTrainedModel, prompt: list[int], params: SamplingParams) -> Group:
+    def generate(wide: PreTrainedModel, prompt: list[int], params: SamplingParams) -> GroupOutput:
         return Engine(wide).generate([prompt], params)[0]
 
     arguments: dict[str, Any] = {"temperature": 0.8, "forbidden": FORBIDDEN, "pad_token_id": 0}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from interlace.engine.types import Completion, Group, SamplingParams
+from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.tasks.base import Example, Verdict
 from interlace.training.rollout import RolledGroup
 from interlace.training.tables import as_markdown, show_in_tensorboard
@@ -15,7 +15,7 @@ from interlace.training.tables import as_markdown, show_in_tensorboard
 
 def rolled(texts: list[str]) -> RolledGroup:
     rows = [Completion(text, [1], [0.0], [0.0], "stop") for text in texts]
-    group = Group("1 | 2\n?", [5], rows, SamplingParams(width=len(texts)))
+    group = GroupOutput("1 | 2\n?", [5], rows, SamplingParams(width=len(texts)))
     verdicts = [Verdict(index == 0, 0.0, None, "") for index in range(len(texts))]
     gains = torch.linspace(-1, 1, len(texts))
     return RolledGroup(0, Example("x", "q", "a"), group, verdicts, [0.5] * len(texts), gains)

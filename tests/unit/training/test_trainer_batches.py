@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
 from interlace.training import batch as batches
 from interlace.training.batch import GroupBatch
@@ -151,7 +151,7 @@ def test_I7_a_wrong_batch_stops_the_run(
 ) -> None:
     collate = batches.collate
 
-    def wrong(groups: Sequence[Group], pad_token_id: int) -> GroupBatch:
+    def wrong(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
         return sabotage(collate(groups, pad_token_id))
 
     monkeypatch.setattr("interlace.training.grpo.collate", wrong)

@@ -18,7 +18,7 @@ from interlace.errors import GenerationError
 
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
-    from interlace.engine.types import EngineStats, Group, SamplingParams
+    from interlace.engine.types import EngineStats, GroupOutput, SamplingParams
 
 
 @dataclass
@@ -116,7 +116,7 @@ def _lines(
     tally: Tally,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The window's lines, each as soon as those before it are there."""
-    waiting: dict[int, Group] = {}
+    waiting: dict[int, GroupOutput] = {}
     following = 0
     prompts = [record.token_ids for record in window]
     ids = [record.sample_id for record in window]
@@ -132,7 +132,7 @@ def _lines(
 
 
 def _finished(
-    groups: dict[int, Group], window: Sequence[Record], aggregation: Aggregation
+    groups: dict[int, GroupOutput], window: Sequence[Record], aggregation: Aggregation
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     outcomes = aggregation(
         [

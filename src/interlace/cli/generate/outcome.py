@@ -27,7 +27,7 @@ from interlace.errors import AggregationError, ConfigError, InterlaceError
 if TYPE_CHECKING:
     from interlace.cli.generate.settings import Settings
     from interlace.engine.engine import Engine
-    from interlace.engine.types import Completion, Group
+    from interlace.engine.types import Completion, GroupOutput
 
 DECIMALS = 6
 _ROOM_STEPS = 12
@@ -126,7 +126,9 @@ def context_length(model: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
 
 
-def responses_of(group: Group, prompt: str, columns: Mapping[str, Any] | None = None) -> Responses:
+def responses_of(
+    group: GroupOutput, prompt: str, columns: Mapping[str, Any] | None = None
+) -> Responses:
     """What an aggregator is given of a group."""
     return Responses(
         prompt=prompt,
@@ -137,7 +139,7 @@ def responses_of(group: Group, prompt: str, columns: Mapping[str, Any] | None = 
 
 
 def line_of(
-    name: str | int, prompt: Any, group: Group, outcome: Aggregate | None
+    name: str | int, prompt: Any, group: GroupOutput, outcome: Aggregate | None
 ) -> dict[str, Any]:
     """A group as one line of output.
 

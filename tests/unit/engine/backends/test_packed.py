@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from interlace import Engine, SamplingParams
 from interlace.engine.backends import packed as packed_module
 from interlace.engine.backends.packed import PackedWeights, can_pack
-from interlace.engine.types import Group
+from interlace.engine.types import GroupOutput
 from support.architectures import attach_random, build
 from support.engine import largest_gap
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def logprobs(groups: list[Group]) -> Tensor:
+def logprobs(groups: list[GroupOutput]) -> Tensor:
     return torch.tensor([c.logprobs for group in groups for c in group.completions])
 
 
