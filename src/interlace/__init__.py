@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from interlace.attaching import Attachment as Attachment
     from interlace.attaching import attach as attach
     from interlace.attaching import detach as detach
+    from interlace.attaching import new_parameters as new_parameters
     from interlace.coupling.config import BridgeConfig as BridgeConfig
     from interlace.coupling.config import PMatchConfig as PMatchConfig
     from interlace.engine.engine import Engine as Engine
@@ -36,11 +37,14 @@ if TYPE_CHECKING:
     from interlace.evaluation.metrics import g_pass_at_k as g_pass_at_k
     from interlace.evaluation.metrics import mg_pass_at_k as mg_pass_at_k
     from interlace.evaluation.metrics import pass_at_k as pass_at_k
+    from interlace.generate_hf import last_groups as last_groups
     from interlace.models.loading import load as load
     from interlace.rows import Groups as Groups
     from interlace.saving.checkpoint import save as save
     from interlace.training.arguments import GRPOConfig as GRPOConfig
     from interlace.training.arguments import WarmupConfig as WarmupConfig
+    from interlace.training.batch import collate as collate
+    from interlace.training.batch import score as score
     from interlace.training.grpo import GRPOTrainer as GRPOTrainer
     from interlace.training.warmup import WarmupTrainer as WarmupTrainer
 
@@ -67,17 +71,21 @@ _EXPORTS = {
     "WarmupTrainer": "interlace.training.warmup",
     "attach": "interlace.attaching",
     "best_of_n": "interlace.answers.choose",
+    "collate": "interlace.training.batch",
     "detach": "interlace.attaching",
     "evaluate": "interlace.evaluation.evaluate",
     "extract_answer": "interlace.answers.extract",
     "g_pass_at_k": "interlace.evaluation.metrics",
+    "last_groups": "interlace.generate_hf",
     "load": "interlace.models.loading",
     "logprob_weights": "interlace.answers.vote",
     "majority_vote": "interlace.answers.vote",
     "medoid": "interlace.answers.choose",
     "mg_pass_at_k": "interlace.evaluation.metrics",
+    "new_parameters": "interlace.attaching",
     "pass_at_k": "interlace.evaluation.metrics",
     "save": "interlace.saving.checkpoint",
+    "score": "interlace.training.batch",
     "synthesize": "interlace.answers.synthesis",
     "weighted_vote": "interlace.answers.vote",
 }

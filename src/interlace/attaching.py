@@ -22,7 +22,7 @@ from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.config import BlockConfig
 from interlace.coupling.pmatch import PMatchBlock
 from interlace.errors import AttachError, GroupError, UnreachedBlockError
-from interlace.generate_hf import GroupedGeneration
+from interlace.generate_hf import GroupedGeneration, forget_groups
 from interlace.layers import (
     Decoder,
     base_model_of,
@@ -183,6 +183,7 @@ def detach(model: nn.Module) -> None:
             unswap(layer)
     unswap(base)
     del base.interlace_attachment
+    forget_groups(base)
 
 
 def is_attached(model: nn.Module) -> bool:

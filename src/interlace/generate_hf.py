@@ -11,14 +11,18 @@ Axes: P groups, W width, R = P*W rows, S positions.
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from interlace.errors import GenerationError
 from interlace.rows import Groups
+
+# What each model sampled last, for as long as it lives: one byte a token.
+_LAST: WeakKeyDictionary[nn.Module, Groups] = WeakKeyDictionary()
 
 
 class GenerationRecord(StoppingCriteriaList):
@@ -51,6 +55,57 @@ class GenerationRecord(StoppingCriteriaList):
         alive = self.alive[:, -positions:].clone(memory_format=torch.contiguous_format)
         return Groups(self.width, alive.unflatten(0, (-1, self.width)))
 
+    def whole(self) -> Groups:
+        """The groups of one call that feeds all columns again."""
+        alive = self.alive.unflatten(0, (-1, self.width))
+        start = torch.full((alive.shape[0],), self.prompt_length, device=alive.device)
+        return Groups(self.width, alive, start)
+
+
+def last_groups(model: nn.Module) -> Groups:
+    """The groups of what `model.generate` sampled last, to feed its sequences again in one call.
+
+    The alive mask is that of `generate`'s own stopping decisions, over prompt and completion.
+    Scored without it, rows would read siblings that had finished already.
+
+    Args:
+        model: Attached model, or PEFT's wrapper of one, that has just generated.
+
+    Returns:
+        Groups whose `alive` is `[P, W, S]` over the S columns of the returned sequences. Of
+        prompts given as embeddings generate returns no columns, and then neither has the mask.
+
+    Raises:
+        GenerationError: if nothing was sampled since the blocks were attached, or the last call
+            was another kind of search.
+
+    >>> import torch, interlace
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
+    >>> heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, bos_token_id=None))
+    >>> _ = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05))
+    >>> prompt = torch.tensor([[7, 5, 3]])
+    >>> rows = model.generate(prompt, do_sample=True, num_return_sequences=2, max_new_tokens=4)
+    >>> scored = model(rows, groups=interlace.last_groups(model))
+    """
+    wrapper: Any = model
+    inner = wrapper.get_base_model() if hasattr(wrapper, "get_base_model") else wrapper
+    found = _LAST.get(inner)
+    if found is None:
+        raise GenerationError(
+            f"last_groups is of what an attached model sampled last; this {type(inner).__name__} "
+            "has sampled nothing. Attach blocks and call model.generate(..., do_sample=True, "
+            "num_return_sequences=W) first; for what came from an Engine, interlace.collate(groups,"
+            " pad_token_id).groups says it."
+        )
+    return found
+
+
+def forget_groups(model: nn.Module) -> None:
+    """Let go of what `last_groups` would say of a model."""
+    _LAST.pop(model, None)
+
 
 class GroupedGeneration:
     """The part of an attached model's class that Hugging Face's `generate` goes through."""
@@ -70,6 +125,8 @@ class GroupedGeneration:
             )
         if kwargs.get("custom_generate") is not None:
             raise GenerationError(_refusal(_CUSTOM))
+        module: Any = self
+        forget_groups(module)
         base: Any = super()
         return base.generate(*args, **kwargs)
 
@@ -97,7 +154,7 @@ class GroupedGeneration:
             stopping_criteria, generation_config.num_return_sequences or 1, input_ids
         )
         base: Any = super()
-        return base._sample(
+        sampled = base._sample(
             input_ids,
             logits_processor=logits_processor,
             stopping_criteria=record,
@@ -105,6 +162,9 @@ class GroupedGeneration:
             groups=record,
             **kwargs,
         )
+        module: Any = self
+        _LAST[module] = record.whole()
+        return sampled
 
     def _beam_search(self, *args: Any, generation_config: GenerationConfig, **kwargs: Any) -> Any:
         if (generation_config.num_return_sequences or 1) > 1:

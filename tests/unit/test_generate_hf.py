@@ -23,6 +23,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+import interlace
 from interlace import Groups
 from interlace.errors import GenerationError
 from support.architectures import attach_random, build, every_architecture, random_ids
@@ -257,3 +258,49 @@ def test_hugging_face_refuses_assisted_groups_itself(model: PreTrainedModel) -> 
             max_new_tokens=3,
             prompt_lookup_num_tokens=2,
         )
+
+
+def sampled_gap(model: PreTrainedModel, generated: Any, groups: Groups) -> float:
+    """The largest difference of sampled log-probabilities to those of one teacher-forced call."""
+    ids, steps = generated.sequences, len(generated.scores)
+    mask = torch.cat([MASK.repeat_interleave(WIDTH, 0), torch.ones(len(ids), steps).long()], 1)
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask, groups=groups).logits[:, -steps - 1 : -1]
+    tokens = ids[:, -steps:, None]
+    forced = logits.log_softmax(-1).gather(-1, tokens)
+    sampled = torch.stack(generated.scores, 1).log_softmax(-1).gather(-1, tokens)
+    counted = torch.ones_like(ids[:, -steps:], dtype=torch.bool)
+    counted[:, 1:] = ~finished_by(ids[:, -steps:], STOPS)[:, :-1]
+    return (forced - sampled)[..., 0][counted].abs().max().item()
+
+
+def test_I7_last_groups_scores_what_was_sampled(model: PreTrainedModel) -> None:
+    generated = sample(model, eos_token_id=STOPS, output_scores=True)
+    groups = interlace.last_groups(model)
+    finished = finished_by(generated.sequences[:, IDS.shape[1] :], STOPS)
+    assert 0 < finished[:, 3].sum() < len(finished), "some rows finish early"
+    assert sampled_gap(model, generated, groups) < 1e-4
+    assert sampled_gap(model, generated, Groups(WIDTH)) > 0.05, "finished rows count"
+    assert groups.alive is not None
+    assert groups.alive.shape == (2, WIDTH, generated.sequences.shape[1])
+    assert groups.completion_start is not None
+    assert groups.completion_start.tolist() == [IDS.shape[1]] * 2
+
+
+def test_last_groups_are_of_the_last_call_of_that_model(model: PreTrainedModel) -> None:
+    with pytest.raises(GenerationError, match=r"has sampled nothing.*num_return_sequences=W"):
+        interlace.last_groups(model)
+    other = attach_random(build("qwen3"))
+    sample(model, eos_token_id=STOPS)
+    assert interlace.last_groups(model).width == WIDTH
+    sample(model, num_return_sequences=3)
+    assert interlace.last_groups(model).width == 3
+    with pytest.raises(GenerationError, match="has sampled nothing"):
+        interlace.last_groups(other)
+    sample(model, do_sample=False, num_beams=3, num_return_sequences=1)
+    with pytest.raises(GenerationError, match="has sampled nothing"):
+        interlace.last_groups(model)
+    sample(model)
+    interlace.detach(model)
+    with pytest.raises(GenerationError, match="Attach blocks"):
+        interlace.last_groups(model)

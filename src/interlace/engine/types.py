@@ -5,13 +5,15 @@ Axes: W width, T tokens of a completion, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from interlace.answers.extract import extract_answer
+from interlace.answers.vote import Vote, majority_vote, weighted_vote
 from interlace.engine.params import SamplingParams as SamplingParams
 
 # A str is used verbatim, token ids are fed as they are (a one-dimensional array will do, too),
@@ -86,6 +88,31 @@ class GroupOutput:
     def num_tokens(self) -> int:
         """Sampled tokens of all rows."""
         return sum(len(completion.token_ids) for completion in self.completions)
+
+    def vote(
+        self,
+        *,
+        extract: Callable[[str], str | None] = extract_answer,
+        weights: Sequence[float | int | None] | None = None,
+        **options: Any,
+    ) -> Vote:
+        """The answer that most rows gave.
+
+        Args:
+            extract: Function from a row's text to its answer, None for a row without one. A task's
+                own is `lambda text: task.verify(example, text).answer`.
+            weights: Weights of the rows `[W]`, as `weighted_vote` takes them, for instance
+                `logprob_weights([c.logprobs for c in group.completions])`; without them each row
+                has one vote.
+            **options: Options of `majority_vote`: `normalise`, `equal`.
+
+        Raises:
+            AggregationError: for weights that are negative, not finite, or not one a row.
+        """
+        answers = [extract(text) for text in self.texts]
+        if weights is None:
+            return majority_vote(answers, **options)
+        return weighted_vote(answers, weights, **options)
 
     def alive_positions(self) -> list[int]:
         """For each row, how many of its fed positions are alive when the group is fed again whole.

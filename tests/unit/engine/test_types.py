@@ -166,3 +166,15 @@ def test_group_arithmetic() -> None:
 def test_utilisation() -> None:
     assert EngineStats().utilisation == 1.0
     assert EngineStats(computed_row_steps=8, alive_row_steps=6).utilisation == 0.75
+
+
+def test_a_group_votes() -> None:
+    rows = [completion(-0.5), completion(-1.0), completion(-0.25), completion(-2.0), completion()]
+    for row, text in zip(rows, ["so 7", "it is 5", "7.0", "no idea", "5 or 8"], strict=True):
+        row.text = text
+    group = GroupOutput("p", [1, 2, 3], rows, SamplingParams(width=5))
+    vote = group.vote()
+    assert (vote.winner, vote.index, vote.counts) == ("7", 0, {"7": 2, "5": 1, "8": 1})
+    assert group.vote(weights=[0.1, 0.9, 0.3, 1.0, None]).winner == "5"
+    assert group.vote(extract=lambda text: text[0]).winner == "s"
+    assert group.vote(normalise=lambda answer: len(answer), equal=None).counts == {"7": 3, "7.0": 1}
