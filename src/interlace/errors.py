@@ -6,6 +6,7 @@ holds the rule, the value that broke it, and the way out.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -115,3 +116,25 @@ class GuardError(InterlaceError, RuntimeError):
 
 class WorkerError(InterlaceError, RuntimeError):
     """A process that a command started for a part of its work has failed."""
+
+
+class UndecidedWarning(UserWarning):
+    """Answers that could not be compared within the bounds count as different."""
+
+
+def require(package: str, extra: str, why: str) -> None:
+    """Checks that an optional package is there, without importing it.
+
+    Args:
+        package: Name that it is imported by.
+        extra: Name of the extra that installs it.
+        why: Beginning of the message: what needs it.
+
+    Raises:
+        MissingDependencyError: if it is not.
+    """
+    if find_spec(package) is None:
+        raise MissingDependencyError(
+            f"{why} needs the package {package.replace('_', '-')}, which is not installed: "
+            f"pip install 'interlace[{extra}]'"
+        )

@@ -189,6 +189,7 @@ def _from_vote(
         "tie": vote.tie,
         "answers": list(answers),
         "classes": list(vote.classes),
+        "undecided": vote.undecided,
     }
     text = None if vote.index is None else responses.texts[vote.index]
     return Aggregate(method, text, vote.winner, vote.index, details)

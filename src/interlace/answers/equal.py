@@ -1,32 +1,22 @@
-r"""Equality of formulas through math-verify, bounded in time, where it is installed.
+r"""Equality of formulas through math-verify, where it is installed (the `math` extra).
 
-math-verify (the `math` extra) parses LaTeX into SymPy and compares there: `\sqrt{8}` is
-`2\sqrt{2}`, `(x+1)^2` is `x^2+2x+1`. SymPy's time is unbounded in its input, so three fences stand
-before it: only short formulas without towers of powers, factorials or long numbers go in; a timer
-interrupts what takes longer than `SECONDS`; and each pair is asked once. The timer is a Unix
-signal, which only the main thread may set: in other threads, as without math-verify, two different
-normal forms are two different answers.
+math-verify parses LaTeX into SymPy and compares there: `\sqrt{8}` is `2\sqrt{2}`, `(x+1)^2` is
+`x^2+2x+1`. SymPy's time is unbounded in its input, so it runs in `verifier_pool`, and only short
+formulas without towers of powers or long numbers go in. What is decided is asked once; what is not
+decided within the bounds is neither equal nor different, and is asked anew.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
 import math
 import re
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
-from types import FrameType
 
 from interlace.answers.normalise import normalise_answer
+from interlace.verifier_pool import Refusal, verifier_pool
 
-SECONDS = 1.0
 MAX_FORMULA = 200
 MAX_DEPTH = 8
 MAX_POWER = 1000
@@ -41,11 +31,11 @@ _EXPONENT = re.compile(r"([)\]}])?\^\s*(?:([A-Za-z]|[0-9]++)|\{([^{}^]*)\})(?!\s
 _SYMBOL_COMMAND = re.compile(r"\\(?:pi|theta|alpha|beta|lambda|omega)\b ?")
 
 
-class _TimeIsUp(BaseException):
-    """Not an Exception: SymPy swallows those in places."""
+class _Undecided(Exception):
+    """An exception, since those are not cached."""
 
 
-def symbolically_equal(left: str, right: str) -> bool:
+def symbolically_equal(left: str, right: str) -> bool | None:
     r"""Whether two short answers with different normal forms are equal as formulas.
 
     Args:
@@ -53,19 +43,28 @@ def symbolically_equal(left: str, right: str) -> bool:
         right: Another.
 
     Returns:
-        True only if math-verify is installed, this is the main thread, at least one of the two is
-        a formula, and math-verify finds them equal, in both orders, within `SECONDS`.
+        True only if math-verify is installed, at least one of the two is a formula, and math-verify
+        finds them equal in both orders; None if that was not decided within the bounds.
 
     >>> symbolically_equal("yes", "no")
     False
     """
+    outcome = compare(left, right)
+    return None if isinstance(outcome, Refusal) else outcome
+
+
+def compare(left: str, right: str) -> bool | Refusal:
+    """As `symbolically_equal`, with the reason where it is not decided."""
     forms = normalise_answer(left), normalise_answer(right)
     if None in forms or all(isinstance(form, Fraction) for form in forms):
         return False  # numbers are exact: 0.333 is not 1/3
     first, second = (_latex(form) for form in forms)
-    if first is None or second is None or not _can_run():
+    if first is None or second is None or not _installed():
         return False
-    return _ask(*sorted((first, second)))
+    try:
+        return _ask(*sorted((first, second)))
+    except _Undecided as undecided:
+        return Refusal(str(undecided))
 
 
 def _latex(form: Fraction | str | None) -> str | None:
@@ -95,7 +94,7 @@ def _depth(text: str) -> int:
 def _power(text: str) -> float:
     """A bound on the highest power that the numbers in exponents can multiply up to.
 
-    A timer cannot interrupt one multiplication of huge whole numbers, so they must not arise.
+    Powers of huge numbers would only end at the bound of processor time, and with the child.
     """
     if text.count("^") != len(exponents := _EXPONENT.findall(text)):
         return math.inf  # a tower of powers, or an exponent that is no simple text
@@ -113,91 +112,14 @@ def _power(text: str) -> float:
     return float(largest * on_brackets)
 
 
-def _can_run() -> bool:
-    return (
-        threading.current_thread() is threading.main_thread()
-        and hasattr(signal, "setitimer")
-        and _installed()
-    )
-
-
 @functools.cache
 def _installed() -> bool:
     return importlib.util.find_spec("math_verify") is not None
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=65536)
 def _ask(first: str, second: str) -> bool:
-    from math_verify import LatexExtractionConfig, parse, verify  # a second: only when needed
-
-    def equal() -> bool:
-        # Only the LaTeX parser: math-verify's other one, for plain expressions, ends in an eval.
-        left, right = (
-            parse(
-                f"${formula}$",
-                extraction_config=[LatexExtractionConfig()],
-                fallback_mode="no_fallback",
-                parsing_timeout=None,
-            )
-            for formula in (first, second)
-        )
-        if not left or not right:
-            return False
-        # Its verdict depends on the order: one way, {1, 2} passes for 1 < x < 2.
-        return bool(
-            verify(left, right, timeout_seconds=None) and verify(right, left, timeout_seconds=None)
-        )
-
-    with _quiet():
-        try:
-            return _bounded(equal, SECONDS)
-        except Exception:  # a parser on model text fails in countless ways
-            return False
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """math-verify warns that its own timer is off, and of whatever it cannot parse; Python reports
-    where the timer struck in a callback that cannot raise."""
-
-    def report(unraisable: sys.UnraisableHookArgs) -> None:
-        if not issubclass(unraisable.exc_type, _TimeIsUp):
-            hook(unraisable)
-
-    hook, sys.unraisablehook = sys.unraisablehook, report
-    loggers = [logging.getLogger(f"math_verify.{name}") for name in ("parser", "grader")]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
-
-
-def _bounded(question: Callable[[], bool], seconds: float) -> bool:
-    """The answer, or False after `seconds`; a caller's own timer and handler stay as they were."""
-    armed = True
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if armed:
-            raise _TimeIsUp
-
-    started = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, stop)
-    remaining, interval = signal.getitimer(signal.ITIMER_REAL)
-    try:
-        # Again and again: an exception can get lost in a callback that cannot raise.
-        signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
-        return question()
-    except _TimeIsUp:
-        return False
-    finally:
-        # Nothing is called before this line, so no alarm can get between.
-        armed = False
-        left = max(remaining - (time.monotonic() - started), 0.001) if remaining else 0.0
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, left, interval)
+    outcome = verifier_pool().ask("interlace.answers.math_child:equal", left=first, right=second)
+    if isinstance(outcome, Refusal):
+        raise _Undecided(outcome.reason)
+    return bool(outcome)

@@ -6,26 +6,27 @@ frequent normalised answer wins; ties go to the answer that was seen first; a ro
 
 Answers fall into classes. A row joins the class that holds its normal form; failing that, the
 first class whose *first* answer it is `equal` to; failing that, it opens a class. Every row is in
-one class only: "the same answer" is an equivalence even where `equal` is not transitive. One vote
-spends at most `EQUAL_SECONDS` on asking `equal`: after that, different normal forms differ.
+one class only: "the same answer" is an equivalence even where `equal` is not transitive. Two
+answers that `equal` could not compare (None) count as different in this vote, which says so.
 """
 
 from __future__ import annotations
 
 import math
-import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from interlace.answers.equal import symbolically_equal
 from interlace.answers.normalise import normalise_answer
-from interlace.errors import AggregationError
+from interlace.errors import AggregationError, UndecidedWarning
 
-EQUAL_SECONDS = 5.0
+MAX_UNDECIDED = 2  # comparisons without an outcome, after which an answer is compared no more
 
 Normalise = Callable[[str], Hashable]
-Equal = Callable[[str, str], bool]
+Equal = Callable[[str, str], bool | None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Vote:
         share: The winner's part of all votes, 0 to 1; 0 without any vote.
         tie: Whether another answer has exactly as many votes.
         classes: For each row the first row with the same answer; None for a row that did not vote.
+        undecided: Comparisons of answers that had no outcome within the bounds, so that they
+            count as different.
     """
 
     winner: str | None
@@ -48,6 +51,7 @@ class Vote:
     share: float
     tie: bool
     classes: tuple[int | None, ...]
+    undecided: int = 0
 
 
 def majority_vote(
@@ -62,9 +66,9 @@ def majority_vote(
         answers: `[W]` one answer a row, in row order; None for a row without one.
         normalise: Text to its normal form; answers with equal forms are the same answer. None as
             the form says that the text is no answer.
-        equal: A second chance for two answers with different forms, asked with both texts. The
-            default uses math-verify for formulas where it is installed (the `math` extra); None
-            turns it off.
+        equal: A second chance for two answers with different forms, asked with both texts; it
+            returns None where it cannot tell. The default uses math-verify for formulas where it is
+            installed (the `math` extra); None turns it off.
 
     Returns:
         The vote; see `Vote`.
@@ -78,8 +82,9 @@ def majority_vote(
     >>> vote.classes
     (0, None, 2, 0, 0)
     """
-    classes = answer_classes(answers, normalise=normalise, equal=equal)
-    return _count(answers, classes, [1] * len(classes))
+    _check_answers(answers)
+    classes, undecided = _classes(answers, normalise, equal)
+    return _count(answers, classes, [1] * len(classes), undecided)
 
 
 def weighted_vote(
@@ -122,8 +127,10 @@ def weighted_vote(
     answers = [
         None if weight is None else answer for answer, weight in zip(answers, weights, strict=True)
     ]
-    classes = answer_classes(answers, normalise=normalise, equal=equal)
-    return _count(answers, classes, [0.0 if weight is None else weight for weight in weights])
+    _check_answers(answers)
+    classes, undecided = _classes(answers, normalise, equal)
+    known = [0.0 if weight is None else weight for weight in weights]
+    return _count(answers, classes, known, undecided)
 
 
 def logprob_weights(
@@ -180,13 +187,23 @@ def answer_classes(
         normalise: As in `majority_vote`.
         equal: As in `majority_vote`.
 
+    Returns:
+        `[W]` row indices. An `UndecidedWarning` says where a comparison had no outcome.
+
     >>> answer_classes(["2", None, "3", "2.0"])
     (0, None, 2, 0)
     """
     _check_answers(answers)
+    return _classes(answers, normalise, equal)[0]
+
+
+def _classes(
+    answers: Sequence[str | None], normalise: Normalise, equal: Equal | None
+) -> tuple[tuple[int | None, ...], int]:
+    """The classes of `answer_classes`, and how many comparisons had no outcome."""
     by_form: dict[Hashable, int] = {}
     firsts: list[int] = []
-    deadline = time.monotonic() + EQUAL_SECONDS
+    undecided: Counter[int] = Counter()
     classes: list[int | None] = []
     for row, answer in enumerate(answers):
         form = None if answer is None else normalise(answer)
@@ -194,9 +211,18 @@ def answer_classes(
             classes.append(None)
             continue
         if form not in by_form:
-            by_form[form] = _class_of(row, answers, firsts, equal, deadline)
+            by_form[form] = _class_of(row, answers, firsts, equal, undecided)
         classes.append(by_form[form])
-    return tuple(classes)
+    count = undecided.total() // 2
+    if count:
+        hard = answers[undecided.most_common(1)[0][0]]
+        warnings.warn(
+            f"In a vote, comparisons that could not be decided within the bounds: {count}, such as "
+            f"of {hard!r:.60}. Those answers count as different; `equal=None` compares none.",
+            UndecidedWarning,
+            stacklevel=3,
+        )
+    return tuple(classes), count
 
 
 def _check_answers(answers: Any) -> None:
@@ -218,22 +244,27 @@ def _class_of(
     answers: Sequence[str | None],
     firsts: list[int],
     equal: Equal | None,
-    deadline: float,
+    undecided: Counter[int],
 ) -> int:
     """The class of a normal form that was not seen before; opens one if it equals none."""
     answer = answers[row] or ""
-    if equal is not None:
-        for first in firsts:
-            if time.monotonic() > deadline:
-                break
-            if equal(answers[first] or "", answer):
-                return first
+    for first in firsts if equal is not None else ():
+        # A text that costs the whole bound again and again must not cost W times that.
+        hard = max(undecided[first], undecided[row]) >= MAX_UNDECIDED
+        same = None if hard or equal is None else equal(answers[first] or "", answer)
+        if same:
+            return first
+        if same is None:
+            undecided.update((first, row))
     firsts.append(row)
     return row
 
 
 def _count(
-    answers: Sequence[str | None], classes: Sequence[int | None], weights: Sequence[float | int]
+    answers: Sequence[str | None],
+    classes: Sequence[int | None],
+    weights: Sequence[float | int],
+    undecided: int,
 ) -> Vote:
     members: dict[int, list[float]] = {}
     for row, first in enumerate(classes):
@@ -249,7 +280,8 @@ def _count(
     ranked = sorted(sums, key=lambda first: -sums[first])
     counts = {answers[first] or "": sums[first] for first in ranked}
     if not ranked or total == 0:
-        return Vote(None, None, counts, 0.0, False, tuple(classes))
+        return Vote(None, None, counts, 0.0, False, tuple(classes), undecided)
     winner = ranked[0]
     tie = len(ranked) > 1 and sums[ranked[1]] == sums[winner]
-    return Vote(answers[winner], winner, counts, sums[winner] / total, tie, tuple(classes))
+    share = sums[winner] / total
+    return Vote(answers[winner], winner, counts, share, tie, tuple(classes), undecided)

@@ -3,20 +3,22 @@
 A verdict takes two steps. `extract` finds the answer in a text, `check` judges it; `verify` joins
 them and bounds both: only the last `MAX_TEXT` characters of a text are read, and an answer of the
 task's `max_answer` characters or more is no answer. Text is hostile by assumption: it is never
-executed, and a verdict always comes, within a second of processor time (tasks that leave the
-judging to another package run it in a process of its own, see `bounded`).
+executed, and a verdict always comes, within seconds of processor time (tasks that leave the
+judging to another package run it in a child process, see `verifier_pool`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, overload
 
 from interlace.answers import extract_answer, normalise_answer
 from interlace.errors import TaskError
 from interlace.tasks.equations import find_equations
+from interlace.verifier_pool import verifier_pool
 
 MAX_TEXT = 200_000
 
@@ -95,6 +97,7 @@ class Task(ABC, Sequence[Example]):
 
     instruction: str = ""
     max_answer: ClassVar[int] = 1000
+    judges_in_children: bool = False  # and may be asked from several threads
 
     def __init__(
         self,
@@ -177,6 +180,21 @@ class Task(ABC, Sequence[Example]):
         if answer is None:
             return Verdict(False, 0.0, None, "no answer found")
         return self.check(example, answer)
+
+    def verify_many(self, pairs: Iterable[tuple[Example, str]]) -> list[Verdict]:
+        """`verify` for many texts: for tasks that judge in child processes, at once.
+
+        Args:
+            pairs: Problems, each with what a model wrote.
+
+        Returns:
+            One verdict a pair, in the order of the pairs; the same as one by one.
+        """
+        listed = list(pairs)
+        if not self.judges_in_children:
+            return [self.verify(example, text) for example, text in listed]
+        with ThreadPoolExecutor(verifier_pool().size, "interlace-verdict") as threads:
+            return list(threads.map(lambda pair: self.verify(*pair), listed))
 
     def extract(self, text: str) -> str | None:
         """The answer in a text, as written, by the task's rule; None if there is none.

@@ -13,12 +13,12 @@ number. The canonical form is the expression with its terms and factors sorted, 
 
 from __future__ import annotations
 
+from interlace.answers.arithmetic import parse
+from interlace.answers.expressions import canonical
 from interlace.errors import TaskError
-from interlace.tasks.arithmetic import parse
 from interlace.tasks.base import Example, Split, Step, Task, Verdict, final_part
 from interlace.tasks.checkers import check_number
 from interlace.tasks.equations import Equation, find_equations
-from interlace.tasks.expressions import canonical
 from interlace.tasks.generated import Problem, check_count, draw_examples
 from interlace.tasks.seeds import Draw
 

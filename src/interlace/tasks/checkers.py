@@ -3,8 +3,8 @@ r"""How an answer is compared with a reference: as a number, a formula, a letter
 - number: exact equality of the values. An answer is a number in any form that `normalise_answer`
   of `interlace.answers` knows (`1,000`, `\frac12`, `3\times10^4`, "50%" is 50), an arithmetic
   expression ("144/2"), or words around exactly one number ("72 clips").
-- math: number, where both are; else equal normal forms; else math-verify's symbolic equality, in a
-  process of its own. `2\sqrt{2}` is `\sqrt{8}`.
+- math: number, where both are; else equal normal forms; else `symbolically_equal`, as in votes.
+  `2\sqrt{2}` is `\sqrt{8}`.
 - choice: a letter, alone or dressed ("(C)", "C.", "\text{C}", "C) 12 m"), or a choice's whole text.
 - exact: equal normal forms, so case, blanks and LaTeX dressing do not matter.
 """
@@ -17,11 +17,12 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from interlace.answers import normalise_answer
+from interlace.answers.arithmetic import value_of
+from interlace.answers.equal import compare
 from interlace.answers.normalise import undress
-from interlace.errors import TaskError
-from interlace.tasks.arithmetic import value_of
+from interlace.errors import TaskError, require
 from interlace.tasks.base import Verdict
-from interlace.tasks.bounded import Refusal, require, worker
+from interlace.verifier_pool import Refusal
 
 CheckerName = Literal["number", "math", "choice", "exact"]
 Checker = Callable[[str, str], Verdict]
@@ -72,10 +73,10 @@ def check_math(reference: str, answer: str) -> Verdict:
         return check_number(reference, answer)
     if normalise_answer(reference) == normalise_answer(answer):
         return _verdict(True, answer, "")
-    outcome = worker().ask("math", reference=reference, answer=answer)
+    outcome = compare(reference, answer)
     if isinstance(outcome, Refusal):
         return _verdict(False, answer, outcome.reason)
-    return _verdict(bool(outcome), answer, f"expected {reference:.40}")
+    return _verdict(outcome, answer, f"expected {reference:.40}")
 
 
 def check_exact(reference: str, answer: str) -> Verdict:

@@ -20,10 +20,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from interlace.answers.arithmetic import evaluate, parse
+from interlace.answers.expressions import Node, canonical, has_power, literals
 from interlace.errors import ExpressionError, TaskError
-from interlace.tasks.arithmetic import evaluate, parse
 from interlace.tasks.base import Example, Split, Task, Verdict, final_part
-from interlace.tasks.expressions import Node, canonical, has_power, literals
 from interlace.tasks.generated import Problem, check_count, draw_examples
 from interlace.tasks.seeds import Draw
 

@@ -14,9 +14,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from interlace.answers.arithmetic import evaluate, parse
+from interlace.answers.expressions import Node, Number, canonical
 from interlace.errors import ExpressionError
-from interlace.tasks.arithmetic import evaluate, parse
-from interlace.tasks.expressions import Node, Number, canonical
 
 MAX_SIGNS = 1000  # "=" looked at in one text
 MAX_SIDE = 200  # characters of a left side

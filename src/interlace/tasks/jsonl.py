@@ -50,6 +50,8 @@ class JsonlTask(Task):
         MissingDependencyError: if "math" meets a formula and math-verify is not installed.
     """
 
+    judges_in_children = True
+
     def __init__(
         self,
         name: str,

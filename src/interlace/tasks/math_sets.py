@@ -57,6 +57,7 @@ class MathSet(Task):
         MissingDependencyError: if a reference is a formula and math-verify is not installed.
     """
 
+    judges_in_children = True
     instruction: str = "Reason step by step, and put your final answer within \\boxed{}."
 
     def __init__(

@@ -1,7 +1,7 @@
 """Any task of reasoning-gym (arXiv 2505.24760), as `rg:NAME`, for instance "rg:sudoku".
 
 `score` is what the package gives, 0 to 1; only full marks are `correct`. The package runs in a
-process of its own (see `bounded`): with a fixed hash seed there, since some of its data sets
+process of its own (see `verifier_pool`): with a fixed hash seed there, since some of its data sets
 iterate over sets of strings and would differ from run to run; and bounded, since its scorers were
 not written for hostile text. Problems are distinct by question and split by its hash. They follow
 from the seed, the options and, for a few data sets, the size.
@@ -16,17 +16,18 @@ import difflib
 import warnings
 from typing import Any, ClassVar
 
-from interlace.errors import TaskError
+from interlace.errors import TaskError, WorkerError, require
 from interlace.tasks.base import Example, Split, Task, Verdict, final_part
-from interlace.tasks.bounded import Refusal, require, worker
 from interlace.tasks.generated import check_count, example_id
 from interlace.tasks.seeds import split_of
+from interlace.verifier_pool import Refusal, verifier_pool
 
 SIZE = 100
 CHUNK = 25  # examples asked of the process at a time
 SPARE = 12  # indices looked at for each problem wanted: a fifth are held out, and some come twice
 
 FULL_MARKS = 1.0
+_CHILD = "interlace.tasks.gym_child"
 
 FLAWED = {"game_of_life_halting": "gives full marks to any text (seen in version 0.1.25)"}
 
@@ -52,6 +53,7 @@ class ReasoningGym(Task):
         "Think step by step, and give your final answer between <answer> and </answer>."
     )
     max_answer: ClassVar[int] = 10_000
+    judges_in_children = True
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class ReasoningGym(Task):
         self.dataset = name.removeprefix("rg:")
         self._config = {**(options or {}), "seed": seed, "size": SPARE * size}
         require("reasoning_gym", "tasks", f"{name!r}")
-        known = worker().ask("gym_names")
+        known = verifier_pool().ask(f"{_CHILD}:names")
         if self.dataset not in known:
             near = difflib.get_close_matches(self.dataset, known, n=3)
             raise TaskError(
@@ -99,8 +101,8 @@ class ReasoningGym(Task):
 
     def check(self, example: Example, answer: str) -> Verdict:
         """The package's score; correct at full marks."""
-        outcome = worker().ask(
-            "gym_score",
+        outcome = verifier_pool().ask(
+            f"{_CHILD}:score",
             name=self.dataset,
             config=self._config,
             index=example.data["index"],
@@ -114,13 +116,13 @@ class ReasoningGym(Task):
     def _draw(self, name: str, split: Split, size: int) -> list[Example]:
         found: dict[str, Example] = {}
         for start in range(0, SPARE * size, CHUNK):
-            rows = worker().ask(
-                "gym_examples",
-                name=self.dataset,
-                config=self._config,
-                start=start,
-                stop=start + CHUNK,
-            )
+            where = {"start": start, "stop": start + CHUNK}
+            try:
+                rows = verifier_pool().ask(
+                    f"{_CHILD}:examples", name=self.dataset, config=self._config, **where
+                )
+            except WorkerError as error:
+                raise TaskError(f"reasoning-gym could not make {name!r}: {error}") from error
             if isinstance(rows, Refusal):
                 raise TaskError(f"reasoning-gym could not make {name!r}: {rows.reason}")
             for index, (question, answer) in enumerate(rows, start):

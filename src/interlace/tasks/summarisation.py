@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from interlace.errors import TaskError
+from interlace.errors import TaskError, require
 from interlace.tasks.base import Example, Split, Task, Verdict, final_part
-from interlace.tasks.bounded import require
 from interlace.tasks.sources import HubSource, Row, column, load_examples
 
 _SPLITS = {"train": "train", "test": "test"}

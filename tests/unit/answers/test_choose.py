@@ -113,6 +113,6 @@ def test_blank_rows_are_not_central():
 
 def test_long_responses_take_bounded_time():
     texts = [f"{row} " * 50_000 for row in range(64)]
-    started = time.monotonic()
+    started = time.process_time()
     medoid(texts)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

@@ -74,6 +74,6 @@ def test_a_box_at_the_end_is_always_found(before, value):
     ],
 )
 def test_hostile_texts_take_bounded_time(text):
-    started = time.monotonic()
+    started = time.process_time()
     extract_answer(text)
-    assert time.monotonic() - started < 3.0
+    assert time.process_time() - started < 3.0

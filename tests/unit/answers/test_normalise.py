@@ -1,8 +1,6 @@
 """Which short answers are the same answer, by the plain rule and through math-verify."""
 
 import importlib.util
-import signal
-import threading
 import time
 from fractions import Fraction
 
@@ -116,17 +114,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_answers_take_bounded_time(name, monkeypatch):
-    monkeypatch.setattr(symbolic, "SECONDS", 0.3)
-    symbolically_equal(r"\sqrt{4}", "2")  # the import is not what is timed
+def test_hostile_answers_cost_this_process_little(name):
+    """What is left to math-verify has the bounds of its own process."""
+    started = time.process_time()
     for text in (HOSTILE[name], f"x={HOSTILE[name]}", f"({HOSTILE[name]})"):
-        started = time.monotonic()
         normalise_answer(text)
-        assert time.monotonic() - started < 2.0
         for other in ("2", "x+1"):
-            started = time.monotonic()
-            symbolically_equal(text, other)
-            assert time.monotonic() - started < symbolic.SECONDS + 2.0
+            assert not symbolically_equal(text, other)
+    assert time.process_time() - started < 5.0
 
 
 def test_a_long_text_is_compared_as_it_stands():
@@ -184,48 +179,3 @@ def test_powers_that_no_timer_could_interrupt_do_not_reach_math_verify(name, mon
     monkeypatch.setattr(symbolic, "_ask", lambda first, second: pytest.fail(f"asked {first}"))
     for text in (HOSTILE[name], rf"\left({HOSTILE[name]}\right)^{{2}}"):
         assert not symbolically_equal(text, "x+1")
-
-
-@needs_math_verify
-def test_other_threads_fall_back_to_normal_forms():
-    found = []
-    thread = threading.Thread(target=lambda: found.append(symbolically_equal("a+b", "b+a")))
-    thread.start()
-    thread.join()
-    assert found == [False]
-    assert symbolically_equal("a+b", "b+a")
-
-
-@needs_math_verify
-def test_slow_comparisons_are_cut_off_and_a_callers_own_timer_goes_on(monkeypatch):
-    import math_verify
-
-    def forever(*args, **kwargs):
-        try:
-            while True:
-                time.sleep(0.01)
-        except BaseException:  # an alarm that gets lost, as in a callback
-            while True:
-                try:
-                    time.sleep(0.01)
-                except Exception:
-                    continue
-
-    monkeypatch.setattr(math_verify, "verify", forever)
-    monkeypatch.setattr(symbolic, "SECONDS", 0.1)
-    rang = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(time.monotonic()))
-    started = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, 0.4)
-    try:
-        assert not symbolically_equal("c+d", "d+c")
-        assert 0.1 < time.monotonic() - started < 0.35
-        assert not rang
-        while not rang and time.monotonic() - started < 2:
-            time.sleep(0.01)
-        assert rang
-        assert 0.35 < rang[0] - started < 0.6
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        symbolic._ask.cache_clear()

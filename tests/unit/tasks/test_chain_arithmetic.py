@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from interlace.answers.arithmetic import parse, value_of
+from interlace.answers.expressions import canonical, literals
 from interlace.errors import TaskError
-from interlace.tasks.arithmetic import parse, value_of
 from interlace.tasks.chain_arithmetic import ChainArithmetic
-from interlace.tasks.expressions import canonical, literals
 
 
 @pytest.mark.parametrize("digits", [1, 2])

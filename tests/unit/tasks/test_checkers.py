@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-import interlace.tasks.bounded
+import interlace.errors
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks.checkers import (
     check_choice,
@@ -146,7 +146,7 @@ def test_a_text_that_is_two_choices_names_neither() -> None:
 
 
 def test_math_without_formulas_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interlace.tasks.bounded, "find_spec", lambda name: None)
+    monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
     assert get_checker("math", ["72", "1,000", "1/2"]) is check_number
     with pytest.raises(MissingDependencyError, match=r"pip install 'interlace\[math\]'"):
         get_checker("math", ["72", r"\sqrt{2}"])

@@ -4,12 +4,12 @@ import hashlib
 
 import pytest
 
-import interlace.tasks.bounded
+import interlace.errors
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks import get_task
-from interlace.tasks.bounded import worker
 from interlace.tasks.reasoning_gym import FLAWED
 from interlace.tasks.seeds import split_of
+from interlace.verifier_pool import verifier_pool
 
 # They give no reference answer, only rules.
 WITHOUT_REFERENCE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
@@ -54,7 +54,7 @@ def test_problems_are_distinct_the_same_everywhere_and_split_by_hash() -> None:
 def test_options_go_to_the_data_set() -> None:
     task = get_task("rg:chain_sum", size=2, options={"min_terms": 9, "max_terms": 9})
     assert all(sum(example.question.count(sign) for sign in "+-") == 8 for example in task)
-    with pytest.raises(TaskError, match=r"cannot prepare it.*no_such_option"):
+    with pytest.raises(TaskError, match=r"cannot prepare this.*no_such_option"):
         get_task("rg:chain_sum", options={"no_such_option": 1})
 
 
@@ -67,7 +67,7 @@ def test_a_flawed_scorer_is_called_that() -> None:
 def test_unknown_names_and_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TaskError, match=r"no task 'sudoko'\. Did you mean sudoku"):
         get_task("rg:sudoko")
-    monkeypatch.setattr(interlace.tasks.bounded, "find_spec", lambda name: None)
+    monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"reasoning-gym.*'interlace\[tasks\]'"):
         get_task("rg:sudoku")
 
@@ -80,7 +80,7 @@ def test_a_task_with_few_problems_says_so() -> None:
 @pytest.mark.slow
 def test_every_data_set_accepts_its_own_reference() -> None:
     # "composite" is a mix of the others, given by option
-    names = set(worker().ask("gym_names")) - {"composite", *FLAWED}
+    names = set(verifier_pool().ask("interlace.tasks.gym_child:names")) - {"composite", *FLAWED}
     assert len(names) > 100
     for name in sorted(names):
         task = get_task(f"rg:{name}", size=2, split="all")

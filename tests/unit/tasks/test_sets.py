@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import interlace.tasks.bounded
+import interlace.errors
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks import Task, get_task
 from interlace.tasks.math_sets import MATH_SETS
@@ -79,7 +79,7 @@ def test_math_sets(name: str, tmp_path: Path) -> None:
 
 
 def test_numbers_need_no_math_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interlace.tasks.bounded, "find_spec", lambda name: None)
+    monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
     numbers = write_jsonl(tmp_path / "numbers.jsonl", [{"question": "6*7?", "answer": 42}])
     task = get_task("amc23", data=numbers)
     assert task.verify(task[0], "42").correct
@@ -217,7 +217,7 @@ def test_summaries(name: str, tmp_path: Path) -> None:
 
 
 def test_summaries_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interlace.tasks.bounded, "find_spec", lambda name: None)
+    monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"rouge-score.*'interlace\[eval\]'"):
         get_task("xsum", data=write_jsonl(tmp_path / "rows.jsonl", ARTICLES))
 

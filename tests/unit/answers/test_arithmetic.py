@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlace.answers.arithmetic import MAX_BITS, MAX_CHARACTERS, evaluate, parse, value_of
+from interlace.answers.expressions import canonical, has_power, literals
 from interlace.errors import ExpressionError
-from interlace.tasks.arithmetic import MAX_BITS, MAX_CHARACTERS, evaluate, parse, value_of
-from interlace.tasks.expressions import canonical, has_power, literals
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def canonical(node: Node) -> str:
 
     It has the tree's value where there is one.
 
-    >>> from interlace.tasks.arithmetic import parse
+    >>> from interlace.answers.arithmetic import parse
     >>> canonical(parse("3 + (4*2 - 1)")) == canonical(parse("(2 * 4 + 3) - 1"))
     True
     >>> canonical(parse("3 + (4*2 - 1)"))

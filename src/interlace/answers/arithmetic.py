@@ -21,8 +21,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from interlace.answers.expressions import Name, Node, Number, Power, Product, Sum
 from interlace.errors import ExpressionError
-from interlace.tasks.expressions import Name, Node, Number, Power, Product, Sum
 
 MAX_CHARACTERS = 1000
 MAX_DEPTH = 40

@@ -1,0 +1,43 @@
+"""What a question to the pool of verifiers costs: seconds, and one JSON line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+from interlace.verifier_pool import VerifierPool
+
+ECHO, MATH = "interlace.verifier_child:echo", "interlace.answers.math_child:equal"
+QUESTIONS = 100
+
+
+def seconds(act: Callable[[], object]) -> float:
+    """How long an act takes."""
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Ask one child, cold and warm."""
+    pool = VerifierPool(1)
+    found = {
+        "start": seconds(lambda: pool.ask(ECHO, value=0)),
+        "ask": seconds(lambda: pool.map(ECHO, [{"value": n} for n in range(QUESTIONS)])),
+        "import": seconds(lambda: pool.ask(MATH, left="x", right="y")),
+        "compare": seconds(
+            lambda: pool.map(
+                MATH,
+                [{"left": rf"\sqrt{{{n}}}+x", "right": f"x+2+{n}"} for n in range(QUESTIONS)],
+            )
+        ),
+    }
+    found["ask"] /= QUESTIONS
+    found["compare"] /= QUESTIONS
+    pool.close()
+    print(json.dumps({name: round(value, 5) for name, value in found.items()}))
+
+
+if __name__ == "__main__":
+    main()
