@@ -80,7 +80,7 @@ class OurTraining:
         model: taken over and trained.
         tokenizer: its tokenizer.
         prompts: the texts of one optimizer step.
-        rollouts: of a prompt.
+        num_generations: of a prompt.
         max_new_tokens: that every row gets.
         width: W.
     """
@@ -90,7 +90,7 @@ class OurTraining:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[str],
-        rollouts: int,
+        num_generations: int,
         max_new_tokens: int,
         width: int,
     ) -> None:
@@ -99,7 +99,7 @@ class OurTraining:
             output_dir=self._folder.name,
             use_cpu=True,
             prompts_per_rollout=len(prompts),
-            rollouts=rollouts,
+            num_generations=num_generations,
             width=width,
             max_new_tokens=max_new_tokens,
             max_steps=10**6,
@@ -117,7 +117,7 @@ class OurTraining:
         tokenizer.eos_token = None
         task = Words(prompts)
         self._trainer = interlace.GRPOTrainer(
-            model, tokenizer, config, task, callbacks=[_Turns(self)]
+            model, None, config, task, processing_class=tokenizer, callbacks=[_Turns(self)]
         )
         self._trainer.remove_callback(transformers.PrinterCallback)
         self._seconds: dict[str, float] = {}

@@ -92,7 +92,9 @@ def warm_up(unit: Unit, config: Config, places: Places) -> None:
     interlace.attach(model, blocks, seed=unit.seed)
     folder = places.work(unit.name)
     args = WarmupConfig(output_dir=str(folder), seed=unit.seed, **unit.settings["trainer"])
-    WarmupTrainer(model, tokenizer, args, task_of(unit, "train")).run()
+    WarmupTrainer(
+        model, args=args, train_dataset=task_of(unit, "train"), processing_class=tokenizer
+    ).run()
     tidy(unit, places)
 
 
@@ -105,7 +107,13 @@ def train(unit: Unit, config: Config, places: Places) -> None:
     folder = places.work(unit.name)
     args = GRPOConfig(output_dir=str(folder), seed=unit.seed, **unit.settings["trainer"])
     snapshots = Snapshots(unit.settings["snapshots"], tokenizer)
-    GRPOTrainer(model, tokenizer, args, task_of(unit, "train"), callbacks=[snapshots]).run()
+    GRPOTrainer(
+        model,
+        args=args,
+        train_dataset=task_of(unit, "train"),
+        processing_class=tokenizer,
+        callbacks=[snapshots],
+    ).run()
     tidy(unit, places)
 
 

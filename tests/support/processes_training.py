@@ -158,7 +158,7 @@ def count_unshards(trainer: GroupTrainer) -> list[int]:
         return original(self, *args, **kwargs)
 
     FSDPParamGroup.unshard = counting
-    sampling = trainer._sampling_model
+    sampling = trainer.sampling_model
 
     @contextmanager
     def watched() -> Any:
@@ -168,7 +168,7 @@ def count_unshards(trainer: GroupTrainer) -> list[int]:
             yield model
         counts.append(gathered)
 
-    trainer._sampling_model = watched  # type: ignore[method-assign]
+    trainer.sampling_model = watched  # type: ignore[method-assign]
     return counts
 
 

@@ -22,9 +22,10 @@ from support.architectures import attach_random
 from support.number_model import WORDS, number_folder, number_model, number_tokenizer, sums
 
 QUIET: dict[str, Any] = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+OF_TRAINER = ("reward_funcs", "train_dataset", "eval_dataset", "optimizers", "peft_config")
 MIXED: dict[str, Any] = {
     "prompts_per_rollout": 4,
-    "rollouts": 6,
+    "num_generations": 6,
     "width": [1, 2, 3, 6],
     "max_new_tokens": 9,
     "rewards": {"correctness": 1.0, "support.training:shorter": 0.5},
@@ -57,10 +58,22 @@ def grpo(
     callbacks: Sequence[TrainerCallback] = (),
     **options: Any,
 ) -> GRPOTrainer:
-    """GRPO with mixed widths on a model with random blocks (W_O, too)."""
+    """GRPO with mixed widths on a model with random blocks (W_O, too).
+
+    `options` are of GRPOConfig, and those in `OF_TRAINER` of the trainer.
+    """
+    options_of_trainer = {name: options.pop(name) for name in OF_TRAINER if name in options}
     args = GRPOConfig(output_dir=str(folder), **QUIET | MIXED | {"max_steps": 1} | options)
     model = tiny_model() if model is None else model
-    return GRPOTrainer(model, number_tokenizer(), args, Evens(), callbacks=callbacks)
+    return GRPOTrainer(
+        model,
+        options_of_trainer.pop("reward_funcs", None),
+        args,
+        options_of_trainer.pop("train_dataset", Evens()),
+        processing_class=number_tokenizer(),
+        callbacks=callbacks,
+        **options_of_trainer,
+    )
 
 
 def warmup(
@@ -73,7 +86,9 @@ def warmup(
     common = {"max_steps": 1, "groups_per_step": 5, "max_new_tokens": 9, "learning_rate": 1e-2}
     args = WarmupConfig(output_dir=str(folder), **QUIET | common | options)
     model = stored_model(Path(folder) / "start") if model is None else model
-    return WarmupTrainer(model, number_tokenizer(), args, Evens(), callbacks=callbacks)
+    return WarmupTrainer(
+        model, None, args, Evens(), processing_class=number_tokenizer(), callbacks=callbacks
+    )
 
 
 def stored_model(place: Path) -> PreTrainedModel:

@@ -77,7 +77,7 @@ def advantages(
         raise ConfigError(
             f"baseline='others' needs at least two groups a prompt; prompt {int(lonely[0])} has "
             f"one. "
-            "Raise `rollouts` to a multiple of the width above it, or use baseline='prompt'."
+            "Raise `num_generations` to a multiple of the width above it, or use baseline='prompt'."
         )
     peers = {"prompt": same, "own": own, "others": same & ~own}[baseline]
     mean = _mean(rewards, peers, leave_one_out and baseline != "others")

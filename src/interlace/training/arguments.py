@@ -1,20 +1,23 @@
 """The trainers' options: Hugging Face's `TrainingArguments` with what groups add to them.
 
-Letters: W width, M groups of one prompt; a prompt has M*W rollouts.
+Letters: W width, M groups of one prompt; a prompt has M*W samples.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from interlace.errors import ConfigError
+from interlace.errors import ConfigError, MissingDependencyError
 from interlace.training.advantages import Baseline, Credit, Scale, refuse_left_out_copies
 from interlace.training.losses import Kind, LossConfig, RatioLevel
+from interlace.training.trl_fields import takes_trl_names
 
 Train = Literal["all", "new", "lora"]
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")
 OldLogprobs = Literal["auto", "sampled", "recomputed"]
 CHOICES: dict[str, tuple[str, ...]] = {
     "train": ("all", "new", "lora"),
@@ -41,6 +44,11 @@ class GroupArguments(TrainingArguments):
         max_new_tokens: the longest completion.
         temperature: of sampling, and so of every log-probability.
         max_rows: the most rows that the engine advances together; None leaves it to the engine.
+        eval_widths: widths at which an evaluation measures; None for those of training.
+        num_generations_eval: rows sampled of a problem at each of them, a multiple of every one;
+            None for one group.
+        correct_reward: name of the reward that says which rows are right (a value of at least 1),
+            where problems come without a verifier; pass@1, votes and coverage follow from it.
 
     Raises:
         ConfigError: for a value that contradicts another or is out of its range.
@@ -53,6 +61,9 @@ class GroupArguments(TrainingArguments):
     max_new_tokens: int = 512
     temperature: float = 1.0
     max_rows: int | None = None
+    eval_widths: list[int] | None = None
+    num_generations_eval: int | None = None
+    correct_reward: str | None = None
 
     logging_steps: float = 1
     save_steps: float = 100
@@ -62,9 +73,15 @@ class GroupArguments(TrainingArguments):
     ddp_broadcast_buffers: bool | None = False
     ddp_find_unused_parameters: bool | None = False
 
+    @property
+    def widths(self) -> list[int]:
+        """The widths of training."""
+        return [1]
+
     def __post_init__(self) -> None:
         self._check()
         super().__post_init__()
+        refuse_missing_trackers(self.report_to)
 
     def _check(self) -> None:
         for name, allowed in CHOICES.items():
@@ -82,10 +99,24 @@ class GroupArguments(TrainingArguments):
                 f"Training samples at a temperature above 0; got {self.temperature!r}. Greedy rows "
                 "of a group would all be the same."
             )
-        at_least_one(self, "max_new_tokens", "micro_rows", "max_rows")
+        at_least_one(self, "max_new_tokens", "micro_rows", "max_rows", "num_generations_eval")
         self._check_saving()
+        self._check_evaluation()
         if self.lora and self.train != "lora":
             raise ConfigError(f"lora= holds options for train='lora'; train is {self.train!r}.")
+
+    def _check_evaluation(self) -> None:
+        widths = self.eval_widths
+        if widths is None:
+            return
+        if not widths or not all(type(w) is int and w >= 1 for w in widths):
+            raise ConfigError(f"eval_widths is a list of whole numbers from 1 on; got {widths!r}.")
+        rows = self.num_generations_eval
+        if rows is not None and any(rows % width for width in widths):
+            raise ConfigError(
+                "num_generations_eval rows are whole groups of every width; got "
+                f"num_generations_eval={rows} and eval_widths={widths}."
+            )
 
     def _check_saving(self) -> None:
         strategy = getattr(self.save_strategy, "value", self.save_strategy)
@@ -94,19 +125,9 @@ class GroupArguments(TrainingArguments):
                 "Checkpoints are written every save_steps optimizer steps (save_strategy=steps) or "
                 f"not at all (no); got save_strategy={strategy}."
             )
-        if self.save_only_model:
-            raise ConfigError(
-                "A run goes on from its checkpoints, so they hold the optimizer, too, and "
-                "save_only_model has no effect. save_total_limit bounds how many are kept; the "
-                "trained model alone is in the run's folder `model`."
-            )
-        if self.push_to_hub:
-            raise ConfigError(
-                "Nothing is pushed while training. Push the result afterwards: interlace.load its "
-                "folder `model`, then interlace.save(..., push_to='user/name')."
-            )
 
 
+@takes_trl_names
 @dataclass
 class WarmupConfig(GroupArguments):
     """The warm-up's options: responses that the base model got right, learned in groups.
@@ -145,13 +166,15 @@ class WarmupConfig(GroupArguments):
             )
 
 
+@takes_trl_names
 @dataclass
 class GRPOConfig(GroupArguments):
-    """GRPO's options.
+    """GRPO's options. TRL's names are taken, too: see the guide's table.
 
     Args:
         prompts_per_rollout: prompts sampled at once, over all processes.
-        rollouts: samples a prompt, over which the advantage is taken; a multiple of every width.
+        num_generations: samples a prompt, over which the advantage is taken; a multiple of every
+            width.
         width: W, the rows that see each other. A list draws one for each prompt.
         mini_batches: optimizer steps in one pass over a rollout; each takes its share of the
             prompts.
@@ -163,7 +186,7 @@ class GRPOConfig(GroupArguments):
         kl_weight: weight of the KL to the model as it was at the start, with its own blocks.
         kl_corrected: see `LossConfig`.
         entropy_weight: weight of the entropy bonus.
-        baseline: "prompt" over all rollouts of a prompt, the "own" group, or the "others" only.
+        baseline: "prompt" over all samples of a prompt, the "own" group, or the "others" only.
         scale: "std" divides advantages by the standard deviation; "none" does not.
         leave_one_out: the baseline leaves out the row itself (RLOO).
         credit: "row", or "group" for its group's mean reward to every row.
@@ -171,7 +194,9 @@ class GRPOConfig(GroupArguments):
             are compared with (of the prompt, or of the own group), so that they teach nothing; then
             the loss is divided by what remains.
         rewards: name -> weight. Names: correctness, partial, self-consistency, steps, format,
-            pass@k, or `module:function` or `file.py:function` with TRL's signature.
+            pass@k, or `module:function` or `file.py:function` with TRL's signature. Not looked at
+            where the trainer is given `reward_funcs`.
+        reward_weights: weights of the trainer's `reward_funcs`, in their order; None for 1 each.
         old_logprobs: "sampled" takes them from the engine, "recomputed" from the training pass;
             "auto" is "sampled" in fp32 and "recomputed" in lower precision.
         guard: check invariant I7 on the first micro-batch of every rollout. Leave it on.
@@ -179,7 +204,7 @@ class GRPOConfig(GroupArguments):
     """
 
     prompts_per_rollout: int = 64
-    rollouts: int = 8
+    num_generations: int = 8
     width: int | list[int] = 8
     mini_batches: int = 1
     passes: int = 1
@@ -196,6 +221,7 @@ class GRPOConfig(GroupArguments):
     credit: Credit = "row"
     drop_without_variance: bool = False
     rewards: dict[str, float] = field(default_factory=lambda: {"correctness": 1.0})
+    reward_weights: list[float] | None = None
     old_logprobs: OldLogprobs = "auto"
     guard: bool = True
     log_completions: int = 2
@@ -227,7 +253,7 @@ class GRPOConfig(GroupArguments):
 
     def _check(self) -> None:
         super()._check()
-        at_least_one(self, "prompts_per_rollout", "rollouts", "mini_batches", "passes")
+        at_least_one(self, "prompts_per_rollout", "num_generations", "mini_batches", "passes")
         self._check_widths()
         refuse_left_out_copies(self.credit, self.leave_one_out)
         if self.prompts_per_rollout % self.mini_batches:
@@ -247,17 +273,17 @@ class GRPOConfig(GroupArguments):
             self.save_steps = whole  # a checkpoint in the middle of a rollout could not be resumed
 
     def _check_widths(self) -> None:
-        widths = self.widths
+        widths, count = self.widths, self.num_generations
         if not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
             raise ConfigError(
                 f"width is a whole number of at least 1, or a list of them; got {self.width!r}."
             )
         for width in widths:
-            if self.rollouts % width:
+            if count % width:
                 raise ConfigError(
-                    f"A prompt's rollouts are whole groups, so rollouts is a multiple of the width;"
-                    f" got rollouts={self.rollouts} and width={width}. Its widths could be "
-                    f"{[w for w in range(1, self.rollouts + 1) if self.rollouts % w == 0]}."
+                    "A prompt's samples are whole groups, so num_generations is a multiple of the "
+                    f"width; got num_generations={count} and width={width}. Its widths could be "
+                    f"{[w for w in range(1, count + 1) if count % w == 0]}."
                 )
             if self.micro_rows is not None and self.micro_rows < width:
                 raise ConfigError(
@@ -265,19 +291,19 @@ class GRPOConfig(GroupArguments):
                     f"micro_rows={self.micro_rows} is less than the width {width}. Use micro_rows="
                     f"{width} or more, or widths up to {self.micro_rows}."
                 )
-            if self.baseline == "others" and self.rollouts == width:
+            if self.baseline == "others" and count == width:
                 raise ConfigError(
-                    "baseline='others' needs at least two groups a prompt; "
-                    f"rollouts={self.rollouts} at width {width} is one. Use rollouts={2 * width}, "
-                    "or baseline='prompt'."
+                    "baseline='others' needs at least two groups a prompt; num_generations="
+                    f"{count} at width {width} is one. Use num_generations={2 * width}, or "
+                    "baseline='prompt'."
                 )
             self._check_that_advantages_are_not_all_zero(width)
 
     def _check_that_advantages_are_not_all_zero(self, width: int) -> None:
-        if self.rollouts == 1:
+        if self.num_generations == 1:
             raise ConfigError(
-                "A prompt's rollouts are compared with each other, so there are at least two; got "
-                "rollouts=1. Use rollouts=8."
+                "A prompt's samples are compared with each other, so there are at least two; got "
+                "num_generations=1. Use num_generations=8."
             )
         if self.baseline == "own" and (width == 1 or self.credit == "group"):
             raise ConfigError(
@@ -285,11 +311,25 @@ class GRPOConfig(GroupArguments):
                 f"two and have rewards of their own; got width {width} and credit={self.credit!r}, "
                 "which makes every advantage zero. Use baseline='prompt' or 'others'."
             )
-        if self.credit == "group" and self.rollouts == width:
+        if self.credit == "group" and self.num_generations == width:
             raise ConfigError(
                 "credit='group' compares the groups of a prompt with each other, so there are at "
-                f"least two; rollouts={self.rollouts} at width {width} is one. Use "
-                f"rollouts={2 * width}, or credit='row'."
+                f"least two; num_generations={self.num_generations} at width {width} is one. Use "
+                f"num_generations={2 * width}, or credit='row'."
+            )
+
+
+def refuse_missing_trackers(report_to: Any) -> None:
+    """Raise unless the packages are there that a run reports to.
+
+    Raises:
+        MissingDependencyError: with the package's name.
+    """
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name in TRACKERS and find_spec(name) is None:
+            raise MissingDependencyError(
+                f"report_to={name!r} needs the package {name}: pip install {name}. Or report to "
+                "tensorboard, or none."
             )
 
 

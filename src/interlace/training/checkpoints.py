@@ -39,6 +39,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has a checkpoint's name."""
+    return _NAME.fullmatch(folder.name) is not None
+
+
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])

@@ -131,7 +131,7 @@ def plan(options: Any, stage: str, problems: int) -> Plan:
     steps = _steps(options, problems / options.prompts_per_rollout * every, every)
     rollouts = -(-steps // every)
     prompts = rollouts * options.prompts_per_rollout
-    rows = prompts * options.rollouts
+    rows = prompts * options.num_generations
     narrow = min(options.widths)
     return Plan(
         steps, rollouts, prompts, rows, rows * options.max_new_tokens, rows // narrow, problems
@@ -174,9 +174,9 @@ def setting(
                 f"multiple of {options.mini_batches * processes}."
             )
         widest = max(options.widths)
-        whole = share // processes * options.rollouts
+        whole = share // processes * options.num_generations
         rows = max(min(whole, (options.micro_rows or whole) // w * w) for w in options.widths)
-        sampled = options.prompts_per_rollout // processes * options.rollouts
+        sampled = options.prompts_per_rollout // processes * options.num_generations
     bound = options.max_rows or (CPU_ROWS if cpu else CUDA_ROWS)
     return Setting(
         micro_rows=rows,

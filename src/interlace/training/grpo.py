@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
 
-from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput
 from interlace.errors import ConfigError
-from interlace.tasks.base import Task
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, Scores, collate, score
 from interlace.training.journal import Journal
@@ -33,7 +29,6 @@ from interlace.training.rollout_guard import RolloutGuard
 from interlace.training.tables import show_in_tensorboard
 from interlace.training.tally import LARGEST, SMALLEST
 from interlace.training.trainer import GroupTrainer, Part
-from interlace.training.whole import gathered, without_autocast
 
 COMPLETIONS = "completions.jsonl"
 
@@ -58,30 +53,19 @@ class RolledPart(Part):
 class GRPOTrainer(GroupTrainer):
     """Trains a model with GRPO on groups whose rows see each other.
 
-    Args:
-        model: with Bridge blocks, with P-Match blocks, or with nothing attached (RLVR-only).
-        tokenizer: its tokenizer.
-        args: the options.
-        task: problems and their verifier.
-        callbacks: further Hugging Face callbacks.
+    Takes the arguments of `GroupTrainer`, which are TRL's: the model has Bridge blocks, P-Match
+    blocks, or nothing attached (RLVR-only).
 
     Raises:
         ConfigError: for options that contradict each other or the number of processes.
         GuardError: while training, if sampling and training disagree (invariant I7).
     """
 
+    config_class = GRPOConfig
     args: GRPOConfig
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        args: GRPOConfig,
-        task: Task,
-        *,
-        callbacks: Sequence[TrainerCallback] = (),
-    ) -> None:
-        super().__init__(model, tokenizer, args, task, callbacks=callbacks)
+    def make_ready(self) -> None:
+        args = self.args
         share = args.prompts_per_rollout // args.mini_batches
         if share % args.world_size:
             raise ConfigError(
@@ -89,22 +73,21 @@ class GRPOTrainer(GroupTrainer):
                 f"are never split); {args.world_size} processes do not divide it. Set "
                 f"prompts_per_rollout to a multiple of {args.mini_batches * args.world_size}."
             )
-        self.rollouts = Rollouts(task, args)
+        self.rollouts = Rollouts(self.task, args, self._judge_of(self.task, args))
         self._guard = RolloutGuard(
             args,
-            self._new_engine,
+            self.new_engine,
             forbidden=self.forbidden,
             pad_token_id=self.pad_token_id,
             skeleton=self.skeleton,
             reduce=self.reduce,
             tally=self.tally,
         )
-        self._engine: Engine | None = None
         self._mini_batches: list[tuple[list[RolledPart], RolledPart]] = []
         self._completions = Journal(self.folder / COMPLETIONS)
         self._reference: nn.Module | None = None
         if args.kl_weight:
-            self._reference = copy.deepcopy(model).eval().requires_grad_(False)
+            self._reference = copy.deepcopy(unwrapped(self.model)).eval().requires_grad_(False)
             self._reference.to(args.device)
 
     def resumable_every(self, args: Any) -> int:
@@ -179,10 +162,10 @@ class GRPOTrainer(GroupTrainer):
             for start in range(0, args.prompts_per_rollout, share)
         ]
         positions = [position for own in mine for position in own]
-        with self.timed("rollout"), self._sampling_model() as model:
-            groups = self.rollouts.sample(self._sampler(model), number, positions)
+        with self.timed("rollout"), self.sampling_model() as model:
+            groups = self.rollouts.sample(self.sampler(model), number, positions)
         with self.timed("verify"):
-            rolled = self.rollouts.judge(groups, number, positions, self.tally)
+            rolled = self.rollouts.judge(groups, number, positions, self.tally, self.state)
             self.rollouts.weigh(rolled, self.tally)
             describe(rolled, args.widths if len(args.widths) > 1 else (), self.tally)
         if self.is_world_process_zero() and args.log_completions:
@@ -255,23 +238,6 @@ class GRPOTrainer(GroupTrainer):
             entropy=entropy,
             entropy_gradients=self.args.entropy_weight != 0,
         )
-
-    def _sampler(self, model: nn.Module) -> Engine:
-        if self._engine is None:
-            self._engine = self._new_engine(model)
-        return self._engine
-
-    def _new_engine(self, model: nn.Module) -> Engine:
-        return Engine(model, self.tokenizer, max_rows=self.args.max_rows)
-
-    @contextmanager
-    def _sampling_model(self) -> Iterator[nn.Module]:
-        """The very modules that train, whole, and without the autocast that accelerate wraps around
-        their forward pass: the engine's packed products take the weights' own type."""
-        model = unwrapped(self.model)
-        on_cpu = self.args.device.type == "cpu"
-        with without_autocast(model) if on_cpu else nullcontext(), gathered(self.model):
-            yield model
 
     def _show(self, number: int, rolled: Sequence[RolledGroup]) -> None:
         step = self.state.global_step + 1

@@ -33,6 +33,8 @@ class ResumableTrainer(Trainer):
         tokenizer: its tokenizer, saved beside the result.
         args: the options.
         callbacks: further Hugging Face callbacks.
+        optimizers: optimizer and schedule of your own, or None for each.
+        eval_dataset: problems to measure on.
     """
 
     args: GroupArguments
@@ -44,10 +46,19 @@ class ResumableTrainer(Trainer):
         tokenizer: Any,
         args: GroupArguments,
         *,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        eval_dataset: Any = None,
     ) -> None:
         base: Any = super()
-        base.__init__(model=model, args=args, processing_class=tokenizer, callbacks=list(callbacks))
+        base.__init__(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            eval_dataset=eval_dataset,
+            callbacks=list(callbacks or ()),
+            optimizers=optimizers,
+        )
         self.tokenizer = tokenizer
         self.folder = Path(str(args.output_dir))
         self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
@@ -73,35 +84,78 @@ class ResumableTrainer(Trainer):
         Returns:
             The folder that `interlace.load` reads.
         """
-        last = checkpoints.last_checkpoint(self.folder)
-        if self.is_world_process_zero():
-            self.rewind(0 if last is None else checkpoints.step_of(last))
-            self._drop_old_checkpoints()
-        self.accelerator.wait_for_everyone()
-        self.train(resume_from_checkpoint=None if last is None else str(last))
-        return self.save_result()
+        self.train(resume_from_checkpoint=checkpoints.last_checkpoint(self.folder))
+        return self.save_model()
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Hugging Face's loop.
+        """Hugging Face's loop, without writing the result: see `run` and `save_model`.
+
+        Args:
+            resume_from_checkpoint: Checkpoint to go on from; True for the last one in `output_dir`.
+            *args: Hugging Face's further arguments.
+            **kwargs: Hugging Face's further arguments.
+
+        Returns:
+            Hugging Face's `TrainOutput`.
 
         Raises:
-            ConfigError: if the checkpoint lies beyond the run's end.
+            ConfigError: if there is no checkpoint, or it lies beyond the run's end.
         """
         self.prepare()
-        step = checkpoints.step_of(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
+        last = self._checkpoint(resume_from_checkpoint)
+        step = 0 if last is None else checkpoints.step_of(last)
         if self.args.max_steps < step:
             raise ConfigError(
                 f"{self.folder} holds checkpoint-{step}, beyond the {self.args.max_steps} steps of "
                 "this run: going on would give the longer run's model. Ask for as many steps as "
                 "before, use another output_dir, or begin anew with --restart."
             )
+        if self.is_world_process_zero():
+            self.rewind(step)
+            self._drop_old_checkpoints()
+        self.accelerator.wait_for_everyone()
         base: Any = super()
-        return base.train(resume_from_checkpoint, *args, **kwargs)
+        return base.train(None if last is None else str(last), *args, **kwargs)
 
-    def save_result(self) -> Path:
-        """Write the trained model."""
+    def _checkpoint(self, wanted: Any) -> Path | None:
+        if not wanted:
+            return None
+        found = checkpoints.last_checkpoint(self.folder) if wanted is True else Path(wanted)
+        if found is None or not found.is_dir() or not checkpoints.is_checkpoint(found):
+            raise ConfigError(
+                f"resume_from_checkpoint is a folder checkpoint-N, or True for the last one in "
+                f"output_dir; got {str(wanted)!r}, and {self.folder} "
+                + ("has none." if checkpoints.last_checkpoint(self.folder) is None else "has some.")
+            )
+        return found
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: `interlace.save` pushes what `interlace.load` reads."""
+        raise ConfigError(
+            "Push the trained model with interlace.save(trainer.model, folder, push_to='user/name')"
+            ", which writes what interlace.load reads."
+        )
+
+    def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> Any:
+        """Write the trained model, as `interlace.load` reads it.
+
+        Args:
+            output_dir: Folder to write into; `<output_dir>/model` without it, and where it is the
+                run's own folder, which holds other things.
+
+        Returns:
+            The folder.
+        """
+        if _internal_call:  # a part of a checkpoint
+            base: Any = super()
+            return base.save_model(output_dir, _internal_call=True)
+        chosen = None if output_dir is None else Path(output_dir)
+        if chosen is None or chosen.resolve() == self.folder.resolve():
+            chosen = self.folder / checkpoints.RESULT
+        return self._save_result(chosen)
+
+    def _save_result(self, folder: Path) -> Path:
         model: Any = unwrapped(self.model)
-        folder = self.folder / checkpoints.RESULT
         first = self.is_world_process_zero()
         if self.skeleton is not None:
             model = self.skeleton.filled(model, keep=first)

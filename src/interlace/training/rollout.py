@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interlace.answers import majority_vote
+from interlace.answers import extract_answer, majority_vote
 from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput, SamplingParams
+from interlace.errors import ConfigError, RewardError
 from interlace.tasks.base import Example, Task, Verdict
 from interlace.training.advantages import advantages, without_variance
 from interlace.training.arguments import GRPOConfig
-from interlace.training.rewarding import Verdicts, add_up, named_rewards
+from interlace.training.data import RowsTask, as_completion, columns_of
+from interlace.training.rewarding import NamedReward, Verdicts, add_up
 from interlace.training.schedule import draw_indices, draw_width, sampling_seed
 from interlace.training.tally import Tally
 
@@ -33,19 +35,21 @@ class RolledGroup:
         position: of its prompt in the rollout.
         example: its problem.
         group: the engine's.
-        verdicts: `[W]`.
+        verdicts: `[W]`; None where nothing judges the rows.
         rewards: `[W]`.
         advantages: `[W]`; None until `Rollouts.weigh`.
         kept: False if it is left out for want of variance.
+        extras: Columns that rewards logged, `[W]` each.
     """
 
     position: int
     example: Example
     group: GroupOutput
-    verdicts: list[Verdict]
+    verdicts: list[Verdict] | None
     rewards: list[float]
     advantages: Float[Tensor, " W"] | None = None
     kept: bool = True
+    extras: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -61,7 +65,9 @@ class RolledGroup:
     def to_dict(self) -> dict[str, Any]:
         """The group as JSON values, for the table of sampled completions."""
         gains = [None] * self.width if self.advantages is None else self.advantages.tolist()
-        rows = zip(self.group.completions, self.verdicts, self.rewards, gains, strict=True)
+        known = self.verdicts
+        judged = [None] * self.width if known is None else [v.correct for v in known]
+        rows = zip(self.group.completions, judged, self.rewards, gains, strict=True)
         return {
             "example": self.example.id,
             "prompt": self.group.prompt,
@@ -69,26 +75,125 @@ class RolledGroup:
             "rows": [
                 {
                     "text": completion.text,
-                    "correct": verdict.correct,
+                    "correct": correct,
                     "reward": reward,
                     "advantage": gain,
                     "tokens": len(completion.token_ids),
                     "finish_reason": completion.finish_reason,
+                    **{name: values[row] for name, values in self.extras.items()},
                 }
-                for completion, verdict, reward, gain in rows
+                for row, (completion, correct, reward, gain) in enumerate(rows)
             ],
         }
 
 
-class Rollouts:
-    """Makes rollouts for one process's share of the prompts."""
+class Judge:
+    """Verdicts and rewards for sampled groups.
 
-    def __init__(self, task: Task, args: GRPOConfig) -> None:
-        self._task = task
-        self._judge = Verdicts(task)
-        self._args = args
-        first = args.process_index == 0
-        self._rewards = named_rewards(args.rewards, self._judge.task, warn=first)
+    Args:
+        judge: Verdicts of the task, which the rewards ask, too.
+        rewards: Terms of the reward.
+        correct: Name of the reward that stands for a verdict, if the problems have no verifier.
+
+    Raises:
+        ConfigError: if there is no such reward.
+    """
+
+    def __init__(
+        self, judge: Verdicts, rewards: Sequence[NamedReward], correct: str | None = None
+    ) -> None:
+        self._verdicts, self._rewards, self._correct = judge, rewards, correct
+        names = [reward.name for reward in rewards]
+        if correct is not None and correct not in names:
+            raise ConfigError(
+                f"correct_reward is the name of a reward, {' or '.join(names)} here; got "
+                f"{correct!r}."
+            )
+
+    def __call__(
+        self,
+        groups: Sequence[GroupOutput],
+        owners: Sequence[tuple[int, Example]],
+        tally: Tally,
+        state: Any = None,
+    ) -> list[RolledGroup]:
+        """The groups with verdicts and rewards.
+
+        Args:
+            groups: Groups as the engine gave them.
+            owners: Position and problem of each group.
+            tally: Tally that the rewards go to.
+            state: Trainer's state, for rewards that read it.
+        """
+        self._verdicts.forget()
+        texts = [completion.text for group in groups for completion in group.completions]
+        extras: dict[str, list[Any]] = {}
+
+        def log_extra(column: str, values: Any) -> None:
+            if len(values) != len(texts):
+                raise RewardError(
+                    f"log_extra takes one value a completion, {len(texts)}; got {len(values)}."
+                )
+            extras[column] = list(values)
+
+        columns = self._columns(groups, owners) | {
+            "trainer_state": state,
+            "log_metric": lambda name, value: tally.mean(name, float(value)),
+            "log_extra": log_extra,
+        }
+        prompts = [group.prompt for group in groups for _ in group.completions]
+        completions = list(map(as_completion, prompts, texts))
+        totals, parts = add_up(self._rewards, prompts, completions, columns)
+        for name, values in parts.items():
+            given = [float(v) for v in values if v is not None]
+            tally.mean(f"reward/{name}", sum(given), len(given))
+        tally.mean("reward", sum(totals), len(totals))
+        found, start = [], 0
+        for group, (position, example) in zip(groups, owners, strict=True):
+            rows = slice(start, start + len(group.completions))
+            verdicts = self._judged(example, texts[rows], parts, rows)
+            own = {name: values[rows] for name, values in extras.items()}
+            found.append(RolledGroup(position, example, group, verdicts, totals[rows], extras=own))
+            start = rows.stop
+        return found
+
+    def _columns(
+        self, groups: Sequence[GroupOutput], owners: Sequence[tuple[int, Example]]
+    ) -> dict[str, Any]:
+        rows = [(g, c) for g, group in enumerate(groups) for c in group.completions]
+        examples = [owners[g][1] for g, _ in rows]
+        return columns_of(self._verdicts.task, examples) | {
+            "examples": examples,
+            "groups": [g for g, _ in rows],
+            "completion_ids": [completion.token_ids for _, completion in rows],
+            "answers": [example.answer for example in examples],
+        }
+
+    def _judged(
+        self, example: Example, texts: Sequence[str], parts: dict[str, Any], rows: slice
+    ) -> list[Verdict] | None:
+        if not isinstance(self._verdicts.task, RowsTask):
+            return [self._verdicts.verify(example, text) for text in texts]
+        if self._correct is None:
+            return None
+        values = [float(value or 0.0) for value in parts[self._correct][rows]]
+        return [
+            Verdict(value >= 1.0, value, extract_answer(text), self._correct)
+            for value, text in zip(values, texts, strict=True)
+        ]
+
+
+class Rollouts:
+    """Makes rollouts for one process's share of the prompts.
+
+    Args:
+        task: Problems.
+        args: Options.
+        judge: Judge of what was sampled.
+    """
+
+    def __init__(self, task: Task, args: GRPOConfig, judge: Judge) -> None:
+        self._task, self._args, self._judge = task, args, judge
 
     def sample(self, engine: Engine, number: int, positions: Sequence[int]) -> list[GroupOutput]:
         """The groups of these positions' prompts, a prompt's groups one after the other."""
@@ -96,34 +201,15 @@ class Rollouts:
         return engine.generate(prompts, params, sample_ids=ids)
 
     def judge(
-        self, groups: list[GroupOutput], number: int, positions: Sequence[int], tally: Tally
+        self,
+        groups: list[GroupOutput],
+        number: int,
+        positions: Sequence[int],
+        tally: Tally,
+        state: Any = None,
     ) -> list[RolledGroup]:
         """Verdicts and rewards for the groups that `sample` gave."""
-        self._judge.forget()
-        owners = self._requests(number, positions)[3]
-        rows = [(g, o, c) for g, (group, o) in enumerate(zip(groups, owners, strict=True))
-                for c in group.completions]  # fmt: skip
-        texts = [completion.text for _, _, completion in rows]
-        examples = [example for _, (_, example), _ in rows]
-        columns = {
-            "examples": examples,
-            "groups": [g for g, _, _ in rows],
-            "completion_ids": [completion.token_ids for _, _, completion in rows],
-            "answers": [example.answer for example in examples],
-        }
-        prompts = [groups[g].prompt for g, _, _ in rows]
-        totals, parts = add_up(self._rewards, prompts, texts, columns)
-        for name, values in parts.items():
-            given = [float(v) for v in values if v is not None]
-            tally.mean(f"reward/{name}", sum(given), len(given))
-        tally.mean("reward", sum(totals), len(totals))
-        found, start = [], 0
-        for group, (position, example) in zip(groups, owners, strict=True):
-            stop = start + len(group.completions)
-            verdicts = [self._judge.verify(example, text) for text in texts[start:stop]]
-            found.append(RolledGroup(position, example, group, verdicts, totals[start:stop]))
-            start = stop
-        return found
+        return self._judge(groups, self._requests(number, positions)[3], tally, state)
 
     def weigh(self, rolled: Sequence[RolledGroup], tally: Tally) -> None:
         """Give every group its advantages."""
@@ -164,7 +250,7 @@ class Rollouts:
                 temperature=args.temperature,
                 seed=sampling_seed(seed, number),
             )
-            for group in range(args.rollouts // width):
+            for group in range(args.num_generations // width):
                 prompts.append(self._task.prompt(example))
                 params.append(own)
                 # The position: a small task's prompt can come twice in a rollout.
@@ -188,18 +274,21 @@ def describe(rolled: Sequence[RolledGroup], widths: Sequence[int], tally: Tally)
 
 
 def _describe(chosen: Sequence[RolledGroup], prefix: str, tally: Tally) -> None:
-    rows = [verdict.correct for entry in chosen for verdict in entry.verdicts]
+    judged = [entry.verdicts for entry in chosen if entry.verdicts is not None]
+    if len(judged) < len(chosen):
+        return  # nothing says which rows are right
+    rows = [verdict.correct for verdicts in judged for verdict in verdicts]
     tally.mean(f"{prefix}pass@1", sum(rows), len(rows))
     votes = solved = distinct = 0
-    for entry in chosen:
-        answers = [verdict.answer for verdict in entry.verdicts]
+    for verdicts in judged:
+        answers = [verdict.answer for verdict in verdicts]
         distinct += len(Counter(a for a in answers if a is not None))
-        solved += any(verdict.correct for verdict in entry.verdicts)
+        solved += any(verdict.correct for verdict in verdicts)
         winner = majority_vote(answers, normalise=_as_it_is, equal=None).index
-        votes += winner is not None and entry.verdicts[winner].correct
-    tally.mean(f"{prefix}coverage", solved, len(chosen))
-    tally.mean(f"{prefix}vote", votes, len(chosen))
-    tally.mean(f"{prefix}distinct_answers", distinct, len(chosen))
+        votes += winner is not None and verdicts[winner].correct
+    tally.mean(f"{prefix}coverage", solved, len(judged))
+    tally.mean(f"{prefix}vote", votes, len(judged))
+    tally.mean(f"{prefix}distinct_answers", distinct, len(judged))
 
 
 def _as_it_is(answer: str) -> str:

@@ -66,13 +66,14 @@ def train(
             model, tokenizer = build_model(recipe, stage, start, note=_say_nothing)
     if task.chat and not tokenizer.chat_template and "chat" not in recipe.task_of(stage)[1]:
         task = build_task(recipe, stage, chat=False)
+    evaluated = _evaluation_task(recipe, stage, args, task)
     if stage == "warmup":
         from interlace.training.warmup import WarmupTrainer
 
-        return Path(WarmupTrainer(model, tokenizer, args, task).run())
+        return Path(WarmupTrainer(model, None, args, task, evaluated, tokenizer).run())
     from interlace.training.grpo import GRPOTrainer
 
-    return Path(GRPOTrainer(model, tokenizer, args, task).run())
+    return Path(GRPOTrainer(model, None, args, task, evaluated, tokenizer).run())
 
 
 def _say_nothing(text: str) -> None:
@@ -85,6 +86,23 @@ def build_task(recipe: Recipe, stage: Stage, **more: Any) -> Task:
 
     name, options = recipe.task_of(stage)
     return get_task(name, **{**options, **more})
+
+
+def _evaluation_task(recipe: Recipe, stage: Stage, args: Any, task: Task) -> Task | None:
+    """The held-out problems of the stage's task, if it measures while it trains.
+
+    Raises:
+        ConfigError: if the stage trains on more than the split "train".
+    """
+    if getattr(args.eval_strategy, "value", args.eval_strategy) == "no":
+        return None
+    if recipe.task_of(stage)[1].get("split") != "train":
+        raise ConfigError(
+            f"{stage}.eval_strategy measures on the task's split 'test', and this stage trains on "
+            f"more than 'train': {recipe.task_of(stage)[1]}. Set task_options.split=train, or "
+            "leave eval_strategy out."
+        )
+    return build_task(recipe, stage, split="test", **({} if task.chat else {"chat": False}))
 
 
 def check_rewards(recipe: Recipe, stage: Stage, task: Task) -> None:

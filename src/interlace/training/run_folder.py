@@ -21,6 +21,7 @@ from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT
 from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
 from interlace.training.sections import OPERATIONAL
+from interlace.training.trl_fields import RENAMED
 
 RECIPE = "recipe.yaml"
 _CONSTANT = ("constant", "constant_with_warmup")
@@ -164,6 +165,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise RunError(f"{path} is no recipe. --restart moves its folder aside.")
+    for section in filter(lambda own: isinstance(own, dict), values.values()):
+        for old in RENAMED.keys() & section.keys():  # as version 0.1 wrote it
+            section[RENAMED[old]] = section.pop(old)
     return values
 
 

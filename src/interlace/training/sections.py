@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments, GRPOConfig, WarmupConfig
+from interlace.training.trl_fields import RENAMED, refusal, synonyms
 from interlace.training.values import fit, nearest
 
 # Hugging Face's options that decide what comes out, in the order in which a recipe shows them.
@@ -50,6 +51,8 @@ OPERATIONAL = frozenset(
         *("save_strategy", "save_steps", "save_total_limit", "logging_steps"),
         *("logging_strategy", "logging_first_step", "log_level", "log_level_replica"),
         *("log_on_each_node", "report_to", "run_name", "project", "trackio_space_id"),
+        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+        *("eval_widths", "num_generations_eval"),
         *("disable_tqdm", "log_completions", "use_cpu", "ddp_timeout", "ddp_backend", "debug"),
         *("dataloader_num_workers", "dataloader_pin_memory", "skip_memory_metrics"),
     }
@@ -67,15 +70,13 @@ ELSEWHERE = {
     "the rows of a forward pass",
     "gradient_accumulation_steps": "{batch} is the batch; micro_rows splits it, whole groups at a "
     "time",
-    "auto_find_batch_size": "micro_rows bounds the rows of a forward pass",
-    "label_smoothing_factor": "the losses have none",
-    "neftune_noise_alpha": "noise would make the trained model another than the one that samples",
-    "use_liger_kernel": "its kernels do not know groups",
-    "train_sampling_strategy": "groups are drawn from the recipe's seed",
+    "reward_weights": "grpo.rewards holds names and weights",
+    "correct_reward": "the task judges",
 }
 # Whole families that the trainers never read.
 WITHOUT_EFFECT = (
-    *("eval_", "do_eval", "do_predict", "per_device_eval", "bf16_full", "fp16_full", "batch_eval"),
+    *("eval_accumulation", "eval_do", "eval_use", "do_eval", "do_predict", "per_device_eval"),
+    *("bf16_full", "fp16_full", "batch_eval"),
     *("include_", "label_names", "length_column", "load_best", "metric_for", "greater_is"),
     *("prediction_loss", "dataloader_drop", "dataloader_in_order", "remove_unused"),
 )
@@ -84,18 +85,10 @@ ALIASES = {
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
 SYNONYMS = {
+    **synonyms(),
     "lr": "learning_rate",
-    "beta": "kl_weight",
     "kl_coef": "kl_weight",
-    "num_generations": "rollouts",
     "group_size": "width",
-    "epsilon": "clip_low",
-    "epsilon_high": "clip_high",
-    "num_iterations": "passes",
-    "loss_type": "loss",
-    "scale_rewards": "scale",
-    "max_completion_length": "max_new_tokens",
-    "entropy_coef": "entropy_weight",
     "epochs": "num_train_epochs",
     "steps": "max_steps",
     "batch_size": "prompts_per_rollout",
@@ -118,7 +111,8 @@ class Section:
     def own(self) -> list[str]:
         """The options that Hugging Face's `TrainingArguments` lack, as they are declared."""
         theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
-        return [f.name for f in dataclasses.fields(self.config) if f.name not in theirs]
+        left_out = theirs | set(ELSEWHERE)
+        return [f.name for f in dataclasses.fields(self.config) if f.name not in left_out]
 
 
 def _section(config: type[GroupArguments], batch: str) -> Section:
@@ -150,7 +144,7 @@ def check_section(stage: str, values: Any) -> dict[str, Any]:
         written = str(key)
         if written not in hints:
             raise ConfigError(_unknown_option(stage, written))
-        if (why := _refused(written, section)) is not None:
+        if (why := _refused(written, value, section)) is not None:
             raise ConfigError(f"{stage}.{written} is not set here: {why}.")
         name = ALIASES.get(written, written)
         checked[name] = fit(value, hints[written], f"{stage}.{written}")
@@ -213,9 +207,11 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)  # enumerations by their word
 
 
-def _refused(name: str, section: Section) -> str | None:
+def _refused(name: str, value: Any, section: Section) -> str | None:
     if name in ELSEWHERE:
         return ELSEWHERE[name].format(batch=section.batch)
+    if (why := refusal(name, value)) is not None:
+        return why
     if name.startswith("hub_"):
         return "nothing is pushed while training; interlace.save(..., push_to=) pushes the result"
     if name.startswith(WITHOUT_EFFECT):
@@ -230,7 +226,9 @@ def _unknown_option(stage: str, name: str) -> str:
     synonym = SYNONYMS.get(name)
     if name == "batch_size":
         synonym = SECTIONS[stage].batch
-    if name in TOP:
+    if name in RENAMED:
+        hint = f" It is called {RENAMED[name]} now."
+    elif name in TOP:
         hint = f" {name} stands at the top of a recipe, outside the sections."
     elif name in SECTIONS[other].hints:
         hint = f" It is an option of {other}: write {other}.{name}."

@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +26,22 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
+from interlace.engine.engine import Engine
 from interlace.engine.stopping import forbidden_token_ids, stop_ids_of
 from interlace.engine.types import SamplingParams
 from interlace.errors import ConfigError
 from interlace.tasks.base import Task
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import GroupBatch
+from interlace.training.data import RowsTask, as_task
+from interlace.training.inputs import (
+    check_call,
+    default_folder,
+    model_and_tokenizer,
+    take_adapters,
+)
 from interlace.training.journal import Journal
+from interlace.training.measuring import measure
 from interlace.training.parameters import (
     choose_parameters,
     gradient_norm,
@@ -41,8 +51,11 @@ from interlace.training.parameters import (
     warn_of_lost_steps,
 )
 from interlace.training.resumable import ResumableTrainer
+from interlace.training.rewarding import NamedReward, Verdicts, given_rewards, named_rewards
+from interlace.training.rollout import Judge
 from interlace.training.tally import Tally
 from interlace.training.watching import watching_blocks
+from interlace.training.whole import gathered, without_autocast
 
 METRICS = "metrics.jsonl"
 
@@ -61,35 +74,78 @@ class Part:
 
 
 class GroupTrainer(ResumableTrainer):
-    """Base of the trainers; see this module's head.
+    """Base of the trainers; see this module's head. Names and order of the arguments are TRL's.
 
     Args:
-        model: the model, attached or not; it trains in place.
-        tokenizer: its tokenizer.
-        args: the options.
-        task: problems and their verifier.
-        callbacks: further Hugging Face callbacks.
+        model: Model, attached or not, which trains in place; or what `interlace.load` takes, such
+            as a hub id.
+        reward_funcs: Function with TRL's signature, name of a reward, or list of them; None for
+            what the options name.
+        args: Options.
+        train_dataset: Problems: a `datasets.Dataset` or list of dicts with the column `prompt`
+            (text or messages; other columns reach the rewards by name), a task, or a task's name
+            (its split "train").
+        eval_dataset: Problems to measure on, likewise (of a named task the split "test"), or a
+            dict of several.
+        processing_class: Tokenizer of the model; without it the model's own is looked for.
+        callbacks: Hugging Face callbacks to add.
+        optimizers: Optimizer and schedule of your own, or None for each.
+        peft_config: PEFT's `LoraConfig`, for new weights and adapters: `train="lora"`.
+        **other: Further arguments of TRL's trainers, which are refused.
+
+    Raises:
+        ConfigError: for what cannot be trained on, or options that contradict each other.
     """
 
+    config_class: type[GroupArguments]
     optimizer: Any
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        args: GroupArguments,
-        task: Task,
+        model: PreTrainedModel | str | Path,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
         *,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        **other: Any,
     ) -> None:
-        self.task = task
+        check_call(type(self).__name__, reward_funcs, other)
+        if args is None:
+            kind = type(self).__name__.removesuffix("Trainer")
+            args = self.config_class(output_dir=default_folder(kind, model))
+        if not isinstance(args, self.config_class):
+            raise ConfigError(
+                f"args is an interlace.{self.config_class.__name__}, which takes TRL's names of "
+                f"options, too; got {type(args).__module__}.{type(args).__name__}."
+            )
+        if train_dataset is None:
+            raise ConfigError("A trainer needs train_dataset: a data set, a list of dicts, a task.")
+        model, tokenizer = model_and_tokenizer(model, processing_class)
+        self.task = as_task(train_dataset, "train", tokenizer)
         self.tally = Tally()
+        self._reward_funcs = reward_funcs
+        self._take_evaluation(args, eval_dataset, tokenizer)
+        take_adapters(args, peft_config)
         choose_parameters(model, args)
         self._by_epochs = args.max_steps <= 0
         self.settle_steps(args)
         # On several GPUs one process would get Hugging Face's DataParallel, which splits groups.
         args._n_gpu = min(int(args.n_gpu), 1)
-        super().__init__(model, tokenizer, args, callbacks=callbacks)
+        super().__init__(
+            model,
+            tokenizer,
+            args,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            eval_dataset=self._eval_tasks or None,
+        )
+        self.train_dataset = train_dataset
+        self._engine: Engine | None = None
         # DeepSpeed, and accelerate's FSDP in mixed precision, keep weights of 32 bits of their own.
         wide = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
         if self.is_world_process_zero() and not (self.is_deepspeed_enabled or wide):
@@ -104,6 +160,33 @@ class GroupTrainer(ResumableTrainer):
         # Of the optimizer's groups, which checkpoints bring back as they were, without names.
         self._group_names: list[str] = []
         self._rates: dict[str, float] = {}  # of the last step's old and new weights
+        self.make_ready()
+
+    def _take_evaluation(self, args: GroupArguments, given: Any, tokenizer: Any) -> None:
+        named = given if isinstance(given, dict) else {} if given is None else {"": given}
+        self._eval_tasks = {n: as_task(own, "test", tokenizer) for n, own in named.items()}
+        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+        if strategy != "no" and not named:
+            raise ConfigError(
+                f"eval_strategy={strategy} needs eval_dataset: problems to measure on."
+            )
+        # Also before training, so that a reward that does not fit shows here.
+        self._eval_judges = {n: self._judge_of(t, args) for n, t in self._eval_tasks.items()}
+
+    def _rewards(self, task: Task, args: GroupArguments) -> list[NamedReward]:
+        first = args.process_index == 0
+        if self._reward_funcs is None:
+            return named_rewards(self._rewards_by_name(args), task, warn=first)
+        weights = getattr(args, "reward_weights", None)
+        return given_rewards(self._reward_funcs, weights, task, warn=first)
+
+    def _rewards_by_name(self, args: Any) -> dict[str, float]:
+        return dict(getattr(args, "rewards", {}))
+
+    def _judge_of(self, task: Task, args: GroupArguments) -> Judge:
+        verdicts = Verdicts(task)
+        correct = args.correct_reward if isinstance(task, RowsTask) else None
+        return Judge(verdicts, self._rewards(verdicts.task, args), correct)
 
     def settle_steps(self, args: Any) -> None:
         """Turn epochs into optimizer steps, and those into whole rollouts."""
@@ -113,6 +196,9 @@ class GroupTrainer(ResumableTrainer):
         args.max_steps = -(-args.max_steps // every) * every
 
     # What a trainer says.
+
+    def make_ready(self) -> None:
+        """What a trainer needs besides, at the end of the construction."""
 
     @abstractmethod
     def steps_per_epoch(self, args: Any) -> float:
@@ -165,7 +251,8 @@ class GroupTrainer(ResumableTrainer):
             total += loss.detach()
         self._rates = {
             f"learning_rate/{name}": float(group["lr"])
-            for name, group in zip(self._group_names, self.optimizer.param_groups, strict=True)
+            # An optimizer of the user's own has groups of its own.
+            for name, group in zip(self._group_names, self.optimizer.param_groups, strict=False)
         }
         scaler = self.accelerator.scaler  # of fp16, whose gradients are not unscaled yet
         scale = 1.0 if scaler is None else float(scaler.get_scale())
@@ -206,9 +293,64 @@ class GroupTrainer(ResumableTrainer):
             logs |= self._rates
         base: Any = super()
         base.log(logs, start_time)
-        if trained and self.is_world_process_zero():  # the summary is of this process's steps alone
+        # The summary at the end is of this process's steps alone.
+        kept = trained or any(name.startswith("eval_") for name in logs)
+        if kept and self.is_world_process_zero():
             numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
             self._journal.add(self.state.global_step, numbers)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """pass@1, votes, coverage and rewards at `eval_widths`, logged and returned.
+
+        Args:
+            eval_dataset: Problems instead of the trainer's, as there.
+            ignore_keys: Not read.
+            metric_key_prefix: Beginning of every metric's name.
+
+        Raises:
+            ConfigError: if there is nothing to measure on.
+        """
+        if eval_dataset is not None:
+            self._take_evaluation(self.args, eval_dataset, self.tokenizer)
+        if not self._eval_tasks:
+            raise ConfigError("An evaluation needs eval_dataset: problems to measure on.")
+        found: dict[str, float] = {}
+        for name, task in self._eval_tasks.items():
+            if len(task) < self.args.world_size:
+                raise ConfigError(f"{len(task)} problems are fewer than processes measure.")
+            with self.sampling_model() as model:
+                engine, judge = self.sampler(model), self._eval_judges[name]
+                own = measure(engine, task, judge, self.args, self.reduce, self.state)
+            head = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
+            found |= {head + metric: value for metric, value in own.items()}
+        self.log(dict(found))
+        base: Any = self
+        base.control = base.callback_handler.on_evaluate(self.args, self.state, base.control, found)
+        return found
+
+    # Sampling.
+
+    def sampler(self, model: nn.Module) -> Engine:
+        """The engine on the modules that train."""
+        if self._engine is None:
+            self._engine = self.new_engine(model)
+        return self._engine
+
+    def new_engine(self, model: nn.Module) -> Engine:
+        """Such an engine as samples the rollouts."""
+        return Engine(model, self.tokenizer, max_rows=self.args.max_rows)
+
+    @contextlib.contextmanager
+    def sampling_model(self) -> Iterator[nn.Module]:
+        """The very modules that train, whole, and without the autocast that accelerate wraps around
+        their forward pass: the engine's packed products take the weights' own type."""
+        model = unwrapped(self.model)
+        on_cpu = self.args.device.type == "cpu"
+        plain = without_autocast(model) if on_cpu else contextlib.nullcontext()
+        with plain, gathered(self.model):
+            yield model
 
     def rewind(self, step: int) -> None:
         super().rewind(step)

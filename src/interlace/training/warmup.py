@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
 
+from interlace.answers import extract_answer
 from interlace.engine.engine import Engine
 from interlace.errors import ConfigError
-from interlace.tasks.base import Task
+from interlace.tasks.base import Example, Verdict
 from interlace.training.arguments import WarmupConfig
 from interlace.training.batch import collate_ids, score
+from interlace.training.data import PROMPT, RowsTask, as_completion, columns_of
 from interlace.training.parameters import unwrapped
 from interlace.training.responses import Item, read_responses, sample_responses
+from interlace.training.rewarding import NamedReward, add_up, given_rewards
 from interlace.training.schedule import draw_indices
 from interlace.training.trainer import GroupTrainer, Part
 
@@ -30,27 +33,28 @@ RESPONSES = "responses"
 class WarmupTrainer(GroupTrainer):
     """Trains freshly attached blocks on groups of correct responses.
 
-    Args:
-        model: with fresh blocks; while they are zero it is the base model, which is sampled.
-        tokenizer: its tokenizer.
-        args: the options.
-        task: problems and their verifier.
-        callbacks: further Hugging Face callbacks.
+    Takes the arguments of `GroupTrainer`, which are TRL's: the model has fresh blocks; while they
+    are zero it is the base model, which is sampled. Where problems come without a verifier,
+    `reward_funcs` say which responses are right: those whose rewards add up to at least 1.
     """
 
+    config_class = WarmupConfig
     args: WarmupConfig
+    _items: Sequence[Item] = ()
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        args: WarmupConfig,
-        task: Task,
-        *,
-        callbacks: Sequence[TrainerCallback] = (),
-    ) -> None:
-        self._items: list[Item] = []
-        super().__init__(model, tokenizer, args, task, callbacks=callbacks)
+    def make_ready(self) -> None:
+        task = self.task
+        if not isinstance(task, RowsTask) or task.judge or self.args.data is not None:
+            return
+        if self._reward_funcs is None:
+            raise ConfigError(
+                "The warm-up learns responses that are right, and a plain data set has no "
+                "verifier. Pass reward_funcs (right is a sum of at least 1), a task, or ready "
+                "responses as args.data."
+            )
+        self.task = RowsTask(
+            task.rows, partial(_right, given_rewards(self._reward_funcs, None, task))
+        )
 
     def steps_per_epoch(self, args: Any) -> float:
         problems = min(args.problems or len(self.task), len(self.task))
@@ -141,6 +145,15 @@ class WarmupTrainer(GroupTrainer):
             self.pad_token_id,
         )
         return Part(batch.to(self.args.device))
+
+
+def _right(rewards: Sequence[NamedReward], example: Example, text: str) -> Verdict:
+    """The verdict of rewards on one text."""
+    prompt = example.data[PROMPT]
+    columns = columns_of(RowsTask([dict(example.data)]), [example])
+    columns |= {"examples": [example], "groups": [0], "completion_ids": [[]]}
+    total = add_up(rewards, [prompt], [as_completion(prompt, text)], columns)[0][0]
+    return Verdict(total >= 1.0, total, extract_answer(text), "by its rewards")
 
 
 def _size(item: Item) -> tuple[int, int]:

@@ -29,7 +29,7 @@ WARMUP = {
 }
 GRPO = {
     "prompts_per_rollout": 4,
-    "rollouts": 4,
+    "num_generations": 4,
     "width": [2, 4],
     "mini_batches": 2,
     "max_steps": 4,
@@ -210,7 +210,7 @@ def test_help_teaches_every_option(stage, capsys):
     text = capsys.readouterr().out
     assert f"interlace train {stage} tiny" in text
     if stage == "grpo":
-        own = [n for n in GRPOConfig.__annotations__ if n != "lora"]
+        own = [n for n in GRPOConfig.__annotations__ if n not in ("lora", "reward_weights")]
         assert all(f"  grpo.{name}\n" in text for name in own)
         assert "W, the rows that see each other. A list draws one for each prompt." in text
         assert "default 0.28" in text

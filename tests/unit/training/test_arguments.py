@@ -13,17 +13,23 @@ from support.training import QUIET, gradients, grpo, warmup, write_responses
 from support.unchecked import unchecked
 
 CASES: list[tuple[dict[str, Any], str]] = [
-    ({"rollouts": 8, "width": 3}, r"rollouts=8 and width=3. Its widths could be \[1, 2, 4, 8\]"),
-    ({"rollouts": 8, "width": [1, 2, 5]}, r"rollouts=8 and width=5"),
-    ({"rollouts": 8, "width": 16}, r"rollouts=8 and width=16"),
+    (
+        {"num_generations": 8, "width": 3},
+        r"num_generations=8 and width=3. Its widths could be \[1, 2, 4, 8\]",
+    ),
+    ({"num_generations": 8, "width": [1, 2, 5]}, r"num_generations=8 and width=5"),
+    ({"num_generations": 8, "width": 16}, r"num_generations=8 and width=16"),
     ({"width": 0}, r"at least 1, or a list of them; got 0"),
     ({"width": []}, r"at least 1, or a list of them; got \[\]"),
     ({"width": [2.5]}, r"got \[2.5\]"),
     ({"width": 4, "micro_rows": 3}, r"micro_rows=3 is less than the width 4. Use micro_rows=4"),
     ({"micro_rows": 0}, r"micro_rows is a whole number of at least 1; got 0"),
-    ({"baseline": "others"}, r"two groups a prompt; rollouts=8 at width 8 .*rollouts=16"),
+    (
+        {"baseline": "others"},
+        r"two groups a prompt; num_generations=8 at width 8 .*num_generations=16",
+    ),
     ({"prompts_per_rollout": 6, "mini_batches": 4}, r"prompts_per_rollout=6 is no multiple"),
-    ({"gradient_accumulation_steps": 2}, r"got 2. Set micro_rows"),
+    ({"rollouts": 8}, r"rollouts is called num_generations now: num_generations=8"),
     ({"temperature": 0.0}, r"temperature above 0; got 0.0"),
     ({"temperature": float("nan")}, r"temperature above 0; got nan"),
     ({"max_new_tokens": 0}, r"max_new_tokens is a whole number of at least 1; got 0"),
@@ -39,11 +45,14 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"train": "some"}, r"train is one of all, new, lora"),
     ({"old_logprobs": "new"}, r"old_logprobs is one of auto, sampled, recomputed"),
     ({"lora": {"r": 4}}, r"train='lora'; train is 'all'"),
-    ({"rollouts": 1, "width": 1}, r"at least two; got rollouts=1"),
+    ({"num_generations": 1, "width": 1}, r"at least two; got num_generations=1"),
     ({"width": 4, "credit": "group", "baseline": "own"}, r"width 4 and credit='group'.*zero"),
     ({"width": [1, 2], "baseline": "own"}, r"got width 1 and credit='row', .*zero"),
     ({"width": 4, "credit": "group", "leave_one_out": True}, r"leaves its reward in.*'others'"),
-    ({"credit": "group"}, r"rollouts=8 at width 8 is one. Use rollouts=16, or credit='row'"),
+    (
+        {"credit": "group"},
+        r"num_generations=8 at width 8 is one. Use num_generations=16, or credit='row'",
+    ),
 ]
 
 
@@ -54,7 +63,8 @@ def test_grpo_refuses(options: dict[str, Any], message: str, tmp_path: Path) -> 
 
 
 SAVING: list[tuple[dict[str, Any], str]] = [
-    ({"save_only_model": True}, "save_only_model has no effect"),
+    ({"save_only_model": True}, "save_only_model=True is refused: it has no effect"),
+    ({"load_best_model_at_end": True}, "a run ends with the model of its last step"),
     ({"push_to_hub": True}, "Nothing is pushed while training"),
     ({"save_strategy": "epoch"}, r"save_strategy=steps\) or not at all \(no\); got .*=epoch"),
 ]
@@ -80,6 +90,11 @@ def test_the_warm_up_refuses_what_it_cannot_keep_before_it_samples(tmp_path: Pat
 def test_the_warm_up_refuses(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1; got 0"):
         WarmupConfig(output_dir=str(tmp_path), **QUIET, **{name: 0})
+
+
+def test_the_warm_up_has_no_accumulation(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"got 2\. Set micro_rows"):
+        WarmupConfig(output_dir=str(tmp_path), **QUIET, gradient_accumulation_steps=2)
 
 
 def test_a_group_that_does_not_fit_the_warm_up_is_refused_with_what_would(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_plan_counts_whole_rollouts():
         options(
             "grpo",
             prompts_per_rollout=6,
-            rollouts=8,
+            num_generations=8,
             width=[2, 4],
             mini_batches=3,
             max_steps=7,
@@ -118,8 +118,10 @@ def test_the_guards_copy_counts(bf16, name, size):
 
 
 def test_rows_of_a_pass_are_whole_groups_of_the_worst_width():
-    assert at(rollouts=12, width=[3, 4], micro_rows=11, prompts_per_rollout=8).micro_rows == 9
-    assert at(rollouts=8, width=4, prompts_per_rollout=8, mini_batches=2).micro_rows == 32
+    assert (
+        at(num_generations=12, width=[3, 4], micro_rows=11, prompts_per_rollout=8).micro_rows == 9
+    )
+    assert at(num_generations=8, width=4, prompts_per_rollout=8, mini_batches=2).micro_rows == 32
     assert at("warmup", samples=8, micro_rows=4, data="x.jsonl").micro_rows == 8
     with pytest.raises(ConfigError, match="3 processes do not divide it"):
         at(prompts_per_rollout=8, processes=3)
@@ -206,7 +208,9 @@ def test_checkpointing_and_attention_change_the_activations():
 def test_the_cache_holds_prompts_once_a_group():
     subject = probe(skeleton(), 4)
     one = subject.cache_per_position
-    found = memory(subject, at(prompt=10, max_new_tokens=20, width=4, rollouts=8, max_rows=8))
+    found = memory(
+        subject, at(prompt=10, max_new_tokens=20, width=4, num_generations=8, max_rows=8)
+    )
     assert found.sampling["keys and values, 8 rows"] == int((2 * 10 + 8 * 20) * one)
     model = build("llama")
     sizes = model.config
@@ -219,12 +223,14 @@ def test_the_cache_holds_prompts_once_a_group():
 def test_the_way_out_fits():
     """What is proposed, applied, is within the memory there is."""
     subject = probe(skeleton(), 4)
-    start = at(prompts_per_rollout=64, width=4, rollouts=8)
+    start = at(prompts_per_rollout=64, width=4, num_generations=8)
     there = sum(memory(subject, start).fixed.values()) + memory(subject, start).peak // 5
     assert memory(subject, start).peak > there
     (words,) = ways_out(subject, start, there, "grpo")
     assert words.startswith("grpo.micro_rows=")
-    fewer = at(prompts_per_rollout=64, width=4, rollouts=8, micro_rows=int(words.split("=")[1]))
+    fewer = at(
+        prompts_per_rollout=64, width=4, num_generations=8, micro_rows=int(words.split("=")[1])
+    )
     assert memory(subject, fewer).peak <= there
     ways = list(ways_out(subject, start, subject.weight_bytes, "grpo"))
     assert any("grpo.train=new" in way for way in ways)

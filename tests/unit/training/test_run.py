@@ -18,7 +18,7 @@ def remarkable(folder: Path) -> Recipe:
     """Large fresh blocks under GRPO, and a reward that rows get by copying one another."""
     grpo: dict[str, Any] = {
         "prompts_per_rollout": 2,
-        "rollouts": 4,
+        "num_generations": 4,
         "width": 4,
         "max_steps": 1,
         "max_new_tokens": 3,

@@ -165,7 +165,7 @@ def test_several_gpus_in_one_process_do_not_split_groups(tmp_path: Path) -> None
     model = tiny_model()
     args = grpo(tmp_path / "a", model).args
     args._n_gpu = 2
-    trainer = GRPOTrainer(model, number_tokenizer(), args, Evens())
+    trainer = GRPOTrainer(model, None, args, Evens(), processing_class=number_tokenizer())
     assert trainer.args.n_gpu <= 1
     assert trainer._wrap_model(model) is model
 

@@ -26,7 +26,7 @@ The same command goes on where a kill left it. `interlace train warmup --help` a
 """
 STAGE_EXAMPLES = {
     "warmup": "interlace train warmup tiny warmup.max_steps=20 output_dir=runs/short",
-    "grpo": "interlace train grpo tiny grpo.width=8 grpo.rollouts=16 grpo.baseline=others",
+    "grpo": "interlace train grpo tiny grpo.width=8 grpo.num_generations=16 grpo.baseline=others",
 }
 _WITH_VALUE = ("--processes", "--memory")
 
