@@ -36,7 +36,9 @@ def main(place: Path, kind: str) -> None:
     folder = place / "full"
     first = grpo(folder, **options)
     if kind == "result":
-        first.save_model = lambda: (limit(20_000), type(first).save_model(first))[1]  # type: ignore
+        first._save_result = lambda place: (limit(20_000), type(first)._save_result(first, place))[
+            1
+        ]  # type: ignore
     else:
         size = 20_000 if kind == "checkpoint" else 1
         first.add_callback(at_step(4 if kind == "checkpoint" else 3, lambda: limit(size)))
