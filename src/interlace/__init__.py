@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from interlace.attaching import attach as attach
     from interlace.attaching import detach as detach
     from interlace.attaching import new_parameters as new_parameters
-    from interlace.coupling.config import BridgeConfig as BridgeConfig
-    from interlace.coupling.config import PMatchConfig as PMatchConfig
+    from interlace.coupling.bridge import BridgeConfig as BridgeConfig
+    from interlace.coupling.pmatch import PMatchConfig as PMatchConfig
     from interlace.engine.engine import Engine as Engine
     from interlace.engine.types import GroupOutput as GroupOutput
     from interlace.engine.types import SamplingParams as SamplingParams
@@ -56,14 +56,14 @@ _EXPORTS = {
     "Aggregate": "interlace.answers.aggregators",
     "Aggregator": "interlace.answers.aggregators",
     "Attachment": "interlace.attaching",
-    "BridgeConfig": "interlace.coupling.config",
+    "BridgeConfig": "interlace.coupling.bridge",
     "Engine": "interlace.engine.engine",
     "GRPOConfig": "interlace.training.arguments",
     "GRPOTrainer": "interlace.training.grpo",
     "GroupOutput": "interlace.engine.types",
     "Groups": "interlace.rows",
     "InterlaceError": "interlace.errors",
-    "PMatchConfig": "interlace.coupling.config",
+    "PMatchConfig": "interlace.coupling.pmatch",
     "Responses": "interlace.answers.aggregators",
     "SamplingParams": "interlace.engine.types",
     "Vote": "interlace.answers.vote",

@@ -1,15 +1,17 @@
-"""Attach blocks to a loaded Hugging Face model, in place, and take them off again.
+"""Attach a coupling to a loaded Hugging Face model, in place, and take it off again.
 
-Each decoder layer gets a child (`bridge` or `pmatch`) and a dynamic subclass of its own class,
-whose forward calls the original and then the block; the model gets a subclass that checks groups
-and serves `generate`. Why a class swap and not hooks or wrappers:
-docs/decisions/0001-class-swap.md.
+Each decoder layer that carries a block gets a child under the kind's name and a dynamic subclass of
+its own class, whose forward calls the original and then the block; the model gets a subclass that
+checks groups, serves `generate`, and carries the seats of the model as a whole. Why a class swap
+and not hooks or wrappers: docs/decisions/0001-class-swap.md.
+
+Axes: R rows, S positions.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.coupling.bridge import BridgeBlock
-from interlace.coupling.config import BlockConfig
-from interlace.coupling.pmatch import PMatchBlock
+from interlace.coupling.attention import serving, use_coupled_attention, use_own_attention
+from interlace.coupling.base import AT_MODEL, Coupling, places
+from interlace.coupling.config import CouplingConfig
+from interlace.coupling.registry import coupling_class
 from interlace.errors import AttachError, GroupError, UnreachedBlockError
 from interlace.generate_hf import GroupedGeneration, forget_groups
 from interlace.layers import (
@@ -31,15 +34,10 @@ from interlace.layers import (
     check_whole,
     find_decoder,
 )
-from interlace.rows import Groups, Rows
+from interlace.rows import Groups, Owners, Rows
 from interlace.swap import Swapped, swap, unswap
 
 SHARE_WARNING = 0.10
-
-BLOCKS: dict[str, Callable[..., nn.Module]] = {
-    "bridge": BridgeBlock,
-    "pmatch": PMatchBlock,
-}
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,21 @@ class Attachment:
     """What is attached to a model: the resolved configuration, and the paths of the layers that
     carry blocks."""
 
-    config: BlockConfig
+    config: CouplingConfig
     layer_names: tuple[str, ...]
 
     @property
+    def coupling(self) -> type[Coupling]:
+        """The class of the kind: what it does, and what it needs."""
+        return coupling_class(self.config.kind)
+
+    @property
     def block_names(self) -> list[str]:
-        """Paths of the blocks in the model, the prefixes of every new parameter's name."""
-        return [f"{name}.{self.config.kind}" for name in self.layer_names]
+        """Paths of the blocks in the model, the prefixes of every new parameter's name: those of
+        layers in order, then that of the model as a whole."""
+        kind = self.config.kind
+        at_model = [kind] if set(self.coupling.seats) & set(AT_MODEL) else []
+        return [*(f"{name}.{kind}" for name in self.layer_names), *at_model]
 
 
 class LayerWithBlock(Swapped, nn.Module):
@@ -61,12 +67,18 @@ class LayerWithBlock(Swapped, nn.Module):
 
     def forward(self, *args: Any, groups: Rows | None = None, **kwargs: Any) -> Any:
         # `groups` goes no further: attention kernels must not see it.
-        output = super().forward(*args, **kwargs)
         if groups is None:
             groups = Groups(width=1)
-        block = self.get_submodule(self._interlace_kind)
+        block: Any = self.get_submodule(self._interlace_kind)
         if not torch.compiler.is_compiling():
             groups._reached.append(id(block))
+        if "attention" not in block.seats:
+            output = super().forward(*args, **kwargs)
+        else:
+            with serving(block, groups):
+                output = super().forward(*args, **kwargs)
+        if "layer" not in block.seats:
+            return output
         hidden = output[0] if isinstance(output, tuple) else output
         if hidden.ndim != 3:
             raise AttachError(
@@ -93,14 +105,30 @@ class ModelWithBlocks(Swapped, GroupedGeneration):
                 f"{type(groups).__name__}."
             )
         groups.check(*_call_shape(args, kwargs))
-        base: Any = super()
         if torch.compiler.is_compiling():
-            return base.forward(*args, groups=groups, **kwargs)
+            return self._through_seats(groups, args, kwargs)
         watched = groups.watched()
-        output = base.forward(*args, groups=watched, **kwargs)
-        if len(set(watched._reached)) < len(self.interlace_attachment.layer_names):
+        output = self._through_seats(watched, args, kwargs)
+        if len(set(watched._reached)) < len(self.interlace_attachment.block_names):
             _check_reached(self, watched)
         return output
+
+    def _through_seats(self, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The base model's forward, with the seats of the model as a whole before and after."""
+        base: Any = super()
+        seats = self.interlace_attachment.coupling.seats
+        if not set(seats) & set(AT_MODEL):
+            return base.forward(*args, groups=rows, **kwargs)
+        model: Any = self
+        coupling: Any = model.get_submodule(self._interlace_kind)
+        if not torch.compiler.is_compiling():
+            rows._reached.append(id(coupling))
+        if "input" in seats:
+            args, kwargs = _fed(model, coupling, rows, args, kwargs)
+        if "head" not in seats:
+            return base.forward(*args, groups=rows, **kwargs)
+        positions = _call_shape(args, kwargs)[1]
+        return _headed(coupling, rows, positions, base.forward(*args, groups=rows, **kwargs))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         raise AttachError(
@@ -117,13 +145,13 @@ class ModelWithBlocks(Swapped, GroupedGeneration):
         )
 
 
-def attach(model: nn.Module, config: BlockConfig, *, seed: int | None = None) -> Attachment:
+def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None) -> Attachment:
     """Add fresh blocks to `model` in place; until trained they change nothing (W_O is zero).
 
     Args:
-        model: a loaded Hugging Face causal language model, or PEFT's wrapper of one.
-        config: `BridgeConfig` or `PMatchConfig`.
-        seed: seeds the new weights alone; without it they come from torch's global generator.
+        model: Model to attach to: a loaded Hugging Face causal language model, or PEFT's wrapper.
+        config: Configuration of the kind, such as `BridgeConfig` or `PMatchConfig`.
+        seed: Seed of the new weights alone; without it they come from torch's global generator.
 
     Returns:
         What was attached, with the dimensions resolved.
@@ -132,7 +160,7 @@ def attach(model: nn.Module, config: BlockConfig, *, seed: int | None = None) ->
         AttachError: if the model has blocks already, or its architecture cannot carry them.
         ConfigError: if the configuration names layers that the model lacks.
     """
-    if not isinstance(config, BlockConfig):
+    if not isinstance(config, CouplingConfig):
         raise AttachError(
             f"config is a BridgeConfig or a PMatchConfig; got {type(config).__name__}."
         )
@@ -146,8 +174,10 @@ def attach(model: nn.Module, config: BlockConfig, *, seed: int | None = None) ->
     base_parameters = count_parameters(base)
     asked_share = config.parameter_share
     config = config.resolve(decoder.hidden_size, len(decoder.layers), base_parameters)
-    indices = config.layer_indices(len(decoder.layers))
-    share = config.parameters_per_layer(decoder.hidden_size) * len(indices) / base_parameters
+    coupling = coupling_class(config.kind)
+    spots = places(coupling, config.layer_indices(len(decoder.layers)))
+    blocks = _build_blocks(base, decoder, config, spots, seed)
+    share = sum(p.numel() for block in blocks for p in block.parameters()) / base_parameters
     if share > SHARE_WARNING and asked_share is None:
         warnings.warn(
             f"The blocks add {share:.1%} to the base model's {base_parameters:,} parameters; the "
@@ -155,14 +185,16 @@ def attach(model: nn.Module, config: BlockConfig, *, seed: int | None = None) ->
             "dimensions.",
             stacklevel=2,
         )
-    blocks = _build_blocks(base, decoder, config, indices, seed)
-    for index, block in zip(indices, blocks, strict=True):
-        layer = decoder.layers[index]
-        layer.add_module(config.kind, block)
-        swap(layer, LayerWithBlock, config.kind)
+    if "attention" in coupling.seats:
+        use_coupled_attention(base)
+    for spot, block in zip(spots, blocks, strict=True):
+        carrier = base if spot is None else decoder.layers[spot]
+        carrier.add_module(config.kind, block)
+        if spot is not None:
+            swap(carrier, LayerWithBlock, config.kind)
     swap(base, ModelWithBlocks, config.kind)
-    attachment = Attachment(config, tuple(decoder.names[i] for i in indices))
-    base.interlace_attachment = attachment
+    names = tuple(decoder.names[spot] for spot in spots if spot is not None)
+    base.interlace_attachment = attachment = Attachment(config, names)
     return attachment
 
 
@@ -181,6 +213,10 @@ def detach(model: nn.Module) -> None:
         if isinstance(layer, LayerWithBlock):  # it may have been taken out, or replaced
             delattr(layer, attachment.config.kind)
             unswap(layer)
+    if attachment.config.kind in attachment.block_names:
+        delattr(base, attachment.config.kind)
+    if "attention" in attachment.coupling.seats:
+        use_own_attention(base)
     unswap(base)
     del base.interlace_attachment
     forget_groups(base)
@@ -226,21 +262,20 @@ def count_parameters(model: nn.Module) -> int:
 def _build_blocks(
     model: PreTrainedModel,
     decoder: Decoder,
-    config: BlockConfig,
-    indices: list[int],
+    config: CouplingConfig,
+    spots: list[int | None],
     seed: int | None,
-) -> list[nn.Module]:
-    blocks: list[nn.Module] = []
+) -> list[Coupling]:
+    blocks: list[Coupling] = []
+    sizes = model.config.get_text_config(decoder=True)
     with _seeded(seed):
-        for index in indices:
-            layer = decoder.layers[index]
+        for spot in spots:
+            layer = decoder.layers[-1 if spot is None else spot]
             device, dtype = block_device(layer), block_dtype(model, layer)
             # Drawn on the CPU in fp32, so that a seed gives the same weights on every device and in
             # every dtype.
             draw_on = device if device.type == "meta" else torch.device("cpu")
-            block = BLOCKS[config.kind](
-                config, decoder.hidden_size, device=draw_on, dtype=torch.float32
-            )
+            block = coupling_class(config.kind).build(config, sizes, spot, draw_on, torch.float32)
             blocks.append(block.to(device=device, dtype=dtype).train(layer.training))
     return blocks
 
@@ -266,6 +301,41 @@ def _call_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int
             "counted."
         )
     return tokens.shape[0], tokens.shape[1]
+
+
+def _fed(
+    model: Any, coupling: Coupling, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a forward call with the input seat's embeddings in place of the tokens."""
+    kwargs = dict(kwargs)
+    tokens = args[0] if args else kwargs.pop("input_ids", None)
+    embeddings = kwargs.pop("inputs_embeds", None)
+    if embeddings is None:
+        embeddings = model.get_input_embeddings()(tokens)
+    form = coupling.input_step if isinstance(rows, Owners) else coupling.input
+    return (None, *args[1:])[: len(args)], kwargs | {"inputs_embeds": form(embeddings, rows)}
+
+
+def _headed(coupling: Coupling, rows: Rows, positions: int, output: Any) -> Any:
+    """The output of a forward call with the head seat's logits.
+
+    Raises:
+        GroupError: if the base model has made a loss of its own logits, or logits of positions that
+            cannot be told.
+    """
+    if getattr(output, "loss", None) is not None:
+        raise GroupError(
+            f"With labels the base model computes a loss of its own logits, before "
+            f"{coupling.kind} changes them. Leave labels out and compute the loss of the logits."
+        )
+    logits = output[0] if isinstance(output, tuple) else output.logits
+    kept = rows.columns(positions - logits.shape[1], None)
+    form = coupling.head_step if isinstance(rows, Owners) else coupling.head
+    changed = form(logits, kept)
+    if isinstance(output, tuple):
+        return (changed, *output[1:])
+    output.logits = changed
+    return output
 
 
 def _check_reached(model: PreTrainedModel, watched: Rows) -> None:

@@ -47,6 +47,10 @@ class Rows:
         axis). None when all rows of a group see all."""
         raise NotImplementedError
 
+    def columns(self, start: int | None, stop: int | None) -> Rows:
+        """The rows at the positions `start:stop` of S."""
+        raise NotImplementedError
+
     def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Rows:
         """The same rows with their masks on `device`; None leaves them where they are, as
         accelerate's hooks ask that call this between layers."""
@@ -311,6 +315,10 @@ class Owners(Rows):
                 "Make new Owners when rows come or go."
             )
         return 1
+
+    def columns(self, start: int | None, stop: int | None) -> Owners:
+        """The same: an owner is one at every position."""
+        return self
 
     def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Owners:
         """The same rows with their masks on `device`; None leaves them where they are."""

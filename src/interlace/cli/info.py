@@ -8,10 +8,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from interlace.cli.config_file import MODELS
+from interlace.coupling.registry import COUPLINGS, DEFAULT_KIND, config_from_dict
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from interlace.coupling.config import BlockConfig
+    from interlace.coupling.config import CouplingConfig
     from interlace.models.describe import Description, Memory
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,7 +41,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add("--gguf-file", help="which file, where a folder or repository holds GGUF files")
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     blocks = parser.add_argument_group("blocks to attach (if MODEL has none)").add_argument
-    blocks("--config", choices=("bridge", "pmatch"), help="which blocks (default: bridge)")
+    blocks("--config", choices=tuple(COUPLINGS), help=f"which blocks (default: {DEFAULT_KIND})")
     blocks("--share", type=float, help="new over base parameters, such as 0.05; sets dimensions")
     blocks("--num-heads", type=int, help="query heads (default: 8)")
     blocks("--num-kv-heads", type=int, help="key-value heads (default: 4)")
@@ -93,10 +94,8 @@ def _layers(text: str) -> str | int | list[int]:
     return numbers[0] if "," not in text else numbers
 
 
-def _block_config(arguments: argparse.Namespace) -> BlockConfig | None:
+def _block_config(arguments: argparse.Namespace) -> CouplingConfig | None:
     """The blocks that the options ask for; None if they ask for nothing."""
-    from interlace.coupling.config import CONFIGS
-
     names = {"share": "parameter_share", "layers": "layers"} | {
         n: n for n in ("num_heads", "num_kv_heads", "head_dim")
     }
@@ -109,7 +108,7 @@ def _block_config(arguments: argparse.Namespace) -> BlockConfig | None:
         return None
     if "parameter_share" in given and "head_dim" in given:
         raise ConfigError("--share picks the head dimension; leave out --head-dim or --share.")
-    return CONFIGS[arguments.config or "bridge"](**given)
+    return config_from_dict({"kind": arguments.config or DEFAULT_KIND, **given})
 
 
 def _print(description: Description, needed: Memory, width: int, prompt: int, length: int) -> None:
@@ -157,11 +156,7 @@ def _block_rows(description: Description) -> dict[str, Any]:
     return {
         "blocks": f"{blocks.kind}, {'attached' if description.attached else 'if attached'}",
         "layers with a block": f"{len(layers)} of {description.sizes['num_hidden_layers']}",
-        "heads x head dim": f"{blocks.num_heads} ({blocks.num_kv_heads} key-value) x "
-        f"{blocks.head_dim}"
-        if blocks.kind == "bridge"
-        else None,
-        "MLP size": getattr(blocks, "mlp_size", None),
+        **blocks.facts(),
         "new parameters": description.new_parameters,
         "share": f"{description.share:.2%}",
     }

@@ -1,4 +1,4 @@
-"""What to attach: the shape of the blocks and the layers that carry them.
+"""What to attach: what every kind's configuration has, and the sizes that Bridge and P-Match share.
 
 Letters: D hidden size, H query heads, q, k, v, o the projection widths (k = v <= q = o).
 """
@@ -17,58 +17,22 @@ HEAD_DIM_STEP = 8  # head dims stay multiples of this, as vectorised kernels wan
 
 
 @dataclass(frozen=True)
-class BlockConfig:
-    """What Bridge and P-Match share: their size, and the layers they go to.
-
-    Args:
-        num_heads: H, query heads of the Bridge.
-        num_kv_heads: key-value heads; divides `num_heads`.
-        head_dim: dimension of one head.
-        layers: "all", every k-th layer as the integer k (the last layer included), or a list of
-            layer indices (negative ones count from the end).
-        parameter_share: new over base parameters, between 0 and 1. When given, heads and head dim
-            follow from it: `num_heads` becomes an upper bound and the nearest legal shape is taken.
-
-    Raises:
-        ConfigError: for sizes below 1, heads that do not divide, or a share outside (0, 1).
-    """
-
-    num_heads: int = 8
-    num_kv_heads: int = 4
-    head_dim: int = 88
-    layers: Layers = "all"
-    parameter_share: float | None = None
+class CouplingConfig:
+    """What every kind's configuration has; a kind's own is a frozen dataclass of plain values, each
+    with a default."""
 
     kind: ClassVar[str]
 
-    def __post_init__(self) -> None:
-        for name in ("num_heads", "num_kv_heads", "head_dim"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}.")
-        if self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                "Query heads share key-value heads evenly: num_heads must be a multiple of "
-                f"num_kv_heads; got {self.num_heads} and {self.num_kv_heads}."
-            )
-        share = self.parameter_share
-        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
-        if share is not None and not (is_number and 0 < share < 1):
-            raise ConfigError(
-                f"parameter_share is new over base parameters, between 0 and 1; got {share!r}. "
-                "For five percent write 0.05."
-            )
-        if isinstance(self.layers, list):  # a frozen config must not change under its owner
-            object.__setattr__(self, "layers", list(self.layers))
+    @property
+    def layers(self) -> Layers:
+        """Which layers carry a block: "all", every k-th as the integer k, or a list of indices. A
+        field of kinds that stand at layers."""
+        return "all"
 
     @property
-    def projection_width(self) -> int:
-        """q + k + v + o: the columns that one block adds to a layer, each of D parameters."""
-        return 2 * self.head_dim * (self.num_heads + self.num_kv_heads)
-
-    def parameters_per_layer(self, hidden_size: int) -> int:
-        """New parameters in one layer of hidden size D: D (q + k + v + o) and the norm's D."""
-        return hidden_size * (self.projection_width + 1)
+    def parameter_share(self) -> float | None:
+        """The share of new parameters that was asked for; a field of kinds whose sizes follow."""
+        return None
 
     def layer_indices(self, num_layers: int) -> list[int]:
         """The indices of the layers that carry a block, ascending.
@@ -109,6 +73,74 @@ class BlockConfig:
             )
         return indices
 
+    def resolve(self, hidden_size: int, num_layers: int, base_parameters: int) -> CouplingConfig:
+        """The same configuration with explicit sizes and layers for one model."""
+        if "layers" not in {field.name for field in dataclasses.fields(self)}:
+            return self
+        values: dict[str, Any] = {"layers": self.layer_indices(num_layers)}
+        return dataclasses.replace(self, **values)
+
+    def facts(self) -> dict[str, str]:
+        """What a reader of a table wants to know of the sizes, by what it is."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `kind` says which block it is."""
+        return {"kind": self.kind} | dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class BlockConfig(CouplingConfig):
+    """What Bridge and P-Match share: their size, and the layers they go to.
+
+    Args:
+        num_heads: H, query heads of the Bridge.
+        num_kv_heads: key-value heads; divides `num_heads`.
+        head_dim: dimension of one head.
+        layers: "all", every k-th layer as the integer k (the last layer included), or a list of
+            layer indices (negative ones count from the end).
+        parameter_share: new over base parameters, between 0 and 1. When given, heads and head dim
+            follow from it: `num_heads` becomes an upper bound and the nearest legal shape is taken.
+
+    Raises:
+        ConfigError: for sizes below 1, heads that do not divide, or a share outside (0, 1).
+    """
+
+    num_heads: int = 8
+    num_kv_heads: int = 4
+    head_dim: int = 88
+    layers: Layers = "all"
+    parameter_share: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_kv_heads", "head_dim"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}.")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                "Query heads share key-value heads evenly: num_heads must be a multiple of "
+                f"num_kv_heads; got {self.num_heads} and {self.num_kv_heads}."
+            )
+        share = self.parameter_share
+        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if share is not None and not (is_number and 0 < share < 1):
+            raise ConfigError(
+                f"parameter_share is new over base parameters, between 0 and 1; got {share!r}. "
+                "For five percent write 0.05."
+            )
+        if isinstance(self.layers, list):  # a frozen config must not change under its owner
+            object.__setattr__(self, "layers", list(self.layers))
+
+    @property
+    def projection_width(self) -> int:
+        """q + k + v + o: the columns that one block adds to a layer, each of D parameters."""
+        return 2 * self.head_dim * (self.num_heads + self.num_kv_heads)
+
+    def parameters_per_layer(self, hidden_size: int) -> int:
+        """New parameters in one layer of hidden size D: D (q + k + v + o) and the norm's D."""
+        return hidden_size * (self.projection_width + 1)
+
     def resolve(self, hidden_size: int, num_layers: int, base_parameters: int) -> BlockConfig:
         """The same configuration with the dimensions that `parameter_share` asks for, and explicit
         layers."""
@@ -138,64 +170,3 @@ class BlockConfig:
             )
         _, negative_heads, kv_heads, head_dim = min(candidates)
         return {"num_heads": -negative_heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `kind` says which block it is."""
-        return {"kind": self.kind} | dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class BridgeConfig(BlockConfig):
-    """The Bridge block: attention along the batch axis, over the rows of a group (arXiv
-    2510.01143).
-
-    The default widths (q+k+v+o = 2112) give the paper's 5.1 % on Distill-Qwen-1.5B and 2.8 % on
-    Distill-Qwen-7B.
-
-    >>> BridgeConfig().projection_width
-    2112
-    """
-
-    kind: ClassVar[str] = "bridge"
-
-
-@dataclass(frozen=True)
-class PMatchConfig(BlockConfig):
-    """P-Match: a per-token residual MLP with the very parameter count of the Bridge of the same
-    numbers.
-
-    Same norm, same places; two matrices without bias, hidden size (q + k + v + o) / 2. Rows do not
-    see each other.
-
-    >>> PMatchConfig().parameters_per_layer(64) == BridgeConfig().parameters_per_layer(64)
-    True
-    """
-
-    kind: ClassVar[str] = "pmatch"
-
-    @property
-    def mlp_size(self) -> int:
-        """The MLP's hidden size, (q + k + v + o) / 2."""
-        return self.projection_width // 2
-
-
-CONFIGS: dict[str, type[BlockConfig]] = {c.kind: c for c in (BridgeConfig, PMatchConfig)}
-
-
-def config_from_dict(values: dict[str, Any]) -> BlockConfig:
-    """The configuration that `to_dict` wrote.
-
-    Raises:
-        ConfigError: for an unknown kind or unknown keys.
-    """
-    values = dict(values)
-    kind = values.pop("kind", None)
-    if kind not in CONFIGS:
-        raise ConfigError(f"Unknown kind of block {kind!r}; known are {', '.join(CONFIGS)}.")
-    known = {f.name for f in dataclasses.fields(CONFIGS[kind])}
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(
-            f"Unknown keys {unknown} in the configuration of a {kind} block; known are "
-            f"{sorted(known)}."
-        )
-    return CONFIGS[kind](**values)

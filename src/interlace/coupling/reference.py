@@ -1,6 +1,8 @@
-"""The Bridge block in plain loops, straight from the equation: the oracle of the tests, not for
-use.
+"""The kinds in plain loops, straight from their equations: the oracle of the tests, not for use.
 
+Axes: P groups, W width, R = P*W rows, S positions, D hidden size.
+
+P-Match, for every row and position: X <- X + W_O SiLU(W_in Norm(X)). Bridge:
 X <- X + Bridge(Norm(X));   for every position s separately, over the W rows of one group:
 Q = X[:, s] W_Q,  K = X[:, s] W_K,  V = X[:, s] W_V,   out = softmax(mask(Q K^T / sqrt(C))) V W_O
 """
@@ -13,7 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interlace.coupling.bridge import NORM_EPS, BridgeBlock
+from interlace.coupling.base import NORM_EPS
+from interlace.coupling.bridge import BridgeBlock
+from interlace.coupling.pmatch import PMatchBlock
 
 
 def bridge_reference(
@@ -52,5 +56,15 @@ def bridge_reference(
     return out
 
 
-def _norm(block: BridgeBlock, x: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+def pmatch_reference(block: PMatchBlock, x: Float[Tensor, "R S D"]) -> Float[Tensor, "R S D"]:
+    """What `block(x, rows)` must return whoever sees whom, one row and position at a time."""
+    out = x.clone()
+    for row in range(x.shape[0]):
+        for s in range(x.shape[1]):
+            inner = block.in_weight @ _norm(block, x[row, s])
+            out[row, s] = x[row, s] + block.o_weight @ (inner * torch.sigmoid(inner))
+    return out
+
+
+def _norm(block: BridgeBlock | PMatchBlock, x: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
     return x / torch.sqrt((x * x).mean() + NORM_EPS) * block.norm.weight

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlace.answers.choose import Scorer
+from interlace.coupling.registry import coupling_class
 from interlace.errors import ConfigError
 from interlace.evaluation.figures import FORMATS
 from interlace.evaluation.plan import Job, batches, groups_by_width
@@ -37,7 +38,7 @@ WIDTHS = (1, 2, 4, 8, 16)
 BATCH_ROWS = 256
 TIMED = 4
 MAX_NEW_TOKENS = 512
-ARMS = {None: "base", "bridge": "Bridge", "pmatch": "P-Match"}
+BASE_ARM = "base"
 
 
 def evaluate(
@@ -67,8 +68,8 @@ def evaluate(
     Args:
         engine: With the model, attached or not.
         task: The problems; `interlace.tasks.get_task` builds one.
-        widths: A model with Bridge blocks runs each of them. Any other runs the largest, and
-            every k up to it follows.
+        widths: A model whose rows see each other (Bridge) runs each of them. Any other runs the
+            largest, and every k up to it follows.
         limit: Only the first problems.
         groups_per_problem: M, at every width.
         samples: Instead of M the rows n of each problem at every width, so that means over rows
@@ -76,7 +77,7 @@ def evaluate(
         params: How to sample; its width does not count. By default at temperature 1, up to 512
             tokens.
         seed: Instead of that of `params`.
-        arm: The arm's name; by default "base", "Bridge" or "P-Match" by what is attached.
+        arm: The arm's name; by default "base", or the title of what is attached, such as "Bridge".
         training_seed: The seed the model was trained with; None for one that was not trained here.
         scorers: Name to a function that scores rows without knowing the right answer, for weighted
             and best-of-n votes: `f(text) -> float`, or with TRL's signature
@@ -109,8 +110,8 @@ def evaluate(
     """
     chosen = _params(params, seed)
     model = describe_model(engine.model)
-    kind = model["blocks"]["kind"] if model["blocks"] else None
-    coupled = kind == "bridge"
+    coupling = coupling_class(model["blocks"]["kind"]) if model["blocks"] else None
+    coupled = coupling is not None and coupling.couples
     if (limit is not None and limit < 1) or timed < 0:
         raise ConfigError(f"limit is at least 1 and timed at least 0; got {limit} and {timed}.")
     examples = list(task)[:limit]
@@ -119,7 +120,7 @@ def evaluate(
     )
     settings = as_json(
         {
-            "arm": arm or ARMS[kind],
+            "arm": arm or (coupling.title if coupling else BASE_ARM),
             "training_seed": training_seed,
             "coupled": coupled,
             "widths": sorted(widths),

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from interlace.attaching import attach, count_parameters, new_parameters
-from interlace.coupling.config import BlockConfig, BridgeConfig
+from interlace.coupling.config import CouplingConfig
+from interlace.coupling.registry import default_config
 from interlace.errors import ConfigError, LoadError
 from interlace.layers import find_decoder
 from interlace.models.gguf import plain_config
@@ -65,7 +66,7 @@ class Description:
     architecture: str
     sizes: dict[str, Any]
     base_parameters: int
-    blocks: BlockConfig
+    blocks: CouplingConfig
     attached: bool
     new_parameters: int
     dtype: str
@@ -83,7 +84,7 @@ class Description:
 
 def describe(
     source: Source,
-    config: BlockConfig | None = None,
+    config: CouplingConfig | None = None,
     *,
     base: str | None = None,
     dtype: str | None = None,
@@ -120,7 +121,7 @@ def describe(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         base_parameters = count_parameters(model)
-        attachment = attach(model, saved.manifest.config if saved else config or BridgeConfig())
+        attachment = attach(model, saved.manifest.config if saved else config or default_config())
     notes = [] if saved else [str(w.message) for w in caught]
     if original := getattr(model.config, "dequantised_from", None):
         notes.insert(0, f"The base weights are dequantised from {original}.")

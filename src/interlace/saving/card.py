@@ -7,21 +7,11 @@ from pathlib import Path
 
 import yaml
 
+from interlace.coupling.registry import coupling_class
 from interlace.saving.manifest import Manifest
 
 MARK = "<!-- Written by interlace.save. Delete this line to keep your edits. -->"
-LIBRARY = "https://arxiv.org/abs/2510.01143"
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-WHAT = {
-    "bridge": (
-        "Bridge blocks make the responses that are sampled for one prompt interdependent: after "
-        f"each of these layers, the rows of a group attend to each other ([paper]({LIBRARY}))."
-    ),
-    "pmatch": (
-        "P-Match blocks: the per-token baseline with the parameter count of Bridge blocks "
-        f"([paper]({LIBRARY})). Rows do not see each other."
-    ),
-}
 
 
 def model_card(manifest: Manifest, name: str) -> str:
@@ -49,11 +39,7 @@ def model_card(manifest: Manifest, name: str) -> str:
         and f"dequantised from {manifest.dequantised_from}",
         "layers with a block": f"{len(manifest.layers)} of "
         f"{manifest.base.sizes.get('num_hidden_layers')}",
-        "heads, key-value heads, head dim": f"{config.num_heads}, {config.num_kv_heads}, "
-        f"{config.head_dim}"
-        if config.kind == "bridge"
-        else None,
-        "MLP size": getattr(config, "mlp_size", None),
+        **config.facts(),
         "new parameters": f"{manifest.new_parameters:,} ({manifest.share:.2%} of "
         f"{manifest.base.parameters:,})",
         "data type": manifest.base.dtype,
@@ -69,7 +55,7 @@ def model_card(manifest: Manifest, name: str) -> str:
 
 # {Path(name).name}
 
-{WHAT[config.kind]}
+{coupling_class(config.kind).about}
 
 | | |
 | --- | --- |

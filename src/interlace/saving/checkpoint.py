@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interlace.attaching import Attachment, ModelWithBlocks, get_attachment, new_parameters
-from interlace.coupling.config import CONFIGS
+from interlace.coupling.registry import COUPLINGS
 from interlace.errors import CheckpointError
 from interlace.files import locate, writing
 from interlace.layers import base_model_of
@@ -189,7 +189,7 @@ def _write(
     push_to: str | None,
 ) -> None:
     beside = BASE if manifest.base_included else TOKENIZER
-    obsolete = {f"{kind}.safetensors" for kind in CONFIGS} - {manifest.weights_file}
+    obsolete = {f"{kind}.safetensors" for kind in COUPLINGS} - {manifest.weights_file}
     if beside is BASE or tokenizer is None:
         obsolete.add(TOKENIZER)
     try:
@@ -232,15 +232,14 @@ def _whole_state(base: PreTrainedModel) -> dict[str, Tensor]:
 
 @contextmanager
 def _without_blocks(base: PreTrainedModel) -> Iterator[None]:
-    attachment = get_attachment(base)
-    kind = attachment.config.kind
-    layers = [base.get_submodule(name) for name in attachment.layer_names]
-    blocks = [layer._modules.pop(kind) for layer in layers]
+    paths = [name.rpartition(".") for name in get_attachment(base).block_names]
+    carriers = [(base.get_submodule(carrier), name) for carrier, _, name in paths]
+    blocks = [carrier._modules.pop(name) for carrier, name in carriers]
     try:
         yield
     finally:
-        for layer, block in zip(layers, blocks, strict=True):
-            layer._modules[kind] = block
+        for (carrier, name), block in zip(carriers, blocks, strict=True):
+            carrier._modules[name] = block
 
 
 def _rank() -> int:

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from interlace.coupling.config import CONFIGS
+from interlace.coupling.registry import COUPLINGS
 from interlace.saving.manifest import BASE, CARD, MANIFEST, TOKENIZER, Manifest
-
-WEIGHTS = [f"{kind}.safetensors" for kind in CONFIGS]
 
 
 def push(
@@ -29,11 +27,12 @@ def push(
     name = api.create_repo(repository, private=private, exist_ok=True).repo_id
     saved = [manifest.weights_file, MANIFEST, CARD, f"{TOKENIZER}/*"]
     saved += [f"{BASE}/*"] if manifest.base_included else []
+    weights = [f"{kind}.safetensors" for kind in COUPLINGS]
     commit = api.upload_folder(
         repo_id=name,
         folder_path=folder,
         allow_patterns=saved,
-        delete_patterns=[*WEIGHTS, f"{TOKENIZER}/*", f"{BASE}/*"],  # what an earlier push left
+        delete_patterns=[*weights, f"{TOKENIZER}/*", f"{BASE}/*"],  # what an earlier push left
         commit_message=f"Interlace: {manifest.config.kind} blocks",
     )
     return str(commit.commit_url)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from interlace import __version__
-from interlace.coupling.config import BlockConfig, config_from_dict
+from interlace.coupling.config import CouplingConfig
+from interlace.coupling.registry import config_from_dict
 from interlace.errors import CheckpointError
 from interlace.files import locate
 from interlace.saving.fingerprint import Fingerprint
@@ -38,7 +39,7 @@ class Manifest:
         dequantised_from: GGUF type that the base's weights were dequantised from, if so.
     """
 
-    config: BlockConfig
+    config: CouplingConfig
     layers: tuple[str, ...]
     hidden_size: int
     new_parameters: int
@@ -52,7 +53,7 @@ class Manifest:
 
     @property
     def weights_file(self) -> str:
-        """`bridge.safetensors` or `pmatch.safetensors`."""
+        """The kind's name, such as `bridge.safetensors`."""
         return f"{self.config.kind}.safetensors"
 
     @property
@@ -148,7 +149,8 @@ def _parse(values: dict[str, Any], path: Path) -> Manifest:
     except (TypeError, ValueError) as error:
         raise fail(f"not readable: {error}") from error
     layers = tuple(str(name) for name in take(values, "layers", list))
-    if not isinstance(config.layers, list) or len(layers) != len(config.layers):
+    expected = config.layers if "layers" in blocks else []
+    if not isinstance(expected, list) or len(layers) != len(expected):
         raise fail(f"'layers' names {len(layers)} layers, 'blocks' {config.layers!r}")
     return Manifest(
         config=config,

@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.attaching import BLOCKS, Attachment, attach, new_parameters
+from interlace.attaching import Attachment, attach, new_parameters
+from interlace.coupling.base import places
 from interlace.errors import CheckpointError
 from interlace.files import locate
-from interlace.layers import base_model_of, find_decoder
+from interlace.layers import Decoder, base_model_of, find_decoder
 from interlace.saving.fingerprint import fingerprint
 from interlace.saving.manifest import MANIFEST, Manifest
 
@@ -45,8 +46,7 @@ def attach_saved(
     if check_base:
         _check_same_base(manifest, base, folder)
     tensors = _read_weights(manifest, folder)
-    names = [decoder.names[i] for i in manifest.config.layer_indices(len(decoder.layers))]
-    values = _match(manifest, tensors, decoder.hidden_size, names, folder)
+    values = _match(manifest, tensors, base, decoder, folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The blocks add")  # who trained them has seen it
         attachment = attach(base, manifest.config, seed=0)
@@ -96,16 +96,24 @@ def _read_weights(manifest: Manifest, folder: Path) -> dict[str, Tensor]:
 def _match(
     manifest: Manifest,
     tensors: dict[str, Tensor],
-    hidden_size: int,
-    layer_names: list[str],
+    base: PreTrainedModel,
+    decoder: Decoder,
     folder: Path,
 ) -> dict[str, Tensor]:
     """The saved tensors under the names they get in this model, all there and of the right
     shape."""
-    kind = manifest.config.kind
-    block = BLOCKS[kind](manifest.config, hidden_size, device=torch.device("meta"))
-    shapes = {name: list(p.shape) for name, p in block.named_parameters()}
-    wanted = {f"{layer}.{kind}.{n}": s for layer in manifest.layers for n, s in shapes.items()}
+    config = manifest.config
+    saved = Attachment(config, manifest.layers)
+    spots = places(saved.coupling, config.layer_indices(len(decoder.layers)))
+    mine = Attachment(config, tuple(decoder.names[i] for i in spots if i is not None))
+    sizes = base.config.get_text_config(decoder=True)
+    wanted: dict[str, list[int]] = {}
+    named: dict[str, str] = {}  # in this model, to the name in the file
+    for spot, path, stored in zip(spots, mine.block_names, saved.block_names, strict=True):
+        block = saved.coupling.build(config, sizes, spot, torch.device("meta"))
+        for name, parameter in block.named_parameters():
+            wanted[f"{stored}.{name}"] = list(parameter.shape)
+            named[f"{path}.{name}"] = f"{stored}.{name}"
     problems = [f"missing {n}" for n in wanted if n not in tensors]
     problems += [f"surplus {n}" for n in tensors if n not in wanted]
     problems += [
@@ -118,11 +126,7 @@ def _match(
             f"{folder / manifest.weights_file} does not hold the weights that {MANIFEST} "
             f"describes:{_listed(problems)}"
         )
-    return {
-        f"{mine}.{kind}.{name}": tensors[f"{saved}.{kind}.{name}"]
-        for saved, mine in zip(manifest.layers, layer_names, strict=True)
-        for name in shapes
-    }
+    return {name: tensors[stored] for name, stored in named.items()}
 
 
 def _listed(lines: list[str]) -> str:

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from interlace.coupling.config import CONFIGS, BlockConfig
+from interlace.coupling.config import CouplingConfig
+from interlace.coupling.registry import COUPLINGS, config_from_dict, coupling_class
 from interlace.errors import ConfigError
 from interlace.tasks.sources import is_file
 from interlace.training.recipe_files import find_recipe, merge_overrides, read_yaml
@@ -33,7 +34,7 @@ from interlace.training.values import fit, nearest
 
 Stage = Literal["warmup", "grpo"]
 STAGES: tuple[Stage, ...] = ("warmup", "grpo")
-METHODS = (*CONFIGS, "none", "auto")
+METHODS = (*COUPLINGS, "none", "auto")
 OWN_WARMUP = "warmup"
 BLOCKS = ("auto", OWN_WARMUP, "fresh")
 # Of `from_pretrained`, beside the options that interlace.load names itself.
@@ -74,7 +75,7 @@ class Recipe:
     task: str
     output_dir: str
     load: dict[str, Any] = field(default_factory=dict)
-    attach: BlockConfig | Literal["none", "auto"] = "auto"
+    attach: CouplingConfig | Literal["none", "auto"] = "auto"
     blocks: str = "auto"
     task_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -264,7 +265,7 @@ def _check_dtype(name: Any) -> None:
         )
 
 
-def _attach(values: Any) -> BlockConfig | Literal["none", "auto"]:
+def _attach(values: Any) -> CouplingConfig | Literal["none", "auto"]:
     if isinstance(values, str):
         values = {"method": values}
     if not isinstance(values, Mapping) or "method" not in values:
@@ -284,10 +285,10 @@ def _attach(values: Any) -> BlockConfig | Literal["none", "auto"]:
         if options:
             raise ConfigError(
                 f"attach.method={method} takes no options; got {', '.join(options)}. Options are "
-                "those of bridge and pmatch."
+                f"those of {' and '.join(COUPLINGS)}."
             )
         return "none" if method == "none" else "auto"
-    known = [f.name for f in dataclasses.fields(CONFIGS[method])]
+    known = [f.name for f in dataclasses.fields(coupling_class(method).Config)]
     for name in options:
         if name not in known:
             near = nearest(name, [*known, "method"])
@@ -297,10 +298,10 @@ def _attach(values: Any) -> BlockConfig | Literal["none", "auto"]:
             )
     if isinstance(share := options.get("parameter_share"), str):
         options["parameter_share"] = fit(share, float, "attach.parameter_share")
-    return CONFIGS[method](**options)
+    return config_from_dict({"kind": method, **options})
 
 
-def _attach_to_dict(config: BlockConfig) -> dict[str, Any]:
+def _attach_to_dict(config: CouplingConfig) -> dict[str, Any]:
     values = config.to_dict()
     method = values.pop("kind")
     if config.parameter_share is not None:

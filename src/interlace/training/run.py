@@ -16,7 +16,8 @@ from interlace.attaching import (
     is_attached,
     new_parameters,
 )
-from interlace.coupling.config import BlockConfig, BridgeConfig
+from interlace.coupling.config import CouplingConfig
+from interlace.coupling.registry import default_config
 from interlace.errors import ConfigError
 from interlace.models.loading import load
 from interlace.training.recipe import Recipe, Stage
@@ -165,7 +166,7 @@ def attach_blocks(model: PreTrainedModel, recipe: Recipe, start: Path | None) ->
                 f"attach is none, but {where} has {found.kind} blocks. Use the base model, or "
                 "leave attach out to go on training them."
             )
-        if isinstance(wanted, BlockConfig) and _resolved(wanted, model) != found:
+        if isinstance(wanted, CouplingConfig) and _resolved(wanted, model) != found:
             raise ConfigError(
                 f"{where} has {_in_words(found)}, but attach asks for "
                 f"{_in_words(_resolved(wanted, model))}. Leave attach out to use what is there."
@@ -173,24 +174,24 @@ def attach_blocks(model: PreTrainedModel, recipe: Recipe, start: Path | None) ->
         return False
     if wanted == "none":
         return False
-    if start is not None and isinstance(wanted, BlockConfig):
+    if start is not None and isinstance(wanted, CouplingConfig):
         raise ConfigError(
             f"attach asks for {wanted.kind} blocks, but {where}, where this stage starts, has "
             "none. Set attach=none, or blocks=fresh."
         )
-    attach(model, BridgeConfig() if wanted == "auto" else wanted, seed=recipe.seed)
+    attach(model, default_config() if wanted == "auto" else wanted, seed=recipe.seed)
     return True
 
 
-def _resolved(config: BlockConfig, model: PreTrainedModel) -> BlockConfig:
+def _resolved(config: CouplingConfig, model: PreTrainedModel) -> CouplingConfig:
     sizes = model.config.get_text_config(decoder=True)
     base = count_parameters(model) - sum(p.numel() for _, p in new_parameters(model))
     return config.resolve(sizes.hidden_size, sizes.num_hidden_layers, base)
 
 
-def _in_words(config: BlockConfig) -> str:
+def _in_words(config: CouplingConfig) -> str:
     layers = len(config.layers) if isinstance(config.layers, list) else config.layers
     return (
-        f"{config.kind} blocks of {config.num_heads} heads ({config.num_kv_heads} key-value) x "
-        f"{config.head_dim} on {layers} layers"
+        f"{config.kind} blocks ({', '.join(map(' '.join, config.facts().items()))}) "
+        f"on {layers} layers"
     )

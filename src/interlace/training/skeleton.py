@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from interlace.attaching import detach
-from interlace.coupling.config import BlockConfig
+from interlace.coupling.config import CouplingConfig
 from interlace.engine.prompts import encode
 from interlace.errors import LoadError
 from interlace.models.describe import describe
@@ -38,7 +38,7 @@ def skeleton(recipe: Recipe, stage: Stage) -> tuple[PreTrainedModel, Source]:
         weights=False,
     )
     saved = isinstance(source, SavedBlocks)
-    config = recipe.attach if isinstance(recipe.attach, BlockConfig) and not saved else None
+    config = recipe.attach if isinstance(recipe.attach, CouplingConfig) and not saved else None
     _, model = describe(
         source,
         config,

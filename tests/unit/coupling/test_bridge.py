@@ -148,7 +148,7 @@ def test_attention_weights_are_those_of_the_block(
     x, alive = random_case(hidden=shape["hidden"], **case)
     width, heads = case["width"], shape["kv_heads"] * shape["ratio"]
     groups = Groups(width, alive)
-    weights = block.attention(x, groups)
+    weights = block.attention_weights(x, groups)
     assert weights.shape == (case["count"], case["positions"], heads, width, width)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     if alive is not None:
@@ -198,7 +198,7 @@ def test_width_1_trains_every_parameter_with_zeros_not_none() -> None:
 def test_rows_and_masks_that_do_not_fit_are_refused() -> None:
     block = random_block(1, 1, 2, 3)
     x = torch.zeros(4, 5, 3, dtype=FLOAT64)
-    for call in (block, block.attention):
+    for call in (block, block.attention_weights):
         with pytest.raises(GroupError, match="got 4 rows at width 3"):
             call(x, Groups(3))
         with pytest.raises(GroupError, match="S = 5, got 6"):

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from interlace import BridgeConfig, PMatchConfig, attach
 from interlace.attaching import count_parameters, new_parameters
 from interlace.coupling.bridge import BridgeBlock
-from interlace.coupling.config import BlockConfig, config_from_dict
+from interlace.coupling.config import BlockConfig
 from interlace.coupling.pmatch import PMatchBlock
+from interlace.coupling.registry import config_from_dict
 from interlace.errors import ConfigError
 from support.unchecked import unchecked
 

@@ -469,7 +469,7 @@ def attention_by_teacher_forcing(group: GroupOutput) -> list[Tensor]:
     groups, seen = Groups(alive.shape[1], alive), []
     handles = [
         MODEL.get_submodule(name).register_forward_pre_hook(
-            lambda block, args: seen.append(block.attention(*args)[0].mean(dim=1))
+            lambda block, args: seen.append(block.attention_weights(*args)[0].mean(dim=1))
         )
         for name in get_attachment(MODEL).block_names
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from interlace.coupling.config import BridgeConfig, PMatchConfig
+from interlace import BridgeConfig, PMatchConfig
 from interlace.errors import ConfigError, RunError
 from interlace.tasks import list_tasks
 from interlace.training.recipe import STAGES, load_recipe, parse_recipe

@@ -3,7 +3,7 @@
 At one token a row the block's arithmetic is nothing and its calls are everything. Here the norm's
 weight is folded into W_Q, W_K, W_V, its scale is applied after the product (one number a row
 commutes with it), and the residual is added by the last product. Otherwise it is
-`BridgeBlock.forward`.
+`BridgeBlock.layer`.
 
 Axes: R live rows, D hidden size, H query heads, G key-value heads, C head dim.
 """
@@ -22,7 +22,7 @@ from interlace.rows import Owners, Rows
 
 
 class BridgeStep:
-    """Stands in for one block's forward while the engine runs."""
+    """Stands in for one block's `step` while the engine runs."""
 
     def __init__(self, block: BridgeBlock) -> None:
         self._block = block
@@ -41,17 +41,17 @@ class BridgeStep:
         weights = (self._block.qkv_weight, self._block.o_weight)
         return sum(w.numel() * w.element_size() for w in weights)
 
-    def __call__(self, x: Float[Tensor, "R S D"], groups: Rows) -> Float[Tensor, "R S D"]:
+    def __call__(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
         """X + Bridge(Norm(X)), as the block itself computes it where this is not a decode step."""
-        if x.shape[1] != 1 or not isinstance(groups, Owners):
-            return BridgeBlock.forward(self._block, x, groups)
+        if x.shape[1] != 1 or not isinstance(rows, Owners):
+            return self._block.layer(x, rows)
         ops: Any = torch.ops.mkldnn
         length = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
         scale = torch.addcmul(self._eps, length, length, value=self._per_dim).rsqrt_()
         qkv = ops._linear_pointwise(x, self._qkv, None, "none", [], "").mul_(scale)
         heads = qkv.view(1, x.shape[0], -1, self._block.head_dim).transpose(1, 2)
         q, k, v = heads.split(self._heads, 1)
-        mask = groups.additive_mask(x.dtype)
+        mask = rows.additive_mask(x.dtype)
         mixed = fused_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=self._scale)[0]
         mixed = mixed.transpose(1, 2).reshape(x.shape[0], 1, -1)
         result: Tensor = ops._linear_pointwise.binary(mixed, x, self._o, None, "add")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from interlace.attaching import get_attachment, is_attached
-from interlace.coupling.bridge import BridgeBlock
+from interlace.coupling.base import Coupling
 from interlace.engine.architecture import (
     check_model,
     check_step,
@@ -29,7 +29,7 @@ from interlace.engine.architecture import (
 from interlace.engine.backends.packed import PackedWeights, can_pack
 from interlace.engine.kv import ATTENTION, SharedCache, active_cache, shared_attention
 from interlace.layers import base_model_of
-from interlace.rows import Owners, Rows
+from interlace.rows import Owners
 
 AttentionInterface.register(ATTENTION, shared_attention)
 
@@ -51,7 +51,7 @@ class Forward:
         self._modules: list[nn.Module] = []
         self._training: list[nn.Module] = []  # modules that were in training mode before a step
         self._attention: list[tuple[Any, str]] = []  # configurations and what they named before
-        self._recorded: list[BridgeBlock] = []  # blocks that note their attention in a step
+        self._recorded: list[nn.Module] = []  # blocks that note their attention in a step
         self._seen: list[Tensor] = []  # what they noted
         self._takes_groups = is_attached(model)
         parameters = inspect.signature(self.base.forward).parameters
@@ -175,14 +175,14 @@ class Forward:
 
     @contextmanager
     def _recorder(self, recording: bool) -> Iterator[None]:
-        """Have every Bridge block note its attention weights, averaged over heads."""
+        """Have every block that can tell note who listens to whom, averaged over heads."""
         self._seen = []
         if not recording or not self._takes_groups:
             yield
             return
         blocks = [self.base.get_submodule(n) for n in get_attachment(self.base).block_names]
         try:
-            self._recorded = [block for block in blocks if isinstance(block, BridgeBlock)]
+            self._recorded = blocks
             for block in self._recorded:
                 block.register_forward_pre_hook(self._note)
             yield
@@ -190,11 +190,10 @@ class Forward:
             self._stop_recording()
 
     def _note(self, block: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(block, BridgeBlock)
-        x, groups = inputs
-        full: Rows = groups
-        weights = block.attention(x, full)[0, 0].mean(dim=0).float()
-        self._seen.append(weights.to(self.device))
+        assert isinstance(block, Coupling)
+        weights = block.attention_weights(*inputs)
+        if weights is not None:
+            self._seen.append(weights[0, 0].mean(dim=0).float().to(self.device))
 
     def _stop_recording(self) -> None:
         for block in self._recorded:

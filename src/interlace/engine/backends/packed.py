@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interlace.coupling.bridge import Block, BridgeBlock
+from interlace.coupling.base import Coupling
+from interlace.coupling.bridge import BridgeBlock
 from interlace.engine.backends.bridge_step import BridgeStep
 from interlace.engine.partial_attention import fused_cpu
 
 _PACKABLE = (torch.bfloat16, torch.float32)
+# The kinds whose decode step has a packed form, which stands in for `step`.
+STEPS = {BridgeBlock.kind: BridgeStep} if fused_cpu is not None else {}
 # A plain fp32 product of fewer rows is a matrix-vector product, which is as fast without packing.
 _FEWEST_FP32_ROWS = 4
 
@@ -67,13 +70,13 @@ class PackedWeights:
         self._replacements = []
         for module in self._model.modules():
             names = _packable_weights(module)
-            if names and isinstance(module, BridgeBlock) and fused_cpu is not None:
+            if names and isinstance(module, Coupling) and module.kind in STEPS:
                 steps[id(module)] = self._fresh_step(module)
-                self._replacements.append((module, "forward", steps[id(module)].step))
+                self._replacements.append((module, "step", steps[id(module)].step))
                 continue
             for name in names:
                 fresh[id(module), name] = self._fresh(module, name)
-            if isinstance(module, Block) and names:
+            if isinstance(module, Coupling) and names:
                 products = {name: fresh[id(module), name] for name in names}
                 product = functools.partial(_block_product, products)
                 self._replacements.append((module, "_linear", product))
@@ -97,8 +100,8 @@ class PackedWeights:
         for module, attribute, _ in self._replacements:
             module.__dict__.pop(attribute, None)
 
-    def _fresh_step(self, block: BridgeBlock) -> _Step:
-        weights = (block.norm.weight, block.qkv_weight, block.o_weight)
+    def _fresh_step(self, block: Any) -> _Step:
+        weights = list(block.parameters())
         versions = [_version(weight) for weight in weights]
         samples = [_samples(weight) for weight in weights]
         kept = self._steps.get(id(block))
@@ -108,7 +111,7 @@ class PackedWeights:
             and all(map(torch.equal, kept.samples, samples))
         ):
             return kept
-        return _Step(BridgeStep(block), versions, samples)
+        return _Step(STEPS[block.kind](block), versions, samples)
 
     def _fresh(self, module: nn.Module, name: str) -> _Packed:
         weight: Tensor = getattr(module, name)
@@ -134,7 +137,9 @@ def can_pack(model: nn.Module) -> bool:
 
 
 def _packable_weights(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, Block):
+    if isinstance(module, Coupling):
+        if not module.PROJECTIONS:
+            return ()
         names = module.PROJECTIONS
     elif type(module) is nn.Linear and "forward" not in module.__dict__:
         names = ("weight",)

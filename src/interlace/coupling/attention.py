@@ -1,0 +1,178 @@
+"""The attention seat in Hugging Face's attention interface: a further part beside the base model's
+own attention.
+
+Axes: R rows, H query heads, G key-value heads, S positions of this call, U positions so far (those
+of the cache included), C head dim.
+
+The base model's part is computed as without a coupling; its log-sum-exp, by which the parts are
+merged, from the scores once more. That is the portable way, and costs S x U numbers a head.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from interlace.coupling.base import Coupling
+from interlace.errors import AttachError, GenerationError
+from interlace.rows import Owners, Rows
+
+PREFIX = "interlace-coupled-"
+CARRIED = ("sdpa", "eager")
+
+_serving: ContextVar[tuple[Coupling, Rows] | None] = ContextVar("interlace_coupling", default=None)
+
+
+@contextmanager
+def serving(coupling: Coupling, rows: Rows) -> Iterator[None]:
+    """Within this context, which is one layer's forward, attention has the coupling's part."""
+    token = _serving.set((coupling, rows))
+    try:
+        yield
+    finally:
+        _serving.reset(token)
+
+
+def further_part(
+    query: Float[Tensor, "R H S C"],
+    key: Float[Tensor, "R G S C"],
+    value: Float[Tensor, "R G S C"],
+    scale: float,
+) -> tuple[Float[Tensor, "R H S C"], Float[Tensor, "R H S"]] | None:
+    """What the coupling of the layer in hand adds; None where there is none."""
+    served = _serving.get()
+    if served is None:
+        return None
+    coupling, rows = served
+    rows.check(query.shape[0], query.shape[2])
+    attend = coupling.attention_step if isinstance(rows, Owners) else coupling.attention
+    return attend(query, key, value, rows, scale)
+
+
+def merged(
+    out: Float[Tensor, "R H S C"],
+    lse: Float[Tensor, "R H S"],
+    part: Float[Tensor, "R H S C"],
+    part_lse: Float[Tensor, "R H S"],
+) -> Float[Tensor, "R H S C"]:
+    """The attention over what both parts read, from the attention over each; exact."""
+    share = torch.sigmoid(part_lse.float() - lse.float()).unsqueeze(-1)
+    return torch.lerp(out, part.to(out.dtype), share.to(out.dtype))
+
+
+def use_coupled_attention(model: PreTrainedModel) -> None:
+    """Have a model's layers ask `coupled_attention`, which asks for what they asked before.
+
+    Raises:
+        AttachError: for an implementation of attention that it cannot stand beside.
+    """
+    for config in _configs(model):
+        before = config._attn_implementation
+        if before not in CARRIED:
+            raise AttachError(
+                f"{type(model).__name__} runs {before} attention, which gives a coupling no place "
+                "beside it. Load the model with attn_implementation='sdpa'."
+            )
+        config._attn_implementation = PREFIX + before
+
+
+def use_own_attention(model: PreTrainedModel) -> None:
+    """Undo `use_coupled_attention`."""
+    for config in _configs(model):
+        config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    decoder: Any = model.get_decoder()
+    found: dict[int, Any] = {id(c): c for c in (model.config, decoder.config)}
+    return list(found.values())
+
+
+def coupled_attention(
+    before: str,
+    module: nn.Module,
+    query: Float[Tensor, "R H S C"],
+    key: Float[Tensor, "R G U C"],
+    value: Float[Tensor, "R G U C"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "R S H C"], None]:
+    """Hugging Face's attention interface: the implementation `before`, and the further part.
+
+    Raises:
+        GenerationError: in a cached step, for a coupling that reads earlier positions: Hugging
+            Face's cache does not keep them apart for it.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    earlier = key.shape[2] - query.shape[2]
+    _check_history(earlier)
+    part = further_part(query, key[:, :, earlier:], value[:, :, earlier:], scale)
+    if before == "sdpa":
+        attend: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        out, _ = attend(
+            module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs
+        )
+        if part is None:
+            return out, None
+        scores = _scores(module, query, key, attention_mask, scale, softcap)
+    else:
+        scores = _scores(module, query, key, attention_mask, scale, softcap)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+        values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        out = (weights @ values).transpose(1, 2).contiguous()
+        if part is None:
+            return out, None
+    lse = scores.float().logsumexp(dim=-1)
+    return merged(out.transpose(1, 2), lse, *part).transpose(1, 2).contiguous(), None
+
+
+def _check_history(earlier: int) -> None:
+    served = _serving.get()
+    if earlier and served is not None and served[0].needs_history:
+        raise GenerationError(
+            f"{served[0].kind} reads what siblings wrote at earlier positions, which a pass with "
+            "Hugging Face's cache does not give it. Pass whole sequences with use_cache=False."
+        )
+
+
+def _scores(
+    module: Any,
+    query: Float[Tensor, "R H S C"],
+    key: Float[Tensor, "R G U C"],
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> Float[Tensor, "R H S U"]:
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query @ keys.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        if query.shape[2] > 1 and getattr(module, "is_causal", True):
+            seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+            scores = scores.masked_fill(
+                ~seen.tril(key.shape[2] - query.shape[2]), torch.finfo(scores.dtype).min
+            )
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+for _before in CARRIED:
+    AttentionInterface.register(PREFIX + _before, functools.partial(coupled_attention, _before))
+    AttentionMaskInterface.register(PREFIX + _before, ALL_MASK_ATTENTION_FUNCTIONS[_before])

@@ -1,0 +1,215 @@
+"""What a coupling is: how the rows of a group influence each other, whatever the kind.
+
+Axes: P groups, W width, R rows, S positions of this call, D hidden size, V vocabulary, H query
+heads, G key-value heads, C head dim of the base model's attention.
+
+A kind takes one or more of four seats. For each it has a teacher-forced form, which sees all
+positions of whole groups at once, and a decode form, which sees one new token of every live row; a
+form that reads its siblings at the same position only is the same in both.
+
+| seat | when | from | to |
+| --- | --- | --- | --- |
+| input | before the first layer | embeddings | embeddings of what the rows are fed |
+| attention | within a layer's attention | queries, keys, values | a further part, its log-sum-exp |
+| layer | after a decoder layer | hidden states | hidden states |
+| head | after the last layer | logits | logits that are sampled from |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interlace.coupling.config import CouplingConfig
+from interlace.errors import GenerationError
+from interlace.rows import Owners, Rows
+
+Seat = Literal["input", "attention", "layer", "head"]
+AT_LAYERS: tuple[Seat, ...] = ("attention", "layer")  # a module for each layer that carries one
+AT_MODEL: tuple[Seat, ...] = ("input", "head")  # one module for the model
+
+NORM_EPS = 1e-6
+PAPER = "https://arxiv.org/abs/2510.01143"
+
+
+class Coupling(nn.Module):
+    """A kind of coupling: a subclass, and a line in `interlace.coupling.registry.COUPLINGS`.
+
+    What it adds starts at zero, so that the attached model is the base model (I1). Its constructor
+    takes `(config, hidden_size, device=None, dtype=None)`, or it overrides `build`.
+    """
+
+    # Its name in files, and in the names of its parameters.
+    kind: ClassVar[str]
+    # The class of its configuration.
+    Config: ClassVar[type[CouplingConfig]]
+    # Its name in tables and figures.
+    title: ClassVar[str]
+    # What a model card says of it.
+    about: ClassVar[str]
+    # Where it works.
+    seats: ClassVar[tuple[Seat, ...]] = ("layer",)
+    # Whether rows of a group see each other; if so, a part of a group is no smaller group.
+    couples: ClassVar[bool] = True
+    # Whether W rows that hold the same prompt get what one row of width 1 gets from it (I5, I6).
+    shares_prompt: ClassVar[bool] = True
+    # Whether its decode form reads keys and values of earlier positions that it keeps itself.
+    needs_history: ClassVar[bool] = False
+    # Weights that it applies through `_linear`, which backends may replace by a faster product.
+    PROJECTIONS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def build(
+        cls,
+        config: CouplingConfig,
+        base: Any,
+        layer: int | None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Coupling:
+        """The module for one place.
+
+        Args:
+            config: Configuration of the kind, resolved.
+            base: Configuration of the base model's decoder, for its sizes.
+            layer: Index of the layer it stands at; None for the one of the model as a whole.
+            device: Device of the weights.
+            dtype: Data type of the weights.
+        """
+        make: Any = cls
+        made: Coupling = make(config, base.hidden_size, device=device, dtype=dtype)
+        return made
+
+    def forward(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """The layer seat: `step` for the live rows of a decode step, `layer` for all else."""
+        return self.step(x, rows) if isinstance(rows, Owners) else self.layer(x, rows)
+
+    # The layer seat -------------------------------------------------------------------------------
+
+    def layer(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """Hidden states after a layer to those that go on, the residual included.
+
+        Raises:
+            GroupError: if `rows` does not describe the rows and positions of `x`.
+        """
+        raise NotImplementedError
+
+    def step(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """`layer` in a decode step."""
+        return self.layer(x, rows)
+
+    def added(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """What `layer` adds to `x`."""
+        return self.layer(x, rows) - x
+
+    def attention_weights(
+        self, x: Float[Tensor, "R S D"], rows: Rows
+    ) -> Float[Tensor, "P S H W W"] | None:
+        """Who listens to whom, for views; the last axis sums to 1. None: it cannot be told."""
+        return None
+
+    def reference(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """`layer` in plain loops, straight from the equation: the oracle of tests."""
+        raise NotImplementedError
+
+    # The other seats ------------------------------------------------------------------------------
+
+    def input(self, embeddings: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """Embeddings of the tokens to embeddings of what the rows are fed in their place."""
+        raise NotImplementedError
+
+    def input_step(self, embeddings: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """`input` in a decode step."""
+        return self.input(embeddings, rows)
+
+    def attention(
+        self,
+        query: Float[Tensor, "R H S C"],
+        key: Float[Tensor, "R G S C"],
+        value: Float[Tensor, "R G S C"],
+        rows: Rows,
+        scale: float,
+    ) -> tuple[Float[Tensor, "R H S C"], Float[Tensor, "R H S"]]:
+        """A further part of a layer's attention: a softmax over what it reads, and the log-sum-exp
+        of its scores, by which it is merged with the base model's own part.
+
+        Args:
+            query: Queries of this call's positions, rotated as the base model rotates them.
+            key: Keys of this call's positions.
+            value: Values of this call's positions.
+            rows: Rows of the call: who sees whom.
+            scale: Factor of the scores.
+        """
+        raise NotImplementedError
+
+    def attention_step(
+        self,
+        query: Float[Tensor, "R H S C"],
+        key: Float[Tensor, "R G S C"],
+        value: Float[Tensor, "R G S C"],
+        rows: Rows,
+        scale: float,
+    ) -> tuple[Float[Tensor, "R H S C"], Float[Tensor, "R H S"]]:
+        """`attention` in a decode step."""
+        return self.attention(query, key, value, rows, scale)
+
+    def head(self, logits: Float[Tensor, "R S V"], rows: Rows) -> Float[Tensor, "R S V"]:
+        """Logits of the rows to those that are sampled from."""
+        raise NotImplementedError
+
+    def head_step(self, logits: Float[Tensor, "R S V"], rows: Rows) -> Float[Tensor, "R S V"]:
+        """`head` in a decode step."""
+        return self.head(logits, rows)
+
+    def _linear(self, x: Tensor, weight: str) -> Tensor:
+        """One projection. The generation engine replaces this on an instance while it runs."""
+        return F.linear(x, getattr(self, weight))
+
+
+def places(coupling: type[Coupling], indices: Collection[int]) -> list[int | None]:
+    """Where a kind stands in a model: the layers in order, then the model as a whole as None.
+
+    Args:
+        coupling: Class of the kind.
+        indices: Layers that carry a block, of a kind that stands at layers.
+    """
+    at_layers = indices if set(coupling.seats) & set(AT_LAYERS) else ()
+    at_model = [None] if set(coupling.seats) & set(AT_MODEL) else []
+    return [*at_layers, *at_model]
+
+
+def check_carried(
+    coupling: type[Coupling], carried: Collection[Seat], backend: str, others: str
+) -> None:
+    """Refuse what a backend does not carry, by name.
+
+    Args:
+        coupling: Class of the kind.
+        carried: Seats that the backend carries.
+        backend: Name of the backend.
+        others: Way out, as a sentence.
+
+    Raises:
+        GenerationError: for a seat that is not carried, or for a need that no backend meets yet.
+    """
+    for seat in coupling.seats:
+        if seat not in carried:
+            raise GenerationError(
+                f"{coupling.kind} works at the {seat} seat, which the engine's {backend} backend "
+                f"does not carry; it carries {', '.join(carried)}. {others}"
+            )
+    needs = {
+        "keys and values of its own": coupling.needs_history,
+        "every row's prompt computed apart": not coupling.shares_prompt,
+    }
+    for what, needed in needs.items():
+        if needed:
+            raise GenerationError(
+                f"{coupling.kind} needs {what}, which the engine's {backend} backend does not "
+                f"give it. {others}"
+            )
