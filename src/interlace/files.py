@@ -2,7 +2,8 @@
 
 `writing(folder)` collects new files in a staging folder, and one rename makes them count. After
 it the files move to their places one by one; whoever reads in between finds them through
-`locate`. A full disk, an error or a kill at any moment leaves either all old or all new files.
+`locate`, or has them moved by `settled` where all must lie in one folder. A full disk, an error or
+a kill at any moment leaves either all old or all new files.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WRITING = ".interlace-writing"  # being filled: does not count, and the next writer throws it away
 WRITTEN = ".interlace-written"  # complete: its entries count and are on their way to their places
+
+MANIFEST, CONFIG = "interlace.json", "config.json"  # what says that a folder holds a model
 
 
 @contextmanager
@@ -29,7 +32,7 @@ def writing(folder: Path, remove: Iterable[str] = ()) -> Iterator[Path]:
         An empty folder to write into. An error inside leaves `folder` as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder)
+    settled(folder)
     stage = folder / WRITING
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
@@ -41,7 +44,7 @@ def writing(folder: Path, remove: Iterable[str] = ()) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
         raise
     _sync_one(folder)
-    _settle(folder)
+    settled(folder)
     for name in remove:
         _delete(folder / name)
 
@@ -52,19 +55,53 @@ def locate(folder: Path, name: str) -> Path:
     return written if written.exists() else folder / name
 
 
-def _settle(folder: Path) -> None:
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a model that was written to its end, also while it is being put in
+    place."""
+    if locate(folder, MANIFEST).exists():
+        return True
+    weights = [*folder.glob("*.safetensors"), *(folder / WRITTEN).glob("*.safetensors")]
+    return locate(folder, CONFIG).exists() and bool(weights)
+
+
+def settled(folder: Path) -> None:
     """Move what was written to its place; a second try after a kill goes on where the first
-    ended."""
+    ended. Does nothing where nothing is on its way."""
     written = folder / WRITTEN
     if not written.exists():
         return
-    for entry in sorted(written.iterdir()):
-        target = folder / entry.name
-        if target.is_dir() or entry.is_dir():  # a rename replaces files only
-            _delete(target)
-        entry.replace(target)
-    written.rmdir()
+    with _alone(written):
+        for entry in sorted(written.iterdir()) if written.exists() else ():
+            target = folder / entry.name
+            if target.is_dir() or entry.is_dir():  # a rename replaces files only
+                _delete(target)
+            entry.replace(target)
+        if written.exists():
+            written.rmdir()
     _sync_one(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a reader that settles what a kill left from meeting a writer that is at work: two that
+    move the same entries could delete what the other has just put in place. The lock ends with its
+    process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: there readers must not come while a writer is at work
+        yield
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # another process has just settled it
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _delete(path: Path) -> None:

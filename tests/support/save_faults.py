@@ -24,6 +24,8 @@ import transformers
 from transformers import PreTrainedModel
 
 import interlace
+from interlace.files import is_complete, locate
+from interlace.training.checkpoints import save_result
 from support.architectures import attach_fresh, build
 from support.words import tiny_tokenizer
 
@@ -93,6 +95,37 @@ def kills(model: PreTrainedModel, folder: Path) -> list[str]:
     return outcomes
 
 
+def plain_kills(model: PreTrainedModel, folder: Path) -> list[str]:
+    """What a folder holds after the result of a run without blocks was killed at its first,
+    second, ... write: nothing or the new one, in a new folder; then the old or the new one.
+
+    `is_complete` and `load` must agree each time: a finished run that one of them does not see is
+    trained again, or cannot be used.
+    """
+    outcomes: list[str] = []
+    for old in ("nothing", "old"):
+        finished, count = False, 0
+        while not finished:
+            count += 1
+            shutil.rmtree(folder, ignore_errors=True)
+            if old == "old":
+                save_result(fill(model, 1), folder, "all", tiny_tokenizer())
+            fill(model, 2)
+
+            def attempt(count: int = count) -> None:
+                kill_at(count, folder)
+                save_result(model, folder, "all", tiny_tokenizer())
+
+            finished = in_child(attempt)
+            if not is_complete(folder):
+                assert not locate(folder, "config.json").exists(), "a finished model is not seen"
+                outcomes.append("nothing")
+                continue
+            outcomes.append({"1": "old", "2": "new"}.get(found := held(folder), found))
+            interlace.load(folder)  # with its own tokenizer
+    return outcomes
+
+
 def full_disks(model: PreTrainedModel, folder: Path) -> list[list[str]]:
     """Error, note and contents after saves that may write only so many bytes to a file."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -121,7 +154,13 @@ def main(folder: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     model = attach_fresh(build("llama"))
     print(
-        json.dumps({"kills": kills(model, folder / "a"), "full": full_disks(model, folder / "b")})
+        json.dumps(
+            {
+                "kills": kills(model, folder / "a"),
+                "full": full_disks(model, folder / "b"),
+                "plain": plain_kills(build("llama"), folder / "c"),
+            }
+        )
     )
 
 

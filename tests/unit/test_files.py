@@ -3,11 +3,12 @@ tests/unit/saving/test_checkpoint.py."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from interlace.files import WRITING, WRITTEN, locate, writing
+from interlace.files import WRITING, WRITTEN, is_complete, locate, settled, writing
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -61,3 +62,30 @@ def test_what_a_killed_writer_had_completed_counts(tmp_path: Path) -> None:
         (stage / "c").write_text("newer")
     assert contents(tmp_path) == {"a": "new", "b": "old", "c": "newer"}
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b", "c"}
+
+
+def test_a_model_on_its_way_is_complete_and_can_be_settled(tmp_path: Path) -> None:
+    (tmp_path / WRITING).mkdir()
+    (tmp_path / WRITING / "config.json").write_text("half")
+    (tmp_path / WRITING / "model.safetensors").write_text("half")
+    assert not is_complete(tmp_path)
+    settled(tmp_path)
+    assert not is_complete(tmp_path)
+    (tmp_path / WRITING).rename(tmp_path / WRITTEN)
+    assert is_complete(tmp_path)
+    (tmp_path / WRITTEN / "config.json").rename(tmp_path / "config.json")  # killed in between
+    assert is_complete(tmp_path)
+    settled(tmp_path)
+    assert is_complete(tmp_path)
+    assert contents(tmp_path) == {"config.json": "half", "model.safetensors": "half"}
+    assert not (tmp_path / WRITTEN).exists()
+
+
+def test_writers_and_readers_that_settle_at_once_lose_nothing(tmp_path: Path) -> None:
+    for number in range(30):
+        for name in ("a", "deep"):
+            (tmp_path / WRITTEN / name).mkdir(parents=True)
+            (tmp_path / WRITTEN / name / "x").write_text(str(number))
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(settled, [tmp_path] * 4))
+        assert contents(tmp_path) == {"a/x": str(number), "deep/x": str(number)}

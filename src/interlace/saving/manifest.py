@@ -13,11 +13,11 @@ from interlace import __version__
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import config_from_dict
 from interlace.errors import CheckpointError
+from interlace.files import MANIFEST as MANIFEST
 from interlace.files import locate
 from interlace.saving.fingerprint import Fingerprint
 
 FORMAT = 1  # raised when older versions of Interlace cannot read what this one writes
-MANIFEST = "interlace.json"
 BASE, TOKENIZER, CARD = "base", "tokenizer", "README.md"  # entries of the folder beside the weights
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from interlace import __version__
 from interlace.errors import ConfigError, RunError
-from interlace.files import locate
+from interlace.files import is_complete, locate
 from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT
 from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
@@ -55,13 +55,6 @@ def starting_folder(recipe: Recipe, stage: Stage) -> Path | None:
             "warmup` with this recipe first."
         )
     return None
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a trained model that was written to its end."""
-    if locate(folder, MANIFEST).exists():
-        return True
-    return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
 
 
 def _check_warmup(recipe: Recipe) -> None:

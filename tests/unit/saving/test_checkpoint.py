@@ -423,6 +423,12 @@ def test_a_kill_or_a_full_disk_leaves_an_earlier_save_as_it_was(tmp_path: Path) 
     for note, held in outcomes["full"]:
         assert "an earlier save there is as it was" in note
         assert held == "1"
+    plain = outcomes["plain"]
+    assert set(plain) == {"nothing", "old", "new"}, "a finished model was not seen, or mixed"
+    first = plain.index("old")
+    for order, found in (("nothing new", plain[:first]), ("old new", plain[first:])):
+        assert len(found) > 8
+        assert found == sorted(found, key=order.split().index), "a later moment gave an older state"
 
 
 @pytest.mark.slow

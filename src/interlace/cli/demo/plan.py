@@ -20,17 +20,15 @@ from typing import Literal
 import interlace
 from interlace.cli.demo.options import Settings
 from interlace.errors import ConfigError
-from interlace.files import locate
+from interlace.files import is_complete, locate
 
 WIDTHS = (1, 2, 4, 8, 16)
 SHOWN_WIDTH = 8
 MAX_NEW_TOKENS = 40  # four tries of ten tokens
 LABELS = {"base": "base", "rlvr": "RLVR-only", "pmatch": "P-Match", "bridge": "Bridge"}
 PLAN, GROUP, USAGE = "plan.json", "group.json", "usage"
-# As in interlace.models.source and interlace.saving.manifest, which load torch: the process that
-# only looks on does without.
+# As in interlace.models.source, which loads torch: the process that only looks on does without.
 PACKAGED = Path(interlace.__file__).parent / "models" / "packaged"
-MANIFEST = "interlace.json"
 Kind = Literal["warmup", "grpo", "evaluate", "spread"]
 
 
@@ -131,7 +129,7 @@ class Plan:
             return locate(self.folder / "evaluation" / job.name, "result.json").exists()
         if job.kind == "spread":
             return (self.folder / GROUP).exists()
-        return is_model(self.folder / job.arm / job.kind / "model")
+        return is_complete(self.folder / job.arm / job.kind / "model")
 
     def _warmup(self) -> Job:
         s = self.settings
@@ -157,13 +155,6 @@ class Plan:
         return Job("spread", "bridge", "group", (Part(GROUP, 1, 3.0),))
 
 
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a trained model that was written to its end."""
-    if locate(folder, MANIFEST).exists():
-        return True
-    return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
-
-
 def check_packaged(plan: Plan) -> None:
     """Raise if the package lacks a model that the plan needs.
 
@@ -171,7 +162,7 @@ def check_packaged(plan: Plan) -> None:
         ConfigError: naming it.
     """
     arms = plan.arms if plan.settings.quick else ["base"]
-    missing = [name for name in map(plan.model_of, arms) if not is_model(PACKAGED / name)]
+    missing = [name for name in map(plan.model_of, arms) if not is_complete(PACKAGED / name)]
     if not missing:
         return
     raise ConfigError(

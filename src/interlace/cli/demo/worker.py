@@ -22,10 +22,10 @@ from interlace.cli.demo.plan import (
     SHOWN_WIDTH,
     Job,
     Plan,
-    is_model,
     read_plan,
 )
 from interlace.cli.demo.usage import metered
+from interlace.files import is_complete
 
 BATCH_ROWS = 512
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -67,7 +67,7 @@ def _wait_for_model(plan: Plan, job: Job) -> None:
     """Another lane may still be training what this job evaluates."""
     if plan.settings.quick or job.arm == "base" or job.kind != "evaluate":
         return
-    while not is_model(plan.trained(job.arm)):
+    while not is_complete(plan.trained(job.arm)):
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
