@@ -144,7 +144,6 @@ def test_arms_differ_in_the_blocks_alone(killed: tuple[Path, str, dict]) -> None
 
 
 def test_what_is_written_twice_is_the_same() -> None:
-    assert interlace.saving.manifest.MANIFEST == plans.MANIFEST
     assert interlace.models.source.PACKAGED["tiny"] == plans.PACKAGED / "tiny"
     assert len(get_task("tiny-countdown")) == HELD_OUT
 
