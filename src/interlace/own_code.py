@@ -1,11 +1,29 @@
-"""Functions and classes of the user's own, named as `module:NAME` or `file.py:NAME`."""
+"""Functions and classes of the user's own, named as `module:NAME` or `file.py:NAME`.
+
+A file runs once a process, however often it is named (and again only if it has changed), as a
+module that is known to `sys.modules`: dataclasses and pickle look their module up there. What it
+raises, while it runs or later, is told in one line with the file and the line in it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from interlace.errors import ConfigError
+
+MOST = 300  # characters of an exception's own message
+
+# Each file that ran, by its full path: its name as it was given, and when it was changed.
+_files: dict[str, tuple[str, int]] = {}
 
 
 def named_object(name: str) -> Any:
@@ -15,28 +33,83 @@ def named_object(name: str) -> Any:
         name: `module:NAME` or `file.py:NAME`.
 
     Raises:
-        ImportError: if there is no such place, it cannot be imported, or it has no such name.
+        ImportError: if there is no such place, it raises anything while it is imported, or it has
+            no such name.
 
     >>> named_object("math:sqrt")(9)
     3.0
     """
     place, _, attribute = name.rpartition(":")
-    module = _module(place)
+    if not place or not attribute:
+        raise ImportError("a name is file.py:NAME or package.module:NAME")
+    try:
+        module = _run(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, too: it is the file's, not ours
+        raise ImportError(told(error)) from error
     if not hasattr(module, attribute):
         raise ImportError(f"{place} has no {attribute!r}")
     return getattr(module, attribute)
 
 
-def _module(place: str) -> Any:
-    path = Path(place)
+def named_function(name: str, what: str) -> Callable[..., Any]:
+    """A function of the user's own.
+
+    Args:
+        name: As in `named_object`.
+        what: What it is for, the beginning of a message: "The reward", "--scorer".
+
+    Raises:
+        ConfigError: if it cannot be imported, or is no function.
+    """
     try:
-        if path.suffix != ".py":
-            return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        found = named_object(name)
+    except ImportError as error:
+        raise ConfigError(f"{what} {name!r} cannot be imported: {error}.") from error
+    if not callable(found):
+        raise ConfigError(f"{what} {name!r} is no function, but {found!r:.80}.")
+    return found  # type: ignore[no-any-return]
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line, with the place in the user's own file where there is one.
+
+    >>> told(ValueError("no such thing"))
+    'ValueError: no such thing'
+    """
+    message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    place = own_place(error)
+    return (f"{place}: " if place else "") + text[:MOST]
+
+
+def own_place(error: BaseException) -> str | None:
+    """File and line of the user's own at which an exception arose; None if it was elsewhere."""
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or "", error.lineno))
+    places = [f"{_files[file][0]}, line {line}" for file, line in frames if file in _files]
+    return places[-1] if places else None
+
+
+def _run(path: Path) -> ModuleType:
+    """The module of a file."""
+    full = os.path.abspath(path)
+    changed = path.stat().st_mtime_ns
+    digest = hashlib.sha256(full.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    name = f"interlace_own_{path.stem}_{digest}"  # its own for each file, or dataclasses mix
+    if name in sys.modules and _files[full][1] == changed:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, full)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    _files[full] = str(path), changed
+    sys.modules[name] = module
+    try:
         spec.loader.exec_module(module)
-        return module
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
-        raise ImportError(str(error)) from error
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

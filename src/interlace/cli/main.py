@@ -6,7 +6,8 @@ To add a command, write one file beside this one and one line in COMMANDS. The f
     def run(arguments: argparse.Namespace) -> int | None     # exit status; None is 0
 
 and imports what is heavy (torch, transformers) inside `run`, so that `--help` stays quick. Errors
-that derive from InterlaceError become one clean message and exit status 2.
+that derive from InterlaceError become one clean message and exit status 2, and so does whatever a
+file of the user's own raises.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import NoReturn
 
 import interlace
 from interlace.errors import InterlaceError
+from interlace.own_code import own_place, told
 
 # Name -> module, and what it does in one line.
 COMMANDS = {
@@ -70,6 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except BaseException as error:
+        if own_place(error) is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"interlace: code of your own failed: {told(error)}", file=sys.stderr)
+        return USAGE_ERROR
 
 
 def _dispatch(arguments: list[str]) -> int:

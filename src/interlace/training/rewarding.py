@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interlace.errors import ConfigError, InterlaceError, RewardError
-from interlace.own_code import named_object
+from interlace.own_code import named_function
 from interlace.rewards import (
     CombinedReward,
     Correctness,
@@ -242,10 +242,4 @@ def _named(name: str, task: Task) -> RewardFunction:
             f"There is no reward {name!r}. Rewards are {', '.join(NAMED)}, or your own as "
             f"module:function or file.py:function, with the signature {SIGNATURE}."
         )
-    try:
-        found = named_object(name)
-    except ImportError as error:
-        raise ConfigError(f"The reward {name!r} cannot be imported: {error}.") from error
-    if not callable(found):
-        raise ConfigError(f"The reward {name!r} is no function, but {found!r:.80}.")
-    return found  # type: ignore[no-any-return]
+    return named_function(name, "The reward")

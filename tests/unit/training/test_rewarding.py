@@ -82,7 +82,7 @@ def test_a_run_logs_a_function_by_its_short_name(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("corectness", "There is no reward 'corectness'. Rewards are correctness"),
-        ("no_such_module:f", "cannot be imported: No module"),
+        ("no_such_module:f", "cannot be imported: ModuleNotFoundError: No module"),
         ("missing.py:f", "cannot be imported: .*No such file"),
         (":f", "cannot be imported"),
         ("support.training:nothing", "support.training has no 'nothing'"),

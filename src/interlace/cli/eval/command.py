@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.cli.config_file import settle
 from interlace.cli.eval.settings import Settings, build_parser, check
+from interlace.own_code import named_function
 
 if TYPE_CHECKING:
     import argparse
@@ -51,11 +52,11 @@ def _again(settings: Settings, notes: Console) -> int:
 
 def _evaluate(settings: Settings, notes: Console) -> int:
     """Sample, or go on sampling; then print."""
-    from interlace.cli.generate.outcome import find_function
     from interlace.evaluation.runs import report_of
 
     settings.sampling()  # mistakes show before a model is loaded
-    scorers = {name: find_function(str(where)) for name, where in settings.scorer.items()}
+    given = settings.scorer.items()
+    scorers = {name: named_function(str(where), "--scorer") for name, where in given}
     task = _task(settings)
     engine = _load(settings, notes)
     result = _sampled(settings, engine, _answerable(settings, task, engine, notes), scorers, notes)

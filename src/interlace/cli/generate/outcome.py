@@ -5,11 +5,8 @@ Axes: W width.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlace.answers import (
@@ -22,7 +19,8 @@ from interlace.answers import (
     WeightedVote,
     synthesis_prompt,
 )
-from interlace.errors import AggregationError, ConfigError, InterlaceError
+from interlace.errors import AggregationError, InterlaceError
+from interlace.own_code import named_function, told
 
 if TYPE_CHECKING:
     from interlace.cli.generate.settings import Settings
@@ -45,14 +43,16 @@ class Aggregation:
         self._settings = settings
         self._engine = engine
         self._as_prompt = as_prompt
-        scorer = find_function(settings.scorer) if settings.scorer is not None else None
+        scorer = None if settings.scorer is None else named_function(settings.scorer, "--scorer")
         votes: dict[str, Aggregator] = {
             "majority": MajorityVote(),
             "weighted": WeightedVote(scorer=scorer),
             "best-of-n": BestOfN(scorer=scorer),
             "medoid": Medoid(),
         }
-        self._aggregator = votes.get(settings.aggregate)
+        self._aggregator: Aggregator | None = votes.get(settings.aggregate)
+        if ":" in settings.aggregate:
+            self._aggregator = named_function(settings.aggregate, "--aggregate")
 
     @property
     def writes(self) -> bool:
@@ -63,7 +63,7 @@ class Aggregation:
         """The outcome for each group; None where there is to be none.
 
         Raises:
-            AggregationError: if a scorer fails.
+            AggregationError: if a scorer or an aggregator fails.
         """
         if self.writes:
             return self._syntheses(responses)
@@ -73,14 +73,25 @@ class Aggregation:
 
     def _one(self, aggregator: Aggregator, responses: Responses) -> Aggregate:
         try:
-            return aggregator(responses)
-        except InterlaceError:
+            outcome = aggregator(responses)
+        except (InterlaceError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # the user's own code
             raise AggregationError(
-                f"The scorer {self._settings.scorer} failed on the responses to "
-                f"{responses.prompt!r:.60}: {type(error).__name__}: {error}"
+                f"{self._own} failed on the responses to {responses.prompt!r:.60}: {told(error)}"
             ) from error
+        if not isinstance(outcome, Aggregate):
+            raise AggregationError(
+                f"An aggregator returns an interlace.Aggregate; {self._own} returned "
+                f"{outcome!r:.60}."
+            )
+        return outcome
+
+    @property
+    def _own(self) -> str:
+        if ":" in self._settings.aggregate:
+            return f"The aggregator {self._settings.aggregate}"
+        return f"The scorer {self._settings.scorer}"
 
     def _syntheses(self, responses: Sequence[Responses]) -> list[Aggregate | None]:
         """All in one call of the engine; groups of blanks have nothing to synthesize."""
@@ -187,35 +198,3 @@ def _completion(completion: Completion) -> dict[str, Any]:
             for step in completion.top_logprobs
         ]
     return values
-
-
-def find_function(where: str) -> Callable[..., Any]:
-    """A function by `module:name` or `path/to/file.py:name`.
-
-    Raises:
-        ConfigError: if there is no such function.
-    """
-    place, _, name = where.rpartition(":")
-    if not place or not name:
-        raise ConfigError(
-            f"--scorer is WHERE:NAME, such as my.py:reward or package.module:reward; got {where!r}."
-        )
-    try:
-        module = (
-            _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
-        function = getattr(module, name)
-    except (ImportError, OSError, SyntaxError, AttributeError) as error:
-        raise ConfigError(f"--scorer {where} cannot be found: {error}.") from error
-    if not callable(function):
-        raise ConfigError(f"--scorer {where} is a {type(function).__name__}, not a function.")
-    return function  # type: ignore[no-any-return]
-
-
-def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"interlace_scorer_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -153,10 +153,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     one = parser.add_argument_group("from W responses to one").add_argument
     one(
         "--aggregate",
-        choices=AGGREGATES,
+        metavar="HOW",
         help="majority: most frequent final answer. weighted: rows weigh by log-probability or "
         "--scorer. best-of-n: highest mean log-probability or --scorer. medoid: most central "
-        "text. synthesize: the model reads all and writes one (default: majority)",
+        "text. synthesize: the model reads all and writes one. none. my.py:NAME: an aggregator of "
+        "your own, a function from interlace.Responses to interlace.Aggregate (default: majority)",
     )
     one(
         "--scorer",
@@ -278,6 +279,13 @@ def _check(settings: Settings) -> None:
         )
     if settings.output is not None and settings.input is None:
         raise ConfigError("--output goes with --input; for one prompt use --json > file.")
+    if settings.aggregate not in AGGREGATES and ":" not in settings.aggregate:
+        near = difflib.get_close_matches(settings.aggregate, AGGREGATES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"--aggregate is one of {', '.join(AGGREGATES)}, or WHERE:NAME of your own, such as "
+            f"my.py:longest; got {settings.aggregate!r}.{hint}"
+        )
     if settings.scorer is not None and settings.aggregate not in ("weighted", "best-of-n"):
         raise ConfigError(
             f"--scorer goes with --aggregate weighted or best-of-n; got {settings.aggregate!r}."

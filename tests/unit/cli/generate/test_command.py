@@ -113,6 +113,30 @@ def test_a_synthesis_is_shortened_until_it_fits_the_context(generate: Any) -> No
     assert line["aggregate"]["text"]
 
 
+def test_an_aggregator_of_ones_own(generate: Any, tmp_path: Path) -> None:
+    path = tmp_path / "my.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from interlace import Aggregate, Responses\n"
+        "def longest(responses: Responses) -> Aggregate:\n"
+        "    text = max(responses.texts, key=len)\n"
+        "    return Aggregate('longest', text, index=responses.texts.index(text))\n"
+        "def broken(responses):\n    raise SystemExit(0)\n"
+        "def text(responses):\n    return responses.texts[0]\n"
+    )
+    status, out, _ = generate(*FEW, "--json", "--aggregate", f"{path}:longest", "10")
+    line = json.loads(out)
+    lengths = [len(completion["text"]) for completion in line["completions"]]
+    assert (status, line["aggregate"]["method"]) == (0, "longest")
+    assert line["aggregate"]["row"] == lengths.index(max(lengths))
+    for name, message in [
+        ("broken", r"my.py, line 7: SystemExit: 0"),
+        ("text", "returns an interlace.Aggregate"),
+    ]:
+        status, _, said = generate(*FEW, "--aggregate", f"{path}:{name}", "10")
+        assert (status, message in said) == (2, True), said
+
+
 def test_a_scorer_of_ones_own(generate: Any, tmp_path: Path, prompts: Path) -> None:
     path = tmp_path / "my.py"
     path.write_text(
@@ -133,11 +157,11 @@ def test_a_scorer_of_ones_own(generate: Any, tmp_path: Path, prompts: Path) -> N
         expected = [float("12" in c["text"].split()) for c in line["completions"]]
         assert line["aggregate"]["scores"] == expected
     for where, message in [
-        (f"{path}:broken", "failed on the responses to '10': ZeroDivisionError"),
-        (f"{path}:missing", "cannot be found"),
-        (f"{path}:number", "is a int, not a function"),
-        ("no.such.module:f", "cannot be found"),
-        ("low", "WHERE:NAME"),
+        (f"{path}:broken", "my.py, line 7: ZeroDivisionError"),
+        (f"{path}:missing", "cannot be imported"),
+        (f"{path}:number", "is no function, but 5"),
+        ("no.such.module:f", "cannot be imported"),
+        ("low", "file.py:NAME"),
     ]:
         status, _, err = generate(*FEW, "--json", *best, where, "10")
         assert (status, message in err) == (2, True), err
@@ -160,7 +184,7 @@ def test_a_consensus_ends_groups_early(generate: Any) -> None:
         (["10 " * 600], "tokens, and the model's context is"),
         (["--temperatur", "1", "10"], "no option '--temperatur'. Did you mean '--temperature'?"),
         (["--system", "a", "--raw", "10"], "drop one"),
-        (["--aggregate", "best", "10"], "invalid choice: 'best'"),
+        (["--aggregate", "best", "10"], "Did you mean 'best-of-n'?"),
     ],
 )
 def test_what_cannot_be_done_is_explained(

@@ -60,7 +60,7 @@ def test_a_yaml_file_stands_between_defaults_and_command_line(tmp_path: Path) ->
         ("width: wide", "invalid int value: 'wide'"),
         ("width: [1", "cannot be read"),
         ("- width", "holds list"),
-        ("aggregate: most", "invalid choice: 'most'"),
+        ("aggregate: most", "or WHERE:NAME of your own, .* got 'most'"),
         ("config: other.yaml", "which is no option"),
     ],
 )
@@ -114,3 +114,9 @@ def test_lines_depend_on_all_but_where_they_come_from_and_go_to() -> None:
     assert here.in_lines() == there.in_lines()
     assert here.in_lines()["stop"] == ["x"]
     assert settled("--model", "m", "--input", "a", "--seed", "1").in_lines()["seed"] == 1
+
+
+def test_an_aggregator_of_ones_own_has_a_place_and_a_name() -> None:
+    with pytest.raises(ConfigError, match=r"or WHERE:NAME of your own.*Did you mean 'medoid'"):
+        settled("--model", "m", "--aggregate", "medoidd", "x")
+    assert settled("--model", "m", "--aggregate", "my.py:f", "x").aggregate == "my.py:f"
