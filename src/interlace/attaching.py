@@ -109,23 +109,28 @@ class ModelWithBlocks(Swapped, GroupedGeneration):
             return self._through_seats(groups, args, kwargs)
         watched = groups.watched()
         output = self._through_seats(watched, args, kwargs)
-        if len(set(watched._reached)) < len(self.interlace_attachment.block_names):
+        expected = len(self.interlace_attachment.layer_names) + (self._own_coupling is not None)
+        if len(set(watched._reached)) < expected:
             _check_reached(self, watched)
         return output
+
+    @property
+    def _own_coupling(self) -> Any:
+        """The coupling that stands at the model as a whole; None for kinds that do not."""
+        model: Any = self
+        return model._modules.get(self._interlace_kind)
 
     def _through_seats(self, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The base model's forward, with the seats of the model as a whole before and after."""
         base: Any = super()
-        seats = self.interlace_attachment.coupling.seats
-        if not set(seats) & set(AT_MODEL):
+        coupling = self._own_coupling
+        if coupling is None:
             return base.forward(*args, groups=rows, **kwargs)
-        model: Any = self
-        coupling: Any = model.get_submodule(self._interlace_kind)
         if not torch.compiler.is_compiling():
             rows._reached.append(id(coupling))
-        if "input" in seats:
-            args, kwargs = _fed(model, coupling, rows, args, kwargs)
-        if "head" not in seats:
+        if "input" in coupling.seats:
+            args, kwargs = _fed(self, coupling, rows, args, kwargs)
+        if "head" not in coupling.seats:
             return base.forward(*args, groups=rows, **kwargs)
         positions = _call_shape(args, kwargs)[1]
         return _headed(coupling, rows, positions, base.forward(*args, groups=rows, **kwargs))

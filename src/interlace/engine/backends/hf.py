@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from interlace.attaching import get_attachment, is_attached
-from interlace.coupling.base import Coupling
+from interlace.coupling.base import Coupling, Seat, check_carried
 from interlace.engine.architecture import (
     check_model,
     check_step,
@@ -42,6 +42,10 @@ class Forward:
         prefill_chunk: prompt positions computed in one pass.
         packed: use packed weights; None where they help (on the CPU).
     """
+
+    name = "hf"
+    # Where a coupling may work: the seats that a decode step of this backend carries.
+    seats: tuple[Seat, ...] = ("input", "layer", "head")
 
     def __init__(self, model: nn.Module, prefill_chunk: int, packed: bool | None) -> None:
         self.model = model
@@ -77,6 +81,9 @@ class Forward:
         """Follow weights and blocks that have changed since the last call."""
         self.restore()
         self._takes_groups = is_attached(self.model)
+        if self._takes_groups:
+            coupling = get_attachment(self.model).coupling
+            check_carried(coupling, self.seats, self.name, "Use model.generate instead.")
         self._modules = list(self.base.modules())
         if self._packed is not None:
             self._packed.refresh()

@@ -1,0 +1,133 @@
+"""A toy coupling for each seat, as small as a kind can be, which tests register.
+
+Each reads the mean over the rows that a row sees at its own position, itself among them, so that W
+identical rows are one row of width 1 (I5), and adds a learned share of it that starts at zero.
+
+Axes: P groups, W width, R rows, S positions, H query heads, G key-value heads, C head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from interlace.coupling.base import Coupling
+from interlace.coupling.config import CouplingConfig, Layers
+from interlace.rows import Rows
+
+
+def weights_of(rows: Rows, count: int, positions: int) -> tuple[Tensor, int]:
+    """`[P, S, W, W]`: each row's equal weights over the rows that it sees; and P."""
+    problems = rows.check(count, positions)
+    width, visible = count // problems, rows.visible()
+    if visible is None:
+        visible = torch.ones(problems, positions, width, width, dtype=torch.bool)
+    return visible / visible.sum(dim=-1, keepdim=True), problems
+
+
+def mean_of_seen(x: Tensor, rows: Rows) -> Tensor:
+    """`[R, S, *]`: the mean over the rows that each row sees."""
+    weights, problems = weights_of(rows, *x.shape[:2])
+    by_group = x.unflatten(0, (problems, -1)).transpose(1, 2)  # P S W *
+    return (weights.to(x.dtype) @ by_group).transpose(1, 2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class ToyConfig(CouplingConfig):
+    """Of a kind at layers."""
+
+    layers: Layers = "all"
+
+
+@dataclass(frozen=True)
+class ToyLayerConfig(ToyConfig):
+    kind: ClassVar[str] = "toylayer"
+
+
+class ToyLayer(Coupling):
+    """X <- X + w * mean of X over the rows seen."""
+
+    kind, Config, title = "toylayer", ToyLayerConfig, "Toy"
+    about = "A toy."
+
+    def __init__(self, config: Any, size: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
+
+    def layer(self, x: Tensor, rows: Rows) -> Tensor:
+        return x + self.weight * mean_of_seen(x, rows)
+
+    def attention_weights(self, x: Tensor, rows: Rows) -> Tensor:
+        return weights_of(rows, *x.shape[:2])[0].unsqueeze(2)
+
+
+@dataclass(frozen=True)
+class ToyInputConfig(CouplingConfig):
+    kind: ClassVar[str] = "toyinput"
+
+
+class ToyInput(ToyLayer):
+    """A row is fed its own token's embedding and a share of what its siblings are fed."""
+
+    kind, Config, seats = "toyinput", ToyInputConfig, ("input",)
+
+    def input(self, embeddings: Tensor, rows: Rows) -> Tensor:
+        return ToyLayer.layer(self, embeddings, rows)
+
+
+@dataclass(frozen=True)
+class ToyHeadConfig(CouplingConfig):
+    kind: ClassVar[str] = "toyhead"
+
+
+class ToyHead(ToyLayer):
+    """A row's logits and a share of its siblings'."""
+
+    kind, Config, seats = "toyhead", ToyHeadConfig, ("head",)
+
+    @classmethod
+    def build(
+        cls, config: Any, base: Any, layer: int | None, device: Any = None, dtype: Any = None
+    ) -> ToyHead:
+        assert layer is None
+        return cls(config, base.vocab_size, device, dtype)
+
+    def head(self, logits: Tensor, rows: Rows) -> Tensor:
+        return ToyLayer.layer(self, logits, rows)
+
+
+@dataclass(frozen=True)
+class ToyAttentionConfig(ToyConfig):
+    kind: ClassVar[str] = "toyattention"
+
+
+class ToyAttention(Coupling):
+    """Every head also attends to the rows seen, at its own position; `weight` says how much."""
+
+    kind, Config, title, seats = "toyattention", ToyAttentionConfig, "Toy", ("attention",)
+    about = "A toy."
+
+    def __init__(self, config: Any, size: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1,), -100.0, device=device, dtype=dtype))
+
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        weights, problems = weights_of(rows, query.shape[0], query.shape[2])
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+        q, k, v = (
+            t.unflatten(0, (problems, -1)).permute(0, 3, 2, 1, 4) for t in (query, key, value)
+        )
+        # Equal weights in place of 0 and minus infinity: more rows that say the same weigh no more.
+        scores = q @ k.transpose(-1, -2) * scale + weights.log().unsqueeze(2)
+        out = (scores.softmax(dim=-1) @ v).permute(0, 3, 2, 1, 4)  # P W H S C
+        lse = scores.logsumexp(dim=-1).permute(0, 3, 2, 1) + self.weight
+        return out.flatten(0, 1).to(query.dtype), lse.flatten(0, 1)
+
+
+TOYS: tuple[type[Coupling], ...] = (ToyInput, ToyAttention, ToyLayer, ToyHead)
