@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from interlace.errors import ConfigError
@@ -70,20 +70,27 @@ def advantages(
     refuse_left_out_copies(credit, leave_one_out)
     if credit == "group":
         rewards = rewards.mean(dim=1, keepdim=True).expand_as(rewards)
-    same = prompts[:, None] == prompts[None, :]  # groups of one prompt
-    own = torch.eye(len(prompts), dtype=torch.bool, device=prompts.device)
-    if baseline == "others" and bool((same.sum(dim=1) < 2).any()):
-        lonely = prompts[same.sum(dim=1) < 2]
+    sets = _sets(prompts, baseline)
+    groups = _sum_over(torch.ones_like(sets), sets)  # in each group's set
+    if baseline == "others" and bool((groups < 2).any()):
+        lonely = prompts[groups < 2]
         raise ConfigError(
             f"baseline='others' needs at least two groups a prompt; prompt {int(lonely[0])} has "
             f"one. "
             "Raise `num_generations` to a multiple of the width above it, or use baseline='prompt'."
         )
-    peers = {"prompt": same, "own": own, "others": same & ~own}[baseline]
-    mean = _mean(rewards, peers, leave_one_out and baseline != "others")
+    total, count = _total(rewards, sets), (groups * rewards.shape[1])[:, None]
+    if baseline == "others":
+        mean = (total - rewards.sum(dim=1, keepdim=True)) / (count - rewards.shape[1])
+    elif leave_one_out:
+        _refuse_lone_rollouts(count)
+        mean = (total - rewards) / (count - 1)
+    else:
+        mean = total / count
     gained = rewards - mean
     if scale == "std":
-        gained = gained / (_std(rewards, own if baseline == "own" else same) + STD_FLOOR)
+        squares = _total((rewards - total / count) ** 2, sets)
+        gained = gained / ((squares / (count - 1).clamp(min=1)).sqrt() + STD_FLOOR)
     return gained
 
 
@@ -117,37 +124,33 @@ def without_variance(
     """
     if credit == "group":
         rewards = rewards.mean(dim=1, keepdim=True)
-    same = prompts[:, None] == prompts[None, :]
-    if baseline == "own":
-        same = torch.eye(len(prompts), dtype=torch.bool, device=prompts.device)
+    sets = _sets(prompts, baseline)
     low, high = rewards.amin(dim=1), rewards.amax(dim=1)
-    lowest = torch.where(same, low[None], torch.inf).amin(dim=1)
-    highest = torch.where(same, high[None], -torch.inf).amax(dim=1)
+    lowest = low.scatter_reduce(0, sets, low, "amin", include_self=False)[sets]
+    highest = high.scatter_reduce(0, sets, high, "amax", include_self=False)[sets]
     return lowest == highest
 
 
-def _mean(
-    rewards: Float[Tensor, "P W"], peers: Bool[Tensor, "P P"], leave_one_out: bool
-) -> Float[Tensor, "P #W"]:
-    weights = peers.to(rewards.dtype)
-    total = (weights @ rewards.sum(dim=1))[:, None]
-    count = (weights.sum(dim=1) * rewards.shape[1])[:, None]
-    if not leave_one_out:
-        return total / count
+def _sets(prompts: Int[Tensor, " P"], baseline: Baseline) -> Int[Tensor, " P"]:
+    """Which rollouts a group is held against: numbers from 0, one a set."""
+    if baseline == "own":
+        return torch.arange(len(prompts), device=prompts.device)
+    return torch.unique(prompts, return_inverse=True)[1]
+
+
+def _sum_over(values: Shaped[Tensor, " P"], sets: Int[Tensor, " P"]) -> Shaped[Tensor, " P"]:
+    """Each group's sum over all groups of its set."""
+    return torch.zeros_like(values).index_add(0, sets, values)[sets]
+
+
+def _total(values: Float[Tensor, "P W"], sets: Int[Tensor, " P"]) -> Float[Tensor, "P 1"]:
+    """The sum over all rows of each group's set."""
+    return _sum_over(values.sum(dim=1), sets)[:, None]
+
+
+def _refuse_lone_rollouts(count: Int[Tensor, "P 1"]) -> None:
     if bool((count < 2).any()):
         raise ConfigError(
             "leave_one_out needs at least two rollouts in the baseline's set; at width 1 with "
             "baseline='own' there is one. Use baseline='prompt', or leave_one_out=False."
         )
-    return (total - rewards) / (count - 1)
-
-
-def _std(rewards: Float[Tensor, "P W"], peers: Bool[Tensor, "P P"]) -> Float[Tensor, "P 1"]:
-    """Over each group's set of rollouts, with n - 1; 0 where the set has one rollout."""
-    weights = peers.to(rewards.dtype)
-    count = (weights.sum(dim=1) * rewards.shape[1])[:, None]
-    mean = (weights @ rewards.sum(dim=1))[:, None] / count
-    # [P, P, W]: deviations of every group's rows from each set's mean.
-    squares = ((rewards[None] - mean[:, :, None]) ** 2).sum(dim=2)
-    variance = (weights * squares).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-    return variance.sqrt()

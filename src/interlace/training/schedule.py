@@ -5,8 +5,10 @@ processes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
+from array import array
 from collections.abc import Sequence
 
 
@@ -19,11 +21,17 @@ def draw_indices(seed: int, count: int, start: int, stop: int) -> list[int]:
     """
     found: list[int] = []
     for epoch in range(start // count, -(-stop // count)):
-        order = list(range(count))
-        random.Random(f"{seed}:order:{epoch}").shuffle(order)
         offset = epoch * count
-        found += order[max(start - offset, 0) : max(min(stop - offset, count), 0)]
+        first, last = max(start - offset, 0), max(min(stop - offset, count), 0)
+        found += _shuffled(seed, count, epoch)[first:last]
     return found
+
+
+@functools.lru_cache(maxsize=4)  # a run asks for one stream, epoch after epoch
+def _shuffled(seed: int, count: int, epoch: int) -> array[int]:
+    order = list(range(count))
+    random.Random(f"{seed}:order:{epoch}").shuffle(order)
+    return array("q", order)
 
 
 def draw_width(seed: int, rollout: int, position: int, widths: Sequence[int]) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlace.errors import ConfigError
 from interlace.training.advantages import STD_FLOOR, advantages, without_variance
@@ -103,3 +107,74 @@ def test_the_order_of_groups_does_not_matter() -> None:
         got = advantages(REWARDS, PROMPTS, baseline=baseline)
         again = advantages(REWARDS[order], PROMPTS[order], baseline=baseline)
         torch.testing.assert_close(again, got[order])
+
+
+def plainly(
+    rewards: torch.Tensor, prompts: torch.Tensor, baseline: str, scale: str, leave_one_out: bool
+) -> torch.Tensor:
+    """Row by row, from the definition: every row against every other."""
+    found = torch.zeros_like(rewards)
+    count, width = rewards.shape
+    for p, w in itertools.product(range(count), range(width)):
+        own = [(p, v) for v in range(width)]
+        of_prompt = [(q, v) for q in range(count) for v in range(width) if prompts[q] == prompts[p]]
+        spread = own if baseline == "own" else of_prompt
+        peers = [at for at in of_prompt if at[0] != p] if baseline == "others" else spread
+        if leave_one_out:
+            peers = [at for at in peers if at != (p, w)]
+        found[p, w] = rewards[p, w] - torch.stack([rewards[at] for at in peers]).mean()
+        if scale == "std":
+            found[p, w] /= torch.stack([rewards[at] for at in spread]).std() + STD_FLOOR
+    return found
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize("baseline", ["prompt", "own", "others"])
+def test_advantages_are_what_the_definition_says(
+    baseline: Any, scale: Any, leave_one_out: bool
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for groups, width in itertools.product([2, 5, 11], [2, 3]):
+        rewards = torch.randn(groups, width, generator=generator, dtype=torch.float64)
+        # Numbers with gaps, out of order; each prompt twice at least.
+        prompts = torch.tensor([7, 3, 7, 3, 90, 90, 7, 3, 90, 3, 3])[:groups]
+        if groups < 4:
+            prompts = torch.tensor([7, 7])
+        elif groups == 5:
+            prompts = torch.tensor([90, 3, 90, 3, 3])
+        got = advantages(
+            rewards, prompts, baseline=baseline, scale=scale, leave_one_out=leave_one_out
+        )
+        expected = plainly(rewards, prompts, baseline, scale, leave_one_out)
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+
+
+def test_variance_is_that_of_the_set_at_any_place() -> None:
+    """Fails where a set's number is taken for a group's."""
+    rewards = torch.tensor([[0.0, 0.0], [3.0, 3.0], [3.0, 3.0], [0.0, 1.0], [3.0, 3.0]])
+    prompts = torch.tensor([9, 4, 4, 9, 6])
+    assert without_variance(rewards, prompts).tolist() == [False, True, True, False, True]
+    assert without_variance(rewards, prompts, baseline="own").tolist() == [True] * 3 + [False, True]
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operator makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("baseline", ["prompt", "own", "others"])
+def test_no_tensor_holds_pairs_of_groups(baseline: Any) -> None:
+    rewards, prompts = torch.rand(600, 3), torch.arange(300).repeat(2)
+    with Largest() as largest:
+        advantages(rewards, prompts, baseline=baseline)
+        without_variance(rewards, prompts, baseline=baseline)
+    assert largest.elements <= rewards.numel()
