@@ -5,6 +5,8 @@ Axes: P groups, W width, S positions.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import warnings
 from pathlib import Path
@@ -19,7 +21,7 @@ from interlace import Groups
 from interlace.attaching import get_attachment, new_parameters
 from interlace.coupling.base import Coupling, check_carried
 from interlace.coupling.registry import COUPLINGS, coupling_class
-from interlace.engine.backends.hf import Forward
+from interlace.engine import backends
 from interlace.errors import AttachError, GenerationError, GroupError
 from support.architectures import build, random_alive, random_ids, randomise
 from support.engine import largest_gap
@@ -30,7 +32,6 @@ from support.training import grpo, stopping, warmup
 
 P, W, S = 2, 3, 7
 IDS = random_ids(P * W, S)
-BACKENDS = (Forward,)
 
 every_seat = pytest.mark.parametrize("toy", TOYS, ids=[toy.seats[0] for toy in TOYS])
 
@@ -289,4 +290,21 @@ def test_the_table_of_seats_is_that_of_the_backends() -> None:
         for name, *cells in rows
         if name.startswith("`")
     }
-    assert table == {backend.name: set(backend.seats) for backend in BACKENDS}
+    assert table == {backend.name: set(backend.seats) for backend in every_backend()}
+
+
+def every_backend() -> list[Any]:
+    """The classes in `engine/backends/` that say which seats they carry."""
+    modules = [
+        importlib.import_module(f"{backends.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(backends.__path__)
+    ]
+    return [
+        found
+        for module in modules
+        for found in vars(module).values()
+        if isinstance(found, type)
+        and found.__module__ == module.__name__
+        and getattr(found, "seats", None)
+        and getattr(found, "name", None)
+    ]

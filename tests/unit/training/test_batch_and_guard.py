@@ -169,3 +169,13 @@ def test_in_low_precision_the_guard_samples_again_in_fp32(
     )
     with pytest.raises(GuardError):
         check_gap(sample_again(wide, generate, group, **arguments))
+
+
+def test_completions_of_every_group_start_in_one_column() -> None:
+    """Prompts are padded on the left, so that column is the same for long and short ones."""
+    batch = collate_ids([[5, 6, 7], [8]], [[[1, 2], [3]], [[4], [5, 6, 7]]], pad_token_id=0)
+    start = batch.groups.completion_start
+    assert start is not None
+    assert start.tolist() == [3, 3]
+    assert batch.select(1, 2).groups.completion_start is not None
+    assert batch.completion_ids[1, 1].tolist() == batch.input_ids[3, 3:].tolist()

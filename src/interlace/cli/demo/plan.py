@@ -25,6 +25,8 @@ from interlace.files import is_complete, locate
 WIDTHS = (1, 2, 4, 8, 16)
 SHOWN_WIDTH = 8
 MAX_NEW_TOKENS = 40  # four tries of ten tokens
+COUPLED = "bridge"  # the arm whose rows see each other: it is run at every width
+CONTROL = "pmatch"  # the arm that the short demo leaves out
 LABELS = {"base": "base", "rlvr": "RLVR-only", "pmatch": "P-Match", "bridge": "Bridge"}
 PLAN, GROUP, USAGE = "plan.json", "group.json", "usage"
 # As in interlace.models.source, which loads torch: the process that only looks on does without.
@@ -87,20 +89,20 @@ class Plan:
     @property
     def arms(self) -> list[str]:
         """The arms that are evaluated."""
-        return list(LABELS) if self.settings.quick else [a for a in LABELS if a != "pmatch"]
+        return list(LABELS) if self.settings.quick else [a for a in LABELS if a != CONTROL]
 
     @property
     def lanes(self) -> list[list[Job]]:
         """Jobs of the two processes; what is trained first is evaluated while the other trains."""
-        first = [] if self.settings.quick else [self._warmup(), self._grpo("bridge")]
+        first = [] if self.settings.quick else [self._warmup(), self._grpo(COUPLED)]
         second = [] if self.settings.quick else [self._grpo("rlvr")]
-        second += [self._evaluate(arm, WIDTHS, arm) for arm in self.arms if arm != "bridge"]
+        second += [self._evaluate(arm, WIDTHS, arm) for arm in self.arms if arm != COUPLED]
         # Every width of Bridge is a run of its own, so two processes can share them. The widths of
         # the group that is shown come before it.
         given = (2,) if self.settings.quick else (2, 4, 16)
         kept = tuple(width for width in WIDTHS if width not in given)
-        first += [self._evaluate("bridge", kept, "bridge-1"), self._spread()]
-        second += [self._evaluate("bridge", given, "bridge-2")]
+        first += [self._evaluate(COUPLED, kept, "bridge-1"), self._spread()]
+        second += [self._evaluate(COUPLED, given, "bridge-2")]
         return [first, second]
 
     def model_of(self, arm: str) -> str:
@@ -136,23 +138,23 @@ class Plan:
         stage = "bridge/warmup"
         responses = Part(f"{stage}/responses/0-of-1.jsonl", s.warmup_problems, 0.06)
         steps = Part(f"{stage}/metrics.jsonl", s.warmup_steps, 0.17, "step")
-        return Job("warmup", "bridge", "warmup", (responses, steps))
+        return Job("warmup", COUPLED, "warmup", (responses, steps))
 
     def _grpo(self, arm: str) -> Job:
-        guess = 2.65 if arm == "bridge" else 2.1
+        guess = 2.65 if arm == COUPLED else 2.1
         part = Part(f"{arm}/grpo/metrics.jsonl", self.settings.rollouts, guess, "rollout")
         return Job("grpo", arm, "grpo", (part,))
 
     def _evaluate(self, arm: str, widths: tuple[int, ...], name: str) -> Job:
         path = f"evaluation/{name}/records.jsonl"
         problems, samples = self.settings.problems, self.settings.samples
-        sampled = widths if arm == "bridge" else widths[-1:]
+        sampled = widths if arm == COUPLED else widths[-1:]
         groups = problems * sum(samples // width for width in sampled)
         seconds = problems * samples * len(sampled) * 0.0025
         return Job("evaluate", arm, name, (Part(path, groups, seconds / groups),), widths)
 
     def _spread(self) -> Job:
-        return Job("spread", "bridge", "group", (Part(GROUP, 1, 3.0),))
+        return Job("spread", COUPLED, "group", (Part(GROUP, 1, 3.0),))
 
 
 def check_packaged(plan: Plan) -> None:

@@ -1,0 +1,108 @@
+"""What every kind in the registry says of itself, and that nothing asks for it by name.
+
+Axes: P groups, W width, S positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import interlace
+from interlace import Groups
+from interlace.coupling.base import Coupling, places
+from interlace.coupling.config import CouplingConfig
+from interlace.coupling.registry import (
+    COUPLINGS,
+    DEFAULT_KIND,
+    config_from_dict,
+    coupling_class,
+    default_config,
+)
+from interlace.rows import Owners
+from support.architectures import random_alive, randomise
+
+P, W, S, D = 2, 3, 5, 7
+SOURCE = Path(interlace.__file__).parent
+
+every_kind = pytest.mark.parametrize("kind", list(COUPLINGS))
+
+
+@every_kind
+def test_a_kind_describes_itself(kind: str) -> None:
+    coupling = coupling_class(kind)
+    assert (coupling.kind, coupling.Config.kind) == (kind, kind)
+    assert issubclass(coupling.Config, CouplingConfig)
+    assert coupling.title
+    assert coupling.about.endswith(".")
+    assert config_from_dict({"kind": kind}) == coupling.Config()
+    assert config_from_dict(coupling.Config().to_dict()) == coupling.Config()
+    assert all(isinstance(value, str) for value in coupling.Config().facts().values())
+
+
+def test_what_the_kinds_are() -> None:
+    assert {kind: coupling_class(kind).couples for kind in COUPLINGS} == {
+        "bridge": True,
+        "pmatch": False,
+    }
+    for kind in COUPLINGS:
+        coupling = coupling_class(kind)
+        assert coupling.seats == ("layer",)
+        assert coupling.shares_prompt
+        assert not coupling.needs_history
+    assert default_config().kind == DEFAULT_KIND
+
+
+@every_kind
+@torch.no_grad()
+def test_a_kind_is_its_reference_in_both_forms(kind: str) -> None:
+    coupling: Any = coupling_class(kind)
+    config = coupling.Config(num_heads=4, num_kv_heads=2, head_dim=3)
+    block = coupling(config, D, dtype=torch.float64)
+    randomise(block.named_parameters(), seed=1)
+    x = torch.randn(P * W, S, D, dtype=torch.float64)
+    groups = Groups(W, random_alive(P, W, S))
+    expected = block.reference(x, groups)
+    torch.testing.assert_close(block(x, groups), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(x + block.added(x, groups), expected, rtol=0, atol=1e-12)
+    step = Owners([0, 0, 0, 1, 1, 1])
+    expected = block.reference(x[:, :1], Groups(W))
+    torch.testing.assert_close(block(x[:, :1], step), expected, rtol=0, atol=1e-12)
+
+
+def test_a_step_of_its_own_serves_decode_steps_alone() -> None:
+    class Own(Coupling):
+        def layer(self, x: Any, rows: Any) -> Any:
+            return x + 1
+
+        def step(self, x: Any, rows: Any) -> Any:
+            return x + 2
+
+    x = torch.zeros(2, 1, D)
+    assert (Own()(x, Groups(2)) == 1).all()
+    assert (Own()(x, Owners([0, 0])) == 2).all()
+    assert (Own().added(x, Groups(2)) == 1).all()
+    assert Own().attention_weights(x, Groups(2)) is None
+
+
+def test_modules_stand_at_layers_and_at_the_model() -> None:
+    class Both(Coupling):
+        seats = ("head", "attention")
+
+    class Input(Coupling):
+        seats = ("input",)
+
+    assert places(Coupling, [1, 4]) == [1, 4]
+    assert places(Input, [1, 4]) == [None]
+    assert places(Both, [1, 4]) == [1, 4, None]
+
+
+def test_nothing_compares_with_the_name_of_a_kind() -> None:
+    names = "|".join(COUPLINGS)
+    for path in SOURCE.rglob("*.py"):
+        found = re.findall(rf"""[!=]=\s*["'](?:{names})["']""", path.read_text(encoding="utf-8"))
+        assert not found, f"{path.relative_to(SOURCE)} asks for a kind by name: {found}"
