@@ -35,6 +35,7 @@ from interlace.layers import (
     find_decoder,
 )
 from interlace.rows import Groups, Owners, Rows
+from interlace.save_pretrained import WholeSaving
 from interlace.swap import Swapped, swap, unswap
 
 SHARE_WARNING = 0.10
@@ -89,7 +90,7 @@ class LayerWithBlock(Swapped, nn.Module):
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-class ModelWithBlocks(Swapped, GroupedGeneration):
+class ModelWithBlocks(Swapped, GroupedGeneration, WholeSaving):
     """Mixed into the model's class: checks the groups of a call, and that the call reached every
     block."""
 
@@ -134,20 +135,6 @@ class ModelWithBlocks(Swapped, GroupedGeneration):
             return base.forward(*args, groups=rows, **kwargs)
         positions = _call_shape(args, kwargs)[1]
         return _headed(coupling, rows, positions, base.forward(*args, groups=rows, **kwargs))
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        raise AttachError(
-            "save_pretrained would write files that from_pretrained loads without the attached "
-            "blocks. Use interlace.save(model, folder) for the new weights, interlace.save(model, "
-            "folder, full=True) for all, or interlace.detach(model) first to save the base model."
-        )
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        raise AttachError(
-            "push_to_hub would upload files that from_pretrained loads without the attached "
-            "blocks. Use interlace.save(model, folder, push_to='user/name'), or "
-            "interlace.detach(model) first to upload the base model."
-        )
 
 
 def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None) -> Attachment:

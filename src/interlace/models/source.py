@@ -75,9 +75,11 @@ class SavedBlocks:
         return HubModel(self.id, str(locate(self.folder, BASE)), self.revision)
 
     def own_tokenizer(self) -> Path | None:
-        """The tokenizer saved beside the blocks."""
+        """The tokenizer saved beside the blocks, or by Trainer into its checkpoint."""
         folder = locate(self.folder, TOKENIZER)
-        return folder if folder.is_dir() else None
+        if folder.is_dir():
+            return folder
+        return self.folder if (self.folder / "tokenizer_config.json").exists() else None
 
 
 Source = HubModel | GgufFile | SavedBlocks

@@ -1,7 +1,8 @@
 """Save attached blocks.
 
 A folder of saved blocks holds `bridge.safetensors` (or `pmatch.safetensors`), `interlace.json`,
-a model card, and perhaps `tokenizer/`; with `full=True` also `base/`, a plain Hugging Face folder.
+a model card, and perhaps `tokenizer/`; with `full=True` also `base/`, a plain Hugging Face folder,
+and an index that says where each weight is, by which `transformers.Trainer` resumes.
 The base goes into a folder of its own, so that `from_pretrained` on the outer one cannot load a
 model that silently lacks its blocks.
 """
@@ -9,6 +10,7 @@ model that silently lacks its blocks.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,19 +20,23 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from interlace.attaching import Attachment, ModelWithBlocks, get_attachment, new_parameters
+from interlace.attaching import Attachment, get_attachment, new_parameters
 from interlace.coupling.registry import COUPLINGS
 from interlace.errors import CheckpointError
 from interlace.files import locate, writing
 from interlace.layers import base_model_of
+from interlace.save_pretrained import WholeSaving
 from interlace.saving import hub
 from interlace.saving.card import may_replace, model_card
 from interlace.saving.fingerprint import Fingerprint, Origin, fingerprint, origin_of, whole
 from interlace.saving.manifest import BASE, CARD, MANIFEST, TOKENIZER, Manifest
+
+INDEX_NOTE = "for transformers.Trainer to resume from; interlace.load gives the model"
 
 
 def save(
@@ -75,7 +81,7 @@ def save(
     >>> _ = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05))
     >>> folder = interlace.save(model, tempfile.mkdtemp(), full=True)
     >>> sorted(path.name for path in folder.iterdir())
-    ['README.md', 'base', 'bridge.safetensors', 'interlace.json']
+    ['README.md', 'base', 'bridge.safetensors', 'interlace.json', 'model.safetensors.index.json']
     """
     base, folder = base_model_of(model), Path(folder)
     attachment = get_attachment(base)
@@ -201,6 +207,7 @@ def _write(
                 (stage / CARD).write_text(card, encoding="utf-8")
             if manifest.base_included:
                 _write_base(base, stage / BASE, state)
+                _write_index(stage, manifest.weights_file)
             if tokenizer is not None:
                 tokenizer.save_pretrained(stage / beside)
     except OSError as error:
@@ -211,12 +218,32 @@ def _write(
 def _write_base(base: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None) -> None:
     # Hugging Face's own save_pretrained, which the attached class refuses, with the blocks out of
     # its sight.
-    plain: Any = super(ModelWithBlocks, base)  # type: ignore[misc]
+    plain: Any = super(WholeSaving, base)  # type: ignore[misc]
     with _without_blocks(base):
         try:
             plain.save_pretrained(folder, state_dict=state)
         except SafetensorError as error:
             raise OSError(f"The base model's weights cannot be written: {error}") from error
+
+
+def _write_index(folder: Path, blocks_file: str) -> None:
+    """Write which file holds which weight, for Trainer, which puts them into the attached model."""
+    plain = folder / BASE / SAFE_WEIGHTS_INDEX_NAME
+    if plain.exists():
+        shards = json.loads(plain.read_text(encoding="utf-8"))["weight_map"]
+    else:
+        shards = dict.fromkeys(_names(folder / BASE / SAFE_WEIGHTS_NAME), SAFE_WEIGHTS_NAME)
+    weights = {name: f"{BASE}/{shard}" for name, shard in shards.items()}
+    weights |= dict.fromkeys(_names(folder / blocks_file), blocks_file)
+    # Without the "metadata" of Hugging Face's own index: from_pretrained stops at that, even with a
+    # configuration passed to it, and never gives a model that lacks its blocks.
+    text = json.dumps({"interlace": INDEX_NOTE, "weight_map": weights}, indent=2)
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, "pt") as tensors:
+        return list(tensors.keys())
 
 
 def _whole_state(base: PreTrainedModel) -> dict[str, Tensor]:

@@ -219,11 +219,6 @@ def test_a_base_from_memory_saved_in_full_loads_alone(tmp_path: Path) -> None:
     assert torch.equal(outputs(interlace.load(tmp_path / "out")[0]), outputs(model))
 
 
-def test_save_pretrained_points_to_save(model: PreTrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(AttachError, match=r"interlace\.save"):
-        model.save_pretrained(tmp_path / "plain")
-
-
 def test_push_to_hub_leaves_not_even_an_empty_repository(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
