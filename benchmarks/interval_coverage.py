@@ -27,9 +27,9 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
+from scipy import stats
 
 from interlace.evaluation.intervals import mean_interval, proportion_interval, resampled_means
-from interlace.evaluation.quantiles import t_quantile
 
 PROBLEMS = (30, 100, 500)
 ROWS = (1, 4, 16)
@@ -54,7 +54,7 @@ def bare_score(values: np.ndarray) -> Ends:
 
 
 def plain_t(values: np.ndarray) -> Ends:
-    half = t_quantile(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return values.mean() - half, values.mean() + half
 
 

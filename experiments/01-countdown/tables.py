@@ -71,12 +71,17 @@ def relative_table(lines: Lines, labels: Mapping[str, str]) -> str:
             labels[line["arm"]],
             str(line["width"]),
             labels[line["next_best"]],
-            show(line["over_seeds"], 100, sign=True),
-            show(line["over_problems"], 100, sign=True),
+            _ratio(line["over_seeds"]),
+            _ratio(line["over_problems"]),
         ]
         for line in lines
     ]
     return markdown(["arm", "W", "next best", "over seeds", "over problems"], rows)
+
+
+def _ratio(estimate: Mapping[str, Any] | None) -> str:
+    """Undefined where the next best arm's gain is not clearly above 0."""
+    return show(estimate, 100, sign=True) or ("" if estimate is None else "undefined")
 
 
 def seeds_table(lines: Lines, labels: Mapping[str, str]) -> str:

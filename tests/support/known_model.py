@@ -104,5 +104,4 @@ def as_rows(right: np.ndarray, *, coupled: bool) -> Rows:
         weights={},
         truncated=None,
         texts=None,
-        seconds=None,
     )

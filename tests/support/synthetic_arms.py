@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from interlace.evaluation.intervals import LEVEL
+from interlace.evaluation.latency import with_latency
 from interlace.evaluation.measure import measure
 from interlace.evaluation.records import GroupRecord
 from interlace.evaluation.results import ArmResult
+from interlace.evaluation.run_folder import Timing
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ def three_arms(
     """Results of base, RLVR-only and Bridge."""
     found = []
     for arm in (BASE, RLVR, BRIDGE):
-        if arm.copy:
-            records = arm.records(problems, list(widths), groups=2)
-        else:
-            # The narrower runs are for the seconds only.
-            records = arm.records(problems, [*widths, rows])
-        found += measure(records, arm.name)
+        sampled = list(widths) if arm.copy else [rows]
+        (result,) = measure(arm.records(problems, sampled, groups=2 if arm.copy else 1), arm.name)
+        alone = [
+            Timing(record.example_id, record.width, record.seconds or 0.0)
+            for record in arm.records(4, list(widths))
+        ]
+        found.append(with_latency(result, alone, LEVEL))
     return found

@@ -100,13 +100,13 @@ def _cell(entry: Measurement | None) -> Text:
     return _number(entry.estimate, 1 if entry.metric in QUANTITIES else 100)
 
 
-def _number(estimate: Estimate | None, scale: float, sign: bool = False) -> Text:
+def _number(estimate: Estimate | None, scale: float, sign: bool = False, unit: str = "") -> Text:
     """A number above its interval."""
     if estimate is None:
         return Text("")
     if math.isnan(estimate.value):
         return Text("undefined")
-    shown = Text(_digits(scale * estimate.value, scale, sign))
+    shown = Text(_digits(scale * estimate.value, scale, sign) + unit)
     if estimate.low is not None and estimate.high is not None:
         ends = [_digits(scale * end, scale, sign) for end in (estimate.low, estimate.high)]
         shown.append("\n" + (" to " if sign else "-").join(ends), style="dim")
@@ -137,10 +137,8 @@ def _gains(group: Sequence[Comparison], title: str) -> Table:
                 cell.append("\n" + _number(gain, 100, sign=True).plain, style="dim")
             cells.append(cell)
         if row.next_best is not None:
-            relative = _number(row.relative_gain, 100, sign=True).plain.partition("\n")
-            cells.append(
-                Text(f"{relative[0]} % ({row.next_best})").append("\n" + relative[2], "dim")
-            )
+            relative = _number(row.relative_gain, 100, sign=True, unit=" %").plain.partition("\n")
+            cells.append(Text(f"{relative[0]} ({row.next_best})").append("\n" + relative[2], "dim"))
         table.add_row(*cells)
     return table
 

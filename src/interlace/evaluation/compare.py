@@ -11,7 +11,8 @@ problems' own difficulty cancels. Two intervals answer two questions:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import ComparisonError
-from interlace.evaluation.arrays import Array
 from interlace.evaluation.intervals import (
     LEVEL,
     Estimate,
@@ -32,13 +32,12 @@ from interlace.evaluation.results import (
     QUANTITIES,
     ArmResult,
     arms_of,
-    estimate_from_json,
     estimate_to_json,
     tasks_of,
 )
 
 # One `[A, E]` of values for each task.
-Values = list[Float[Array, "A _"]]
+Values = list[Float[np.ndarray, "A _"]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,9 @@ class ArmRow:
             not trained here.
         gain_over_seeds: Mean of the seeds' gains, over seeds; None with fewer than two.
         next_best: The arm with the largest gain besides this one and the base; None without one.
-        relative_gain: The gain over `next_best`'s gain, minus 1, over problems: .39 says 39 % more.
-            None without a `next_best`.
+        relative_gain: Gain over `next_best`'s gain, minus 1, over problems: .39 says 39 % more. NaN
+            without ends unless that gain's interval lies above 0: a ratio of two losses would show
+            the larger loss as the larger gain. None without a `next_best`.
         relative_gain_over_seeds: The same over seeds; None with fewer than two.
     """
 
@@ -81,16 +81,6 @@ class ArmRow:
             },
             **{name: estimate_to_json(getattr(self, name)) for name in _ESTIMATES},
         }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ArmRow:
-        """The row of `to_json`'s values."""
-        by_seed = {seed: estimate_from_json(g) for seed, g in values["gain_by_seed"].items()}
-        estimates = {
-            name: None if values[name] is None else estimate_from_json(values[name])
-            for name in _ESTIMATES
-        }
-        return cls(**{**values, **estimates, "gain_by_seed": by_seed})
 
 
 _ESTIMATES = ("gain", "gain_over_seeds", "relative_gain", "relative_gain_over_seeds")
@@ -129,18 +119,6 @@ class Comparison:
             "seeds": list(self.seeds),
             "rows": [row.to_json() for row in self.rows],
         }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Comparison:
-        """The comparison of `to_json`'s values."""
-        return cls(
-            **{
-                **values,
-                "tasks": tuple(values["tasks"]),
-                "seeds": tuple(values["seeds"]),
-                "rows": tuple(ArmRow.from_json(row) for row in values["rows"]),
-            }
-        )
 
 
 def compare(
@@ -239,6 +217,8 @@ class _Gains:
         """gain(arm) / gain(rival) - 1, over problems."""
         gains = [task[[arm, rival]] - task[self.base] for task in self.pooled]
         count = sum(task.shape[1] for task in gains)
+        if not self.gain(self.pooled, rival).is_above(0):
+            return self._undefined(count)
         covariance = [_covariance_of_mean(task) for task in gains]
         return self._less_one(
             np.mean([task.mean(axis=1) for task in gains], axis=0),
@@ -253,10 +233,19 @@ class _Gains:
             [[self.gain(values, index).value for values in self.by_seed] for index in (arm, rival)]
         )
         count = gains.shape[1]
+        if not seed_interval(gains[1].tolist(), self.level).is_above(0):
+            return self._undefined(count)
         return self._less_one(gains.mean(axis=1), _covariance_of_mean(gains), count - 1, count)
 
+    def _undefined(self, count: int) -> Estimate:
+        return Estimate(math.nan, None, None, "fieller", self.level, count)
+
     def _less_one(
-        self, means: Float[Array, 2], covariance: Float[Array, "2 2"], freedom: int, count: int
+        self,
+        means: Float[np.ndarray, 2],
+        covariance: Float[np.ndarray, "2 2"],
+        freedom: int,
+        count: int,
     ) -> Estimate:
         top, bottom = means.tolist()
         ratio = ratio_interval((top, bottom), covariance, max(freedom, 1), self.level, count)
@@ -264,7 +253,7 @@ class _Gains:
         return Estimate(ratio.value - 1, low, high, ratio.method, ratio.level, ratio.count)
 
 
-def _covariance_of_mean(samples: Float[Array, "2 _"]) -> Float[Array, "2 2"]:
+def _covariance_of_mean(samples: Float[np.ndarray, "2 _"]) -> Float[np.ndarray, "2 2"]:
     count = samples.shape[1]
     # One sample has no spread: infinite, so that no interval comes of it.
     return np.cov(samples) / count if count > 1 else np.full((2, 2), np.inf)

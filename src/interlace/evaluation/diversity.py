@@ -12,11 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from interlace.errors import MetricError
-from interlace.evaluation.arrays import Array
 from interlace.evaluation.votes import answer_runs
 
 
-def distinct_answers(classes: Int[Array, "D k"]) -> Int[Array, "D"]:
+def distinct_answers(classes: Int[np.ndarray, "D k"]) -> Int[np.ndarray, "D"]:
     """How many different answers each draw holds, 0 to k; rows without an answer do not count.
 
     >>> distinct_answers(np.array([[0, 1, 0, -1], [-1, -1, -1, -1]])).tolist()
@@ -26,7 +25,7 @@ def distinct_answers(classes: Int[Array, "D k"]) -> Int[Array, "D"]:
     return (runs.opens & runs.answered).sum(axis=1)
 
 
-def answer_entropy(classes: Int[Array, "D k"]) -> Float[Array, "D"]:
+def answer_entropy(classes: Int[np.ndarray, "D k"]) -> Float[np.ndarray, "D"]:
     """Entropy of the answers of each draw, in bits: 0 if all agree, log2(k) if all differ.
 
     The plug-in estimate from the k rows (it grows with k, so compare equal k). Rows without an

@@ -6,7 +6,6 @@ Letters: E problems, B resamples, K widths at which independent voting was measu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import ComparisonError
-from interlace.evaluation.arrays import Array
 from interlace.evaluation.intervals import LEVEL, RESAMPLES, Estimate, resampled_means
 from interlace.evaluation.pairing import check_same_problems, values_of
-from interlace.evaluation.results import ArmResult, estimate_from_json, estimate_to_json
+from interlace.evaluation.results import ArmResult, estimate_to_json
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,6 @@ class ParallelEfficiency:
             name: estimate_to_json(value) if isinstance(value, Estimate) else value
             for name, value in vars(self).items()
         }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ParallelEfficiency:
-        """The efficiency of `to_json`'s values."""
-        fields: dict[str, Any] = {
-            name: estimate_from_json(value) if isinstance(value, dict) else value
-            for name, value in values.items()
-        }
-        return cls(**fields)
 
 
 def parallel_efficiency(
@@ -147,8 +136,10 @@ def parallel_efficiency(
 
 
 def first_crossing(
-    curves: Float[Array, "B K"], widths: Float[Array, "K"], targets: Float[Array, "B"]
-) -> Float[Array, "B"]:
+    curves: Float[np.ndarray, "B K"],
+    widths: Float[np.ndarray, "K"],
+    targets: Float[np.ndarray, "B"],
+) -> Float[np.ndarray, "B"]:
     """The width at which each curve first reaches its target, linear in log2(width).
 
     Returns:
@@ -169,7 +160,9 @@ def first_crossing(
     return np.where(reached.any(axis=1), crossing, np.nan)
 
 
-def _costs(means: Float[Array, "B columns"], widths: Float[Array, "K"]) -> Float[Array, "3 B"]:
+def _costs(
+    means: Float[np.ndarray, "B columns"], widths: Float[np.ndarray, "K"]
+) -> Float[np.ndarray, "3 B"]:
     """Needed width, needed tokens and token ratio, from means in the order of `columns`."""
     needed = first_crossing(means[:, 3:], widths, means[:, 0])
     tokens = needed * means[:, 2]
@@ -178,7 +171,7 @@ def _costs(means: Float[Array, "B columns"], widths: Float[Array, "K"]) -> Float
     return np.stack([needed, tokens, tokens / spent])
 
 
-def _ends(samples: Float[Array, "B"], level: float) -> tuple[float | None, float | None]:
+def _ends(samples: Float[np.ndarray, "B"], level: float) -> tuple[float | None, float | None]:
     """Percentile ends with what was not reached as infinite; None for an infinite end."""
     ordered = np.sort(np.where(np.isnan(samples), np.inf, samples))
     places = [round((0.5 + side * level / 2) * (len(ordered) - 1)) for side in (-1, 1)]

@@ -83,8 +83,8 @@ def evaluate(
             and best-of-n votes: `f(text) -> float`, or with TRL's signature
             `f(prompts, completions, question, **columns) -> list[float]`. Scores are at least 0.
         symbolic_votes: Answers that math-verify finds equal are one vote (extra `math`).
-        timed: Problems of which a group is sampled once more, alone, at every width, for the
-            latency; with 0 the seconds are those of groups in a batch.
+        timed: Number of problems of which a group is sampled once more, alone, at every width, for
+            its seconds (of the processor on a CPU); with 0 there are no seconds.
         batch_rows: Rows in one call of the engine; after a kill at most so many are sampled again.
         output: A folder for the raw generations, the result, a report and figures. If it holds an
             unfinished run of the same configuration, that run goes on.

@@ -41,8 +41,8 @@ def write_figures(
 
     For each task: `accuracy` (pass@1 against width), `votes` (maj@W against tokens a problem),
     `g-pass` (G-Pass@k against tau, at the largest width of all arms), `diversity` (coverage and
-    distinct answers against width), `latency` (seconds a problem against width). With several tasks
-    the task's name comes first.
+    distinct answers against width), `latency` (seconds of a group against width, where some were
+    timed). With several tasks the task's name comes first.
 
     Args:
         report: What to draw; one loaded from JSON will do.
@@ -105,8 +105,10 @@ def diversity(results: Sequence[ArmResult]) -> Figure | None:
 
 
 def latency(results: Sequence[ArmResult]) -> Figure | None:
-    """Seconds a problem against width, as measured."""
-    return _against_width([(_lines(results, "seconds"), "seconds a problem")], from_zero=True)
+    """Seconds of a group that ran alone against width."""
+    return _against_width(
+        [(_lines(results, "seconds"), "seconds of a group alone")], from_zero=True
+    )
 
 
 def votes(results: Sequence[ArmResult]) -> Figure | None:

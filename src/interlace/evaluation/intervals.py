@@ -23,13 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import MetricError
-from interlace.evaluation.arrays import Array
-from interlace.evaluation.quantiles import t_quantile
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -40,6 +39,8 @@ FEW_DIFFERENCES = 10
 PSEUDO_PROBLEMS = 0.25
 # Numbers of resampling weights held at a time.
 CHUNK = 2_000_000
+# Problems left out at a time where BCa looks at each problem's weight.
+JACKKNIFE = 256
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,12 @@ class Estimate:
         """Whether the interval has both ends and `value` lies outside."""
         return self.low is not None and self.high is not None and not self.low <= value <= self.high
 
+    def is_above(self, value: float) -> bool:
+        """Whether the whole interval lies above `value`; not without a lower end."""
+        return self.low is not None and self.low > value
 
-def proportion_interval(values: Float[Array, "E"], level: float = LEVEL) -> Estimate:
+
+def proportion_interval(values: Float[np.ndarray, "E"], level: float = LEVEL) -> Estimate:
     """A mean of shares with Wilson's score interval, n replaced by an effective sample size.
 
     Values of problems lie between 0 and 1 and vary less than single draws would. The effective size
@@ -103,7 +108,7 @@ def proportion_interval(values: Float[Array, "E"], level: float = LEVEL) -> Esti
     return Estimate(mean, min(low, mean), max(high, mean), "score", level, count)
 
 
-def _effective_size(values: Float[Array, "E"]) -> float:
+def _effective_size(values: Float[np.ndarray, "E"]) -> float:
     count, extra = len(values), PSEUDO_PROBLEMS
     total = count + 2 * extra
     mean = (values.sum() + extra) / total
@@ -112,7 +117,7 @@ def _effective_size(values: Float[Array, "E"]) -> float:
 
 
 def mean_interval(
-    values: Float[Array, "E"],
+    values: Float[np.ndarray, "E"],
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -136,29 +141,30 @@ def mean_interval(
     >>> mean_interval(np.array([3.0, 3.0, 3.0])).low
     3.0
     """
+    from scipy import stats
+
     values = _checked(values)
     mean, count = float(values.mean()), len(values)
     if count == 1:
         return Estimate(mean, None, None, "bca", level, 1)
-    deviations = values - mean
-    spread = float((deviations**2).sum())
-    if spread <= 1e-24 * max(1.0, mean**2) * count:
+    if float(((values - mean) ** 2).sum()) <= 1e-24 * max(1.0, mean**2) * count:
         return Estimate(mean, mean, mean, "bca", level, count)
-    means = np.sort(resampled_means(values, resamples, seed))
-    below = np.searchsorted(means, mean, "left") + np.searchsorted(means, mean, "right")
-    normal = NormalDist()
-    bias = normal.inv_cdf(min(max(below / (2 * resamples), 1e-6), 1 - 1e-6))
-    acceleration = float((deviations**3).sum()) / (6 * spread**1.5)
-    ends = []
-    for probability in (0.5 - level / 2, 0.5 + level / 2):
-        shifted = bias + normal.inv_cdf(probability)
-        ends.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
-    low, high = np.quantile(means, ends)
-    return Estimate(mean, float(low), float(high), "bca", level, count)
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=0,
+        # Its own draws take an array of resamples by problems; these are made in parts.
+        bootstrap_result=SimpleNamespace(
+            bootstrap_distribution=resampled_means(values, resamples, seed)
+        ),
+        confidence_level=level,
+        batch=JACKKNIFE,
+    ).confidence_interval
+    return Estimate(mean, float(found.low), float(found.high), "bca", level, count)
 
 
 def difference_interval(
-    differences: Sequence[Float[Array, "_"]], level: float = LEVEL, *, shares: bool = True
+    differences: Sequence[Float[np.ndarray, "_"]], level: float = LEVEL, *, shares: bool = True
 ) -> Estimate:
     """A mean of paired differences with a t interval over problems.
 
@@ -196,7 +202,7 @@ def difference_interval(
     centre = float(np.mean([task.mean() for task in used]))
     variance = sum(task.var(ddof=1) / len(task) for task in used) / len(used) ** 2
     freedom = sum(len(task) - 1 for task in used)
-    half = t_quantile(0.5 + level / 2, freedom) * math.sqrt(variance)
+    half = _t_quantile(level, freedom) * math.sqrt(variance)
     low, high = min(centre - half, value), max(centre + half, value)
     if shares:
         low, high = max(low, -1.0), min(high, 1.0)
@@ -225,13 +231,13 @@ def seed_interval(values: Sequence[float], level: float = LEVEL) -> Estimate:
     mean, count = float(array.mean()), len(array)
     if count == 1:
         return Estimate(mean, None, None, "t-seeds", level, 1)
-    half = t_quantile(0.5 + level / 2, count - 1) * float(array.std(ddof=1)) / math.sqrt(count)
+    half = _t_quantile(level, count - 1) * float(array.std(ddof=1)) / math.sqrt(count)
     return Estimate(mean, mean - half, mean + half, "t-seeds", level, count)
 
 
 def ratio_interval(
     means: tuple[float, float],
-    covariance: Float[Array, "2 2"],
+    covariance: Float[np.ndarray, "2 2"],
     freedom: float,
     level: float = LEVEL,
     count: int = 0,
@@ -253,7 +259,7 @@ def ratio_interval(
     """
     top, bottom = means
     value = top / bottom if bottom else math.nan
-    quantile2 = t_quantile(0.5 + level / 2, freedom) ** 2
+    quantile2 = _t_quantile(level, freedom) ** 2
     a = bottom**2 - quantile2 * covariance[1, 1]
     b = top * bottom - quantile2 * covariance[0, 1]
     c = top**2 - quantile2 * covariance[0, 0]
@@ -264,8 +270,8 @@ def ratio_interval(
 
 
 def resampled_means(
-    values: Float[Array, "E *rest"], resamples: int, seed: int
-) -> Float[Array, "B *rest"]:
+    values: Float[np.ndarray, "E *rest"], resamples: int, seed: int
+) -> Float[np.ndarray, "B *rest"]:
     """Means over problems that were drawn with replacement; the same draws for the same (E, seed).
 
     Columns of one call share their draws, so that paired columns stay paired.
@@ -281,14 +287,24 @@ def resampled_means(
 
 
 @lru_cache(maxsize=4)
-def _weights(count: int, resamples: int, seed: int, start: int, stop: int) -> Float[Array, "b E"]:
+def _weights(
+    count: int, resamples: int, seed: int, start: int, stop: int
+) -> Float[np.ndarray, "b E"]:
     """How often each problem is drawn, for the resamples start .. stop."""
     generator = np.random.default_rng([seed, count, resamples, start])
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=stop - start)
     return drawn.astype(float)
 
 
-def _checked(values: Float[Array, "E"]) -> Float[Array, "E"]:
+def _t_quantile(level: float, freedom: float) -> float:
+    """Half the width of a two-sided t interval, in standard errors."""
+    from scipy import special
+
+    # As `scipy.stats.t.ppf`, without its checks of distributions, which take longer than the rest.
+    return float(special.stdtrit(freedom, 0.5 + level / 2))
+
+
+def _checked(values: Float[np.ndarray, "E"]) -> Float[np.ndarray, "E"]:
     if len(values) == 0 or not np.isfinite(values).all():
         raise MetricError(
             f"An interval needs at least one problem, and finite values; got {len(values)} values"

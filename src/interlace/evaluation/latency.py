@@ -1,8 +1,9 @@
 """How long one group takes at a width: sampled alone, so that no other group shares its passes.
 
-In a batch, seconds say how full the batch was. What a person waits for is the time of a group that
-has the machine to itself; the first problems of a run are sampled once more for that, with the same
-seeds, at every width.
+In a batch, seconds say how full the batch was; the first problems of a run are sampled once more
+for their time, with the same seeds, at every width. Arms are timed at different moments, beside
+whatever else a machine does then: on a CPU seconds are those of the processor, all threads
+together. A GPU's are on the wall.
 """
 
 from __future__ import annotations
@@ -37,22 +38,24 @@ def time_groups(
         params: How; the width is the job's.
         done: Called with each timing.
     """
+    on_cpu = next(engine.model.parameters()).device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     warm: set[int] = set()
     for job, prompt in jobs:
         own = params.replace(width=job.width)
         if job.width not in warm:  # the first passes at a width also allocate
             engine.generate([prompt], own.replace(max_new_tokens=2))
             warm.add(job.width)
-        began = time.perf_counter()
+        began = clock()
         engine.generate([prompt], own, sample_ids=[job.sample_id])
-        done(Timing(job.example.id, job.width, time.perf_counter() - began))
+        done(Timing(job.example.id, job.width, clock() - began))
 
 
 def with_latency(result: ArmResult, timings: Sequence[Timing], level: float) -> ArmResult:
-    """The result with its seconds taken from groups that ran alone, where there are any.
+    """The result with the seconds of groups that ran alone, where there are any.
 
     Args:
-        result: Of a run's records; their own seconds are those of a batch.
+        result: Result of a run's records.
         timings: Of this run.
         level: Coverage of the intervals.
 
@@ -70,5 +73,4 @@ def with_latency(result: ArmResult, timings: Sequence[Timing], level: float) -> 
         values = np.array(timed)
         estimate = estimate_values("seconds", values, level)
         measured.append(Measurement("seconds", width, width, None, estimate, values, width))
-    others = [entry for entry in result.measurements if entry.metric != "seconds"]
-    return replace(result, measurements=(*others, *measured))
+    return replace(result, measurements=(*result.measurements, *measured))

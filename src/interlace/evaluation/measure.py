@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 
 from interlace.answers.vote import Equal
 from interlace.errors import MetricError
-from interlace.evaluation.arrays import Array
 from interlace.evaluation.diversity import answer_entropy, distinct_answers, distinct_n
 from interlace.evaluation.intervals import LEVEL
 from interlace.evaluation.metrics import mg_pass_at_k, pass_at_k, refuse_subset, upper_tails
@@ -29,7 +28,7 @@ from interlace.evaluation.votes import NO_ANSWER, best_rows, subset_draws, vote_
 DRAWS = 200
 TEXT_SETS = 4
 # Metric, width, k, threshold, the problems' values, rows of a problem.
-Found = tuple[str, int, int, int | None, Float[Array, "E"], int]
+Found = tuple[str, int, int, int | None, Float[np.ndarray, "E"], int]
 
 
 def measure(
@@ -51,7 +50,7 @@ def measure(
         seed: The training seed; None for a model that was not trained here.
         ks: Set sizes for independent rows; by default the powers of two up to n, and n. Independent
             arms are sampled once, so only their widest run is used (the narrower ones, if any, hold
-            the same rows), except for the seconds. Coupled arms take no k but their widths.
+            the same rows). Coupled arms take no k but their widths.
         equal: A second chance for answers whose normal forms differ to be the same vote; see
             `interlace.answers.majority_vote`.
         level: Coverage of the intervals.
@@ -105,9 +104,6 @@ def _measure_task(
         yield from _with_place(row_metrics(rows), 1, 1, rows.count)
         for k in _subset_sizes(ks, rows.count):
             yield from set_metrics(rows, subset_draws(rows.count, k, draws, 0))
-    for width, rows in tables.items():
-        if rows.seconds is not None:
-            yield "seconds", width, width, None, rows.seconds.mean(axis=1), rows.count
 
 
 def _refuse_other_sizes(ks: Sequence[int] | None, widths: list[int]) -> None:
@@ -133,13 +129,13 @@ def _subset_sizes(ks: Sequence[int] | None, n: int) -> list[int]:
 
 
 def _with_place(
-    found: Iterator[tuple[str, Float[Array, "E"]]], width: int, k: int, rows: int
+    found: Iterator[tuple[str, Float[np.ndarray, "E"]]], width: int, k: int, rows: int
 ) -> Iterator[Found]:
     for metric, values in found:
         yield metric, width, k, None, values, rows
 
 
-def row_metrics(rows: Rows) -> Iterator[tuple[str, Float[Array, "E"]]]:
+def row_metrics(rows: Rows) -> Iterator[tuple[str, Float[np.ndarray, "E"]]]:
     """Every mean over rows: metric, `[E]` values."""
     yield "pass@1", rows.correct.mean(axis=1)
     yield "score", rows.scores.mean(axis=1)
@@ -149,7 +145,7 @@ def row_metrics(rows: Rows) -> Iterator[tuple[str, Float[Array, "E"]]]:
         yield "truncated", rows.truncated.mean(axis=1)
 
 
-def set_metrics(rows: Rows, draws: Int[Array, "D k"]) -> Iterator[Found]:
+def set_metrics(rows: Rows, draws: Int[np.ndarray, "D k"]) -> Iterator[Found]:
     """Every set metric at k: metric, width, k, threshold, `[E]` values, rows of a problem.
 
     Args:
@@ -176,17 +172,19 @@ def _pass_family(rows: Rows, k: int) -> Iterator[Found]:
         yield "mg_pass", k, k, None, _over_sets(mg_pass_at_k(n, correct, k)), rows.count
 
 
-def _over_sets(values: Float[Array, "E M"]) -> Float[Array, "E"]:
+def _over_sets(values: Float[np.ndarray, "E M"]) -> Float[np.ndarray, "E"]:
     # A mean of shares may leave 0 to 1 by rounding only.
     return np.clip(values.mean(axis=1), 0.0, 1.0)
 
 
-def _votes(rows: Rows, draws: Int[Array, "D k"]) -> Iterator[tuple[str, Float[Array, "E"]]]:
+def _votes(
+    rows: Rows, draws: Int[np.ndarray, "D k"]
+) -> Iterator[tuple[str, Float[np.ndarray, "E"]]]:
     problems, (count, k) = len(rows.classes), draws.shape
     classes = rows.classes[:, draws].reshape(-1, k)
     correct = rows.correct[:, draws].reshape(-1, k)
 
-    def share_right(winners: Int[Array, "ED"]) -> Float[Array, "E"]:
+    def share_right(winners: Int[np.ndarray, "ED"]) -> Float[np.ndarray, "E"]:
         right = np.take_along_axis(correct, np.maximum(winners, 0)[:, None], axis=1)[:, 0]
         return (right & (winners != NO_ANSWER)).reshape(problems, count).mean(axis=1)
 
@@ -197,7 +195,9 @@ def _votes(rows: Rows, draws: Int[Array, "D k"]) -> Iterator[tuple[str, Float[Ar
         yield f"best_of_n:{name}", share_right(best_rows(classes, weights))
 
 
-def _diversity(rows: Rows, draws: Int[Array, "D k"]) -> Iterator[tuple[str, Float[Array, "E"]]]:
+def _diversity(
+    rows: Rows, draws: Int[np.ndarray, "D k"]
+) -> Iterator[tuple[str, Float[np.ndarray, "E"]]]:
     problems, k = len(rows.classes), draws.shape[1]
     classes = rows.classes[:, draws].reshape(-1, k)
     yield "distinct_answers", distinct_answers(classes).reshape(problems, -1).mean(axis=1)

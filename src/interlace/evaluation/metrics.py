@@ -24,7 +24,6 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from interlace.errors import DependentRowsError, MetricError
-from interlace.evaluation.arrays import Array
 
 Tau = int | float | str | Fraction | Decimal
 # Floats carry about 16 digits, so a fraction that lies this near was meant.
@@ -37,10 +36,10 @@ def pass_at_k(n: int, c: int, k: int, *, coupled: bool = False) -> float: ...
 @overload
 def pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, *, coupled: bool = False
-) -> Float[Array, "*shape"]: ...
+) -> Float[np.ndarray, "*shape"]: ...
 def pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, *, coupled: bool = False
-) -> float | Float[Array, "*shape"]:
+) -> float | Float[np.ndarray, "*shape"]:
     """Chance that a k-subset of n rows holds a correct one: 1 - C(n-c, k) / C(n, k).
 
     Source: arXiv 2107.03374, eq. 1. With k = n it is the coverage of a group, any@W.
@@ -71,10 +70,10 @@ def g_pass_at_k(n: int, c: int, k: int, tau: Tau, *, coupled: bool = False) -> f
 @overload
 def g_pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, tau: Tau, *, coupled: bool = False
-) -> Float[Array, "*shape"]: ...
+) -> Float[np.ndarray, "*shape"]: ...
 def g_pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, tau: Tau, *, coupled: bool = False
-) -> float | Float[Array, "*shape"]:
+) -> float | Float[np.ndarray, "*shape"]:
     """Chance that a k-subset of n rows holds at least `required_correct(tau, k)` correct ones.
 
     Source: arXiv 2412.13147, eq. 5. tau = 1 asks for all k; tau = 0 is pass@k.
@@ -104,10 +103,10 @@ def mg_pass_at_k(n: int, c: int, k: int, *, coupled: bool = False) -> float: ...
 @overload
 def mg_pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, *, coupled: bool = False
-) -> Float[Array, "*shape"]: ...
+) -> Float[np.ndarray, "*shape"]: ...
 def mg_pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, *, coupled: bool = False
-) -> float | Float[Array, "*shape"]:
+) -> float | Float[np.ndarray, "*shape"]:
     """(2/k) sum of G-Pass@k_{i/k} for i = ceil(k/2)+1 .. k: the area under G-Pass@k for tau > 1/2.
 
     Source: arXiv 2412.13147, eq. 8. As published, the sum reaches 1 for even k only: at most
@@ -132,7 +131,7 @@ def mg_pass_at_k(
     return _over_counts(_mean_tail, n, c, k, coupled)
 
 
-def upper_tails(n: int, c: npt.ArrayLike, k: int) -> Float[Array, "*shape {k}"]:
+def upper_tails(n: int, c: npt.ArrayLike, k: int) -> Float[np.ndarray, "*shape {k}"]:
     """P(at least 1, 2, .. k correct rows in a k-subset): G-Pass@k at every threshold at once.
 
     Args:
@@ -207,7 +206,7 @@ def _over_counts(
     c: npt.ArrayLike,
     k: npt.ArrayLike,
     coupled: bool,
-) -> float | Float[Array, "*shape"]:
+) -> float | Float[np.ndarray, "*shape"]:
     """Broadcast n, c, k and evaluate each different triple once."""
     arrays = [np.asarray(counts) for counts in (n, c, k)]
     if any(not np.issubdtype(counts.dtype, np.integer) for counts in arrays):

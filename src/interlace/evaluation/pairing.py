@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import ComparisonError
-from interlace.evaluation.arrays import Array
 from interlace.evaluation.intervals import LEVEL, Estimate, difference_interval
 from interlace.evaluation.results import QUANTITIES, ArmResult, Measurement, estimate_values
 
@@ -82,7 +81,7 @@ def check_same_problems(first: ArmResult, second: ArmResult) -> None:
     )
 
 
-def values_of(measurement: Measurement) -> Float[Array, "E"]:
+def values_of(measurement: Measurement) -> Float[np.ndarray, "E"]:
     """The problems' values.
 
     Raises:
@@ -90,7 +89,7 @@ def values_of(measurement: Measurement) -> Float[Array, "E"]:
     """
     if measurement.values is None:
         raise ComparisonError(
-            f"Pairing needs the values of single problems, which a JSON result does not hold (here "
+            f"Pairing needs the values of single problems, which are missing (here "
             f"{measurement.label}). Measure the records again."
         )
     return measurement.values
@@ -171,7 +170,7 @@ def values_matrix(
     task: str,
     seed: int | None,
     what: tuple[str, int, int | None],
-) -> Float[Array, "A E"]:
+) -> Float[np.ndarray, "A E"]:
     """Values of all arms on one task in one seed; untrained arms enter every seed."""
     chosen = [
         next(r for r in results if r.arm == arm and r.task == task and r.seed in (seed, None))

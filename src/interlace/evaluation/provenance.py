@@ -206,11 +206,10 @@ def summary(
         "sampling": f"{how}, at most {sampling['max_new_tokens']} tokens a row",
     }
     timed = min(settings["timed"], task["problems"])
-    lines["seconds"] = (
-        f"of one group alone, the first {_count(timed, 'problem')}"
-        if timed
-        else f"of groups in batches of up to {settings['batch_rows']} rows"
-    )
+    if timed:
+        lines["seconds"] = (
+            f"of one group alone, the first {_count(timed, 'problem')}; on a CPU processor time"
+        )
     for number, place in enumerate(environments):
         software = ", ".join(f"{name} {place[name]}" for name in PACKAGES if name in place)
         label = "environment" if number == 0 else f"environment after resumption {number}"

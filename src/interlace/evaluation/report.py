@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interlace.errors import RecordError
 from interlace.evaluation.compare import Comparison, compare
 from interlace.evaluation.efficiency import ParallelEfficiency, parallel_efficiency
 from interlace.evaluation.pairing import average_seeds
@@ -54,43 +53,10 @@ class Report:
             "fits": [entry.to_json() for entry in self.fits],
         }
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Report:
-        """The report of `to_json`'s values; problems' values are not among them.
-
-        Raises:
-            RecordError: for another schema.
-        """
-        if values.get("schema") != SCHEMA:
-            raise RecordError(
-                f"A result file has the schema {SCHEMA!r}; got {values.get('schema')!r}. Recompute "
-                "it from its records with `interlace eval --from`."
-            )
-        return cls(
-            results=tuple(ArmResult.from_json(row) for row in values["results"]),
-            comparisons=tuple(Comparison.from_json(row) for row in values["comparisons"]),
-            efficiencies=tuple(ParallelEfficiency.from_json(row) for row in values["efficiencies"]),
-            fits=tuple(ScalingFit.from_json(row) for row in values["fits"]),
-            provenance=values["provenance"],
-        )
-
     def save(self, path: str | Path) -> None:
         """Write the JSON; the same report gives the same bytes."""
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Report:
-        """Read what `save` wrote.
-
-        Raises:
-            RecordError: for a file that is no result file.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RecordError(f"{path} is no result file: {error}.") from None
-        return cls.from_json(values if isinstance(values, dict) else {})
 
 
 def make_report(

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import MetricError
-from interlace.evaluation.arrays import Array
 from interlace.evaluation.intervals import (
     LEVEL,
     Estimate,
@@ -39,14 +38,14 @@ class Measurement:
             and of a set of k rows `coverage` (any row correct: pass@k, any@W), `maj`, `weighted:S`
             and `best_of_n:S` for a scorer S, `g_pass`, `mg_pass`, `distinct_answers`,
             `answer_entropy` (bits), `distinct_1`, `distinct_2`, `tokens` (of all k rows),
-            `seconds` (of a group).
+            `seconds` (of a group alone: of the processor on a CPU).
         width: Rows that were sampled together. For independent rows, which are exchangeable, a
             k-subset is a width-k run: their width is k.
         k: Rows that the metric looks at: 1, or the set's size.
         threshold: Correct rows that `g_pass` asks for, 1 to k; None for other metrics.
         estimate: The mean over problems, with its interval over problems.
-        values: `[E]` the problems' values, in the order of the result's `example_ids`; None after
-            loading a JSON result, which holds no values of single problems.
+        values: `[E]` the problems' values, in the order of the result's `example_ids`; None where
+            only the mean is known, which can be drawn and not paired.
         rows: n, rows sampled of each problem.
     """
 
@@ -55,7 +54,7 @@ class Measurement:
     k: int
     threshold: int | None
     estimate: Estimate
-    values: Float[Array, "E"] | None
+    values: Float[np.ndarray, "E"] | None
     rows: int
 
     @property
@@ -79,19 +78,6 @@ class Measurement:
             **estimate_to_json(self.estimate),
             "rows": self.rows,
         }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Measurement:
-        """The measurement of a flat row, without the problems' values."""
-        return cls(
-            metric=row["metric"],
-            width=row["width"],
-            k=row["k"],
-            threshold=row["threshold"],
-            estimate=estimate_from_json(row),
-            values=None,
-            rows=row["rows"],
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,21 +171,8 @@ class ArmResult:
             "provenance": dict(self.provenance),
         }
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ArmResult:
-        """The result of `to_json`'s values."""
-        return cls(
-            arm=values["arm"],
-            task=values["task"],
-            seed=values["seed"],
-            coupled=values["coupled"],
-            example_ids=tuple(values["example_ids"]),
-            measurements=tuple(Measurement.from_json(row) for row in values["measurements"]),
-            provenance=values["provenance"],
-        )
 
-
-def estimate_values(metric: str, values: Float[Array, "E"], level: float = LEVEL) -> Estimate:
+def estimate_values(metric: str, values: Float[np.ndarray, "E"], level: float = LEVEL) -> Estimate:
     """The mean over problems, with the interval that suits the metric."""
     return (mean_interval if metric in QUANTITIES else proportion_interval)(values, level)
 
@@ -228,7 +201,7 @@ def metric_label(metric: str, k: int, tau: Fraction | None = None) -> str:
         "distinct_1": "distinct-1",
         "distinct_2": "distinct-2",
         "tokens": "tokens a problem",
-        "seconds": "seconds a problem",
+        "seconds": "seconds of a group",
     }
     return labels.get(name, metric)
 

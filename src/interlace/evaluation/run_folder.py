@@ -37,7 +37,8 @@ class Timing:
     Attributes:
         example_id: The problem.
         width: W.
-        seconds: Wall-clock time from the call to the last token, the prompt included.
+        seconds: Time from the call to the last token, the prompt included: of the processor on a
+            CPU, on the wall on a GPU.
     """
 
     example_id: str

@@ -14,28 +14,51 @@ rate it becomes the power law with b = rate). Hence alpha = 1 is fixed unless `a
 and the rate is reported beside k. A parameter whose interval runs into an end of the range that is
 searched (b 0 to 5, rate 0 to 20, alpha .05 to 20) is marked as not identified.
 
-Each law is linear in a and c once its shape (b, or rate and alpha) is known, so the shape alone is
-searched: on a grid, then on ever finer grids around the best point. There are no start values that
-could miss the minimum, and all resamples are fitted at once.
+A fit is a weighted least-squares fit of scipy's, from several start values; every resample then
+starts at the fit of all problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import FitError
-from interlace.evaluation.arrays import Array
 from interlace.evaluation.intervals import LEVEL, PSEUDO_PROBLEMS, Estimate, resampled_means
 from interlace.evaluation.pairing import values_of
-from interlace.evaluation.results import QUANTITIES, ArmResult, estimate_from_json, estimate_to_json
-from interlace.evaluation.separable import LAWS, Form, Shapes, Solution, fit_curves
+from interlace.evaluation.results import QUANTITIES, ArmResult, estimate_to_json
 
 RESAMPLES = 1000
+TOLERANCE = 1e-12  # relative change of parameters, and of the error, at which a search ends
+
+Form = Literal["power", "log"]
+Parameters = dict[str, float]
+# Widths and all parameters by name to failure.
+Law = Callable[..., Float[np.ndarray, "K"]]
+
+
+# Lambdas, because a fit calls its law some thousand times: tests check shapes in functions, slowly.
+LAWS: dict[Form, tuple[Law, str]] = {
+    "power": (lambda widths, a, b, c: c + a * widths**-b, "a P^-b"),
+    "log": (
+        lambda widths, a, rate, alpha, c: c + a * (rate / alpha * np.log(widths) + 1) ** -alpha,
+        "a (k ln P + 1)^-alpha",
+    ),
+}
+RANGES = {
+    "a": (0.0, np.inf),
+    "b": (0.0, 5.0),
+    "rate": (0.0, 20.0),
+    "alpha": (0.05, 20.0),
+    "c": (0.0, np.inf),
+}
+# Shapes from which the fit of all problems is searched.
+STARTS = {"b": (0.1, 0.5, 2.0), "rate": (0.1, 0.5, 2.0), "alpha": (0.5, 2.0)}
 
 
 @dataclass(frozen=True)
@@ -77,29 +100,15 @@ class ScalingFit:
 
     def predict(self, widths: Sequence[float]) -> list[float]:
         """Failure that the law gives for these widths."""
-        value = {name: estimate.value for name, estimate in self.parameters.items()}
-        names, basis = LAWS[self.form]
-        shapes = np.array([value[name] for name in names])
-        factor = basis(shapes, np.asarray(widths, dtype=float))
-        return [float(failure) for failure in value["c"] + value["a"] * factor]
+        law, _ = LAWS[self.form]
+        value = {n: e.value for n, e in self.parameters.items() if n != "k"}
+        return [float(failure) for failure in law(np.asarray(widths, dtype=float), **value)]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
         values["parameters"] = {n: estimate_to_json(e) for n, e in self.parameters.items()}
         return values
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ScalingFit:
-        """The fit of `to_json`'s values."""
-        loaded: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        loaded["parameters"] = {
-            name: estimate_from_json(row) for name, row in values["parameters"].items()
-        }
-        return cls(**loaded)
 
 
 def fit_scaling(
@@ -140,8 +149,11 @@ def fit_scaling(
         )
     series = result.series(metric)
     widths = np.array([width for width, _ in series], dtype=float)
-    shapes = Shapes(form, None if form == "power" else alpha)
-    free = 1 + shapes.free + floor
+    fixed = {} if floor else {"c": 0.0}
+    if form == "log" and alpha is not None:
+        fixed["alpha"] = alpha
+    search = _Search(form, fixed, widths)
+    free = len(search.free)
     if len(widths) <= free:
         raise FitError(
             f"The {form} law with {free} free parameters needs at least {free + 1} widths, to leave"
@@ -150,20 +162,22 @@ def fit_scaling(
         )
     failures = 1 - np.stack([values_of(entry) for _, entry in series], axis=1)
     errors = _standard_errors(failures)
-    own = fit_curves(failures.mean(axis=0)[None], widths, errors, shapes, floor)
-    spread = fit_curves(resampled_means(failures, resamples, seed), widths, errors, shapes, floor)
-    mean, fitted = failures.mean(axis=0), own.predict(widths)[0]
+    own = search.from_anywhere(failures.mean(axis=0), errors)
+    resampled = [
+        search.nearby(curve, errors, own) for curve in resampled_means(failures, resamples, seed)
+    ]
+    mean, fitted = failures.mean(axis=0), search.law(widths, **own)
     weights = errors**-2
     centre = (weights * mean).sum() / weights.sum()
     total = (weights * (mean - centre) ** 2).sum()
     unexplained = (weights * (mean - fitted) ** 2).sum()
     return ScalingFit(
         form=form,
-        formula=shapes.formula(floor),
+        formula=f"failure = {'c + ' if floor else ''}{LAWS[form][1]}",
         metric=metric,
         arm=result.arm,
         task=result.task,
-        parameters=_estimates(own, spread, floor, level, len(failures)),
+        parameters=_estimates(search, own, resampled, level, len(failures)),
         widths=tuple(int(width) for width in widths),
         failures=tuple(mean.tolist()),
         fitted=tuple(fitted.tolist()),
@@ -175,7 +189,7 @@ def fit_scaling(
     )
 
 
-def _standard_errors(failures: Float[Array, "E K"]) -> Float[Array, "K"]:
+def _standard_errors(failures: Float[np.ndarray, "E K"]) -> Float[np.ndarray, "K"]:
     """Of the mean failures, with the pseudo problems that keep them above 0."""
     count, extra = len(failures), PSEUDO_PROBLEMS
     total = count + 2 * extra
@@ -184,21 +198,90 @@ def _standard_errors(failures: Float[Array, "E K"]) -> Float[Array, "K"]:
     return np.sqrt(variance / count)
 
 
+class _Search:
+    """Least squares over the free parameters of a law.
+
+    Args:
+        form: Name of the law.
+        fixed: Parameters that keep their value.
+        widths: Widths of the curves.
+    """
+
+    def __init__(self, form: Form, fixed: Parameters, widths: Float[np.ndarray, "K"]) -> None:
+        self.law, _ = LAWS[form]
+        self.names = ["a", *(["b"] if form == "power" else ["rate", "alpha"]), "c"]
+        self.fixed, self.widths = fixed, widths
+        self.free = [name for name in self.names if name not in fixed]
+        self.low, self.high = np.array([RANGES[name] for name in self.free]).T
+
+    def from_anywhere(
+        self, curve: Float[np.ndarray, "K"], errors: Float[np.ndarray, "K"]
+    ) -> Parameters:
+        """The best fit from all start values."""
+        shapes = [name for name in self.free if name in STARTS]
+        first = {"a": float(curve[0]), "c": 0.0, **self.fixed}
+        fits = [
+            self.nearby(curve, errors, first | dict(zip(shapes, start, strict=True)))
+            for start in product(*(STARTS[name] for name in shapes))
+        ]
+
+        def error(fit: Parameters) -> float:
+            return float(((self.law(self.widths, **fit) - curve) ** 2 / errors**2).sum())
+
+        return min(fits, key=error)
+
+    def nearby(
+        self, curve: Float[np.ndarray, "K"], errors: Float[np.ndarray, "K"], start: Parameters
+    ) -> Parameters:
+        """The fit that a search from the start values ends in."""
+        from scipy.optimize import least_squares, leastsq
+
+        place = np.array([start[name] for name in self.free])
+        ends = {"xtol": TOLERANCE, "ftol": TOLERANCE}
+        away: Callable[..., Any] = lambda place: (  # noqa: E731
+            (
+                self.law(self.widths, **dict(zip(self.free, place, strict=True)), **self.fixed)
+                - curve
+            )
+            / errors
+        )
+        # Without bounds ten times as fast, and good where it ends within them. Beyond them a law
+        # may have no value.
+        with np.errstate(all="ignore"):
+            found = leastsq(away, place, **ends, full_output=True)[0]
+        if not ((found >= self.low) & (found <= self.high)).all():
+            place = np.clip(place, self.low, self.high)
+            bounds = (self.low, self.high)
+            found = least_squares(away, place, bounds=bounds, method="dogbox", **ends).x
+        return self._named(found)
+
+    def at_end(self, name: str, fits: Sequence[Parameters]) -> float:
+        """Share of the fits in which a parameter lies at an end of its range."""
+        low, high = RANGES[name]
+        near = 1e-4 * (high - low)
+        return float(np.mean([not low + near < fit[name] < high - near for fit in fits]))
+
+    def _named(self, place: Float[np.ndarray, "free"]) -> Parameters:
+        return {**dict(zip(self.free, place.tolist(), strict=True)), **self.fixed}
+
+
 def _estimates(
-    own: Solution, spread: Solution, floor: bool, level: float, count: int
+    search: _Search, own: Parameters, resampled: Sequence[Parameters], level: float, count: int
 ) -> dict[str, Estimate]:
-    shapes, samples = own.shapes, spread.values()
     tail = 0.5 - level / 2
-    lost = {name for name in shapes.names if shapes.is_free(name) and spread.at_end(name) > tail}
-    if lost:
-        lost.add("k")  # the quotient of the two shapes
+    lost = {n for n in search.free if n in STARTS and search.at_end(n, resampled) > tail}
     found = {}
-    for name, values in own.values().items():
-        value = float(values[0])
-        if (name == "c" and not floor) or (name in shapes.names and not shapes.is_free(name)):
+    for name in search.names:
+        if name in search.fixed:
+            value = search.fixed[name]
             found[name] = Estimate(value, value, value, "fixed", level, count)
             continue
-        low, high = np.quantile(samples[name], [tail, 1 - tail]).tolist()
+        low, high = np.quantile([fit[name] for fit in resampled], [tail, 1 - tail]).tolist()
         method = "not identified" if name in lost else "percentile"
-        found[name] = Estimate(value, low, high, method, level, count)
+        found[name] = Estimate(own[name], low, high, method, level, count)
+    if "rate" in found:
+        ratios = [fit["rate"] / fit["alpha"] for fit in resampled]
+        low, high = np.quantile(ratios, [tail, 1 - tail]).tolist()
+        method = "not identified" if lost else "percentile"
+        found["k"] = Estimate(own["rate"] / own["alpha"], low, high, method, level, count)
     return found

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 
 from interlace.answers.vote import Equal, answer_classes
 from interlace.errors import RecordError
-from interlace.evaluation.arrays import Array
 from interlace.evaluation.records import GroupRecord
 from interlace.evaluation.votes import NO_ANSWER
 
@@ -25,14 +24,13 @@ class Rows:
 
     width: int
     coupled: bool
-    classes: Int[Array, "E n"]
-    correct: Bool[Array, "E n"]
-    scores: Float[Array, "E n"]
-    tokens: Float[Array, "E n"]
-    weights: dict[str, Float[Array, "E n"]]
-    truncated: Bool[Array, "E n"] | None
+    classes: Int[np.ndarray, "E n"]
+    correct: Bool[np.ndarray, "E n"]
+    scores: Float[np.ndarray, "E n"]
+    tokens: Float[np.ndarray, "E n"]
+    weights: dict[str, Float[np.ndarray, "E n"]]
+    truncated: Bool[np.ndarray, "E n"] | None
     texts: list[list[str]] | None
-    seconds: Float[Array, "E M"] | None
 
     @property
     def count(self) -> int:
@@ -58,7 +56,7 @@ def rows_table(
         )
     flat = [group for groups in by_example.values() for group in groups]
 
-    def rows_of(name: str, dtype: type) -> Array:
+    def rows_of(name: str, dtype: type) -> np.ndarray:
         values = [getattr(group, name) for group in flat]
         return np.array(values, dtype=dtype).reshape(len(ids), -1)
 
@@ -78,18 +76,17 @@ def rows_table(
         weights=_weights(flat, len(ids)),
         truncated=rows_of("finish_reasons", str) == "length" if kept("finish_reasons") else None,
         texts=texts if kept("texts") else None,
-        seconds=rows_of("seconds", float) if kept("seconds") else None,
     )
 
 
-def _classes(groups: list[GroupRecord], equal: Equal | None) -> Int[Array, "n"]:
+def _classes(groups: list[GroupRecord], equal: Equal | None) -> Int[np.ndarray, "n"]:
     """Equal numbers for equal answers among all rows of a problem."""
     answers = [answer for group in groups for answer in group.answers]
     classes = answer_classes(answers, equal=equal)
     return np.array([NO_ANSWER if first is None else first for first in classes], dtype=np.int64)
 
 
-def _weights(flat: list[GroupRecord], problems: int) -> dict[str, Float[Array, "E n"]]:
+def _weights(flat: list[GroupRecord], problems: int) -> dict[str, Float[np.ndarray, "E n"]]:
     """Weights of rows by likelihood, and by every scorer that all groups have."""
     weights = {}
     if all(group.logprob_sums is not None for group in flat):

@@ -15,13 +15,11 @@ from math import comb
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interlace.evaluation.arrays import Array
-
 NO_ANSWER = -1
 
 
 @lru_cache(maxsize=256)
-def subset_draws(n: int, k: int, most: int, seed: int) -> Int[Array, "D k"]:
+def subset_draws(n: int, k: int, most: int, seed: int) -> Int[np.ndarray, "D k"]:
     """k-subsets of n exchangeable rows, each in row order.
 
     All of them where there are at most `most`; else `most` random ones, the same for the same seed.
@@ -46,12 +44,12 @@ class Runs:
         answered: Where a row has an answer.
     """
 
-    order: Int[Array, "D k"]
-    slots: Int[Array, "D k"]
-    opens: Bool[Array, "D k"]
-    answered: Bool[Array, "D k"]
+    order: Int[np.ndarray, "D k"]
+    slots: Int[np.ndarray, "D k"]
+    opens: Bool[np.ndarray, "D k"]
+    answered: Bool[np.ndarray, "D k"]
 
-    def totals(self, weights: Float[Array, "D k"] | None = None) -> Float[Array, "D k"]:
+    def totals(self, weights: Float[np.ndarray, "D k"] | None = None) -> Float[np.ndarray, "D k"]:
         """Votes of each run, in the runs' order; 0 for rows without an answer."""
         given = self.answered.astype(float)
         if weights is not None:
@@ -60,7 +58,7 @@ class Runs:
         return votes.reshape(self.slots.shape)
 
 
-def answer_runs(classes: Int[Array, "D k"]) -> Runs:
+def answer_runs(classes: Int[np.ndarray, "D k"]) -> Runs:
     """Sort each draw by answer. Much cheaper than comparing every two rows."""
     draws, k = classes.shape
     order = np.argsort(classes, axis=1, kind="stable")
@@ -72,8 +70,8 @@ def answer_runs(classes: Int[Array, "D k"]) -> Runs:
 
 
 def vote_winners(
-    classes: Int[Array, "D k"], weights: Float[Array, "D k"] | None = None
-) -> Int[Array, "D"]:
+    classes: Int[np.ndarray, "D k"], weights: Float[np.ndarray, "D k"] | None = None
+) -> Int[np.ndarray, "D"]:
     """The first row of the answer that most rows of a draw gave.
 
     Args:
@@ -95,7 +93,9 @@ def vote_winners(
     return np.where(best[:, 0] > 0, winners, NO_ANSWER)
 
 
-def best_rows(classes: Int[Array, "D k"], scores: Float[Array, "D k"]) -> Int[Array, "D"]:
+def best_rows(
+    classes: Int[np.ndarray, "D k"], scores: Float[np.ndarray, "D k"]
+) -> Int[np.ndarray, "D"]:
     """The row with the highest score among those with an answer; the first at a tie.
 
     Returns:

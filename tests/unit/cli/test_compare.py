@@ -73,7 +73,7 @@ def test_the_papers_table(run):
     assert {e["width"] for e in report["efficiencies"]} == set(WIDTHS)
     assert "Parallel efficiency" in out
     assert sorted(path.name for path in Path("out/figures").iterdir()) == [
-        f"{name}.svg" for name in ("accuracy", "diversity", "g-pass", "latency", "votes")
+        f"{name}.svg" for name in ("accuracy", "diversity", "g-pass", "votes")
     ]
 
 

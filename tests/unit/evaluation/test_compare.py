@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -17,7 +19,7 @@ DIFFICULTY = RNG.random(60)
 
 
 def arm(name: str, gain: float, *, seed: int | None = None, **options):
-    rng = np.random.default_rng([len(name), seed or 0, int(1000 * gain)])
+    rng = np.random.default_rng([len(name), seed or 0, int(1000 * abs(gain))])
     values = np.clip(DIFFICULTY + gain + rng.normal(0, 0.05, 60), 0, 1)
     return made(name, {"pass@1": {4: values}}, seed=seed, **options)
 
@@ -106,7 +108,38 @@ def test_a_rival_that_gained_nothing_gives_no_interval():
     found = compare([arm("base", 0), nothing, arm("Bridge", 0.1)], "base", width=4)
     assert row(found, "Bridge").relative_gain.low is None
     assert np.isnan(row(found, "Bridge").relative_gain.value)
-    assert Comparison.from_json(found.to_json()).to_json() == found.to_json()
+
+
+@pytest.mark.parametrize("rival", [-0.3, -0.1, 0.0])
+def test_a_gain_relative_to_a_rival_that_lost_is_undefined(rival):
+    """Of two losses the larger would look like the larger gain: -30 over -10 points is +200 %."""
+    arms = [arm("base", 0), arm("P-Match", rival), arm("Bridge", -0.35)]
+    found = row(compare(arms, "base", width=4), "Bridge")
+    assert found.next_best == "P-Match"
+    assert np.isnan(found.relative_gain.value)
+    assert (found.relative_gain.low, found.relative_gain.high) == (None, None)
+
+
+def test_relative_to_a_rival_whose_gain_may_be_chance_is_undefined():
+    """The rival gains a little in the mean, which its interval does not tell from nothing."""
+    noise = np.tile([0.3, -0.28], 30)
+    rival = made("P-Match", {"pass@1": {4: 0.5 + noise}})
+    base, bridge = (
+        made(n, {"pass@1": {4: np.full(60, m)}}) for n, m in (("base", 0.5), ("B", 0.7))
+    )
+    found = row(compare([base, rival, bridge], "base", width=4), "B")
+    assert found.gain.low > 0
+    assert np.isnan(found.relative_gain.value)
+
+
+def test_over_seeds_a_ratio_needs_a_rival_that_gains_over_seeds():
+    """Both seeds' rivals gain over problems, but so differently that seeds do not tell."""
+    seeds = [1, 2]
+    rivals = [arm("RLVR-only", gain, seed=s) for s, gain in zip(seeds, (0.02, 0.2), strict=True)]
+    bridges = [arm("Bridge", 0.15, seed=seed) for seed in seeds]
+    found = row(compare([arm("base", 0), *rivals, *bridges], "base", width=4), "Bridge")
+    assert found.relative_gain.low is not None
+    assert np.isnan(found.relative_gain_over_seeds.value)
 
 
 def test_seeds_are_paired_within_and_compared_over():
@@ -191,8 +224,10 @@ def test_the_base_must_be_there():
         compare([arm("base", 0), arm("Bridge", 0.1)], "base", metric="maj", width=4)
 
 
-def test_results_from_json_cannot_be_paired():
-    loaded = type(arm("base", 0)).from_json(arm("base", 0).to_json())
+def test_results_without_values_of_problems_cannot_be_paired():
+    whole = arm("base", 0)
+    bare = tuple(replace(entry, values=None) for entry in whole.measurements)
+    loaded = replace(whole, measurements=bare)
     with pytest.raises(ComparisonError, match="Measure the records again"):
         compare([loaded, arm("Bridge", 0.1)], "base", width=4)
 

@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from interlace.errors import ComparisonError, MetricError
-from interlace.evaluation.efficiency import (
-    ParallelEfficiency,
-    first_crossing,
-    parallel_efficiency,
-)
+from interlace.evaluation.efficiency import first_crossing, parallel_efficiency
 from support.made_results import made
 
 PROBLEMS = 400
@@ -50,7 +46,6 @@ def test_the_crossing_is_interpolated_in_log_width():
     assert found.largest == 64
     assert found.needed_width.low < 8 < found.needed_width.high
     assert found.token_ratio.low == pytest.approx(found.needed_width.low * 100 / 500)
-    assert ParallelEfficiency.from_json(found.to_json()) == found
 
 
 def test_not_reached_within_what_was_sampled():
@@ -59,8 +54,7 @@ def test_not_reached_within_what_was_sampled():
     assert math.isnan(found.needed_width.value)
     assert found.needed_width.high is None
     assert found.not_reached == 1.0
-    loaded = ParallelEfficiency.from_json(found.to_json())
-    assert loaded.to_json() == found.to_json()
+    assert found.to_json()["needed_width"]["value"] is None  # JSON has no NaN
 
 
 def test_an_end_beyond_the_curve_is_open():

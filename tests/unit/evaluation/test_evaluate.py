@@ -7,6 +7,7 @@ arms that are sampled once; seconds that are taken from batches; scorers that se
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,21 @@ def test_seconds_are_those_of_a_group_alone(tmp_path):
         timed = [line["seconds"] for line in lines if line["width"] == width]
         assert result.get("seconds", width).estimate.value == pytest.approx(np.mean(timed))
     assert result.find("seconds", 2) is None
-    in_batches = quick(number_engine(), sums(5), [1, 4], timed=0).get("seconds", 4)
-    assert len(in_batches.values) == 5
+    assert "seconds" not in quick(number_engine(), sums(5), [1, 4], timed=0).metrics
+
+
+def test_on_a_cpu_seconds_are_the_processors(monkeypatch):
+    """Arms are timed at different moments: what else the machine does then is not theirs."""
+    engine = number_engine()
+    generate = engine.generate
+
+    def beside_other_work(*args: Any, **options: Any) -> Any:
+        time.sleep(1)
+        return generate(*args, **options)
+
+    monkeypatch.setattr(engine, "generate", beside_other_work)
+    result = quick(engine, sums(3), [1], timed=1)
+    assert 0 < result.get("seconds", 1).estimate.value < 1
 
 
 def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
@@ -177,7 +191,9 @@ def test_progress_counts_up_to_the_end(tmp_path):
 
 
 def test_the_run_folder_is_complete(tmp_path):
-    quick(number_engine("bridge"), sums(4), [1, 2], output=tmp_path, figures=("svg", "png"))
+    quick(
+        number_engine("bridge"), sums(4), [1, 2], timed=1, output=tmp_path, figures=("svg", "png")
+    )
     report = (tmp_path / "report.md").read_text()
     for name in ("accuracy", "votes", "g-pass", "diversity", "latency"):
         assert (tmp_path / "figures" / f"{name}.svg").stat().st_size

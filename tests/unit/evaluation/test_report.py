@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from interlace.errors import RecordError
 from interlace.evaluation.compare import compare
 from interlace.evaluation.drawing import apart
 from interlace.evaluation.efficiency import parallel_efficiency
@@ -56,9 +55,8 @@ def test_the_file_holds_everything_but_values_of_problems(report, tmp_path):
             assert 1 <= row["k"] <= row["width"]
             assert row["method"]
             assert row["low"] <= row["value"] <= row["high"]
-    loaded = Report.load(path)
-    assert loaded.to_json() == report.to_json()
-    loaded.save(tmp_path / "again.json")
+    assert values == json.loads(json.dumps(report.to_json()))
+    report.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
@@ -67,15 +65,9 @@ def test_a_lone_arm_needs_no_other(tmp_path):
     lone = make_report([result])
     assert (lone.comparisons, lone.efficiencies, lone.fits) == ((), (), ())
     assert "| 4 |" in to_markdown(lone)
-    assert {path.stem for path in write_figures(lone, tmp_path, formats=["svg"])} == set(FIGURES)
-
-
-@pytest.mark.parametrize("text", ["{", "{}", '{"schema": "interlace.evaluation/0"}', "[]"])
-def test_refuses_what_is_no_result_file(text, tmp_path):
-    path = tmp_path / "result.json"
-    path.write_text(text)
-    with pytest.raises(RecordError):
-        Report.load(path)
+    assert {path.stem for path in write_figures(lone, tmp_path, formats=["svg"])} == {*FIGURES} - {
+        "latency"
+    }  # nothing was timed
 
 
 def test_seeds_are_averaged_in_tables_and_kept_in_comparisons():

@@ -172,10 +172,3 @@ def test_only_shares_fail():
     result = made("Bridge", {"tokens": {w: np.ones(5) for w in WIDTHS}})
     with pytest.raises(FitError, match="tokens is no share"):
         fit_scaling(result, "tokens")
-
-
-def test_fits_survive_json():
-    fit = fit_scaling(exact(lambda w: 0.6 * w**-0.4), resamples=50)
-    loaded = ScalingFit.from_json(fit.to_json())
-    assert loaded == fit
-    assert loaded.predict([3]) == fit.predict([3])

@@ -29,7 +29,7 @@ class Line:
         coverage: any of W rows right; None at width 1.
         majority: maj@W; None at width 1.
         tokens: sampled tokens a problem.
-        seconds: of a group alone, over those of RLVR-only at that width; None without them.
+        seconds: processor time of a group alone over RLVR-only's at that width; None without it.
     """
 
     arm: str

@@ -18,12 +18,12 @@ from interlace.cli.demo.progress_view import duration
 from interlace.evaluation.intervals import Estimate
 
 REPORT = "report.md"
-HEADINGS = ("arm", "W", "pass@1", "coverage", "maj@W", "tokens", "seconds")
+HEADINGS = ("arm", "W", "pass@1", "coverage", "maj@W", "tokens", "CPU time")
 LEGEND = (
     "Per cent, with 95 % intervals over problems; 16 rows a problem at every width. Rows that do "
     "not see each other have one pass@1 for all widths. coverage: any of W rows right. maj@W: the "
-    "most frequent answer of W rows right. tokens: sampled for W rows of a problem. seconds: of "
-    "one group alone, over RLVR-only's at that width."
+    "most frequent answer of W rows right. tokens: sampled for W rows of a problem. CPU time: "
+    "processor seconds of one group alone, over RLVR-only's at that width."
 )
 LIMITS = (
     "This is one training seed: another can move any number by several points, and the intervals "
@@ -33,8 +33,8 @@ LIMITS = (
     "with rows that end at their find, so that nobody reads it, the same experiment saw no gain.",
     "Whoever can pick the best of W rows afterwards gets the coverage, from independent rows as "
     "well. Bridge's gain is that of every single row, and of votes.",
-    "Bridge costs more: a warm-up before GRPO, 5 % more weights, and more seconds for the same "
-    "tokens. On a model this small the extra operations weigh far more than on a large one.",
+    "Bridge costs more: a warm-up before GRPO, 5 % more weights, and more processor time for the "
+    "same tokens. On a model this small the extra operations weigh far more than on a large one.",
 )
 SHORT = (
     "Training was cut short to fit into minutes. Every arm gains by more of it, and after "

@@ -173,7 +173,7 @@ def _measuring(parser: argparse.ArgumentParser, default: Settings) -> None:
         type=int,
         metavar="N",
         help="problems whose group is sampled once more, alone, at every width, for the latency "
-        f"(default: {default.timed}; 0: seconds are those of batches)",
+        f"(default: {default.timed}; 0: no seconds)",
     )
     add("--from", "--from-run", dest="from_run", metavar="RUN", help="measure this folder's rows")
     add("--ks", type=numbers, action="extend", metavar="K,K,...", help="with --from: set sizes")
