@@ -83,11 +83,17 @@ def warmup(
     **options: Any,
 ) -> WarmupTrainer:
     """The warm-up of a model with random blocks, whose base is in a folder beside."""
+    options_of_trainer = {name: options.pop(name) for name in OF_TRAINER if name in options}
     common = {"max_steps": 1, "groups_per_step": 5, "max_new_tokens": 9, "learning_rate": 1e-2}
     args = WarmupConfig(output_dir=str(folder), **QUIET | common | options)
     model = stored_model(Path(folder) / "start") if model is None else model
     return WarmupTrainer(
-        model, None, args, Evens(), processing_class=number_tokenizer(), callbacks=callbacks
+        model,
+        args=args,
+        train_dataset=Evens(),
+        processing_class=number_tokenizer(),
+        callbacks=callbacks,
+        **options_of_trainer,
     )
 
 

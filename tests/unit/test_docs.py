@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import interlace
+from interlace.attaching import is_attached
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -121,6 +124,17 @@ def test_decision_has_its_parts(page: Path) -> None:
     for part in ("Context", "Choice", "Measured", "Going back"):
         assert f"\n## {part}\n" in text, f"{name_of(page)} lacks the part {part!r}"
     assert f"({page.name})" in (DOCS / "decisions" / "index.md").read_text(encoding="utf-8")
+
+
+def test_training_from_python_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = ROOT / "examples" / "train_from_python.py"
+    monkeypatch.setattr("sys.argv", [script.name, "--steps", "2", "--output", str(tmp_path)])
+    runpy.run_path(str(script), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert re.search(r"^width 4: pass@1 0\.\d\d$", shown, re.M)
+    assert is_attached(interlace.load(tmp_path / "grpo" / "model")[0])
 
 
 def test_first_steps_show_what_they_promise(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """Rewards with TRL's signature: `f(prompts, completions, **columns) -> list[float | None]`.
 
-One value a completion; None where the reward does not apply to a row. A completion is a text or a
-list of chat messages. Columns are lists with one entry a completion:
+One value a completion; None where the reward does not apply to a row. A completion is a text or,
+where the prompt is chat messages, a list of them: `text_of` reads both. Columns are lists with one
+entry a completion:
 
 - `examples`: the problem, as an `Example`, its `to_dict()` or its id; None for a row of another
   task, which then gets None.
@@ -16,7 +17,7 @@ list of chat messages. Columns are lists with one entry a completion:
     reward(prompts, completions, examples=examples, groups=[0, 0, 0, 0, 1, 1, 1, 1])
 """
 
-from interlace.rewards.base import Completion, Reward, RewardFunction, Rewards
+from interlace.rewards.base import Completion, Reward, RewardFunction, Rewards, text_of
 from interlace.rewards.combined import CombinedReward
 from interlace.rewards.of_groups import PassAtK, SelfConsistency
 from interlace.rewards.of_rows import Correctness, Format, Length, StepVerification
@@ -33,4 +34,5 @@ __all__ = [
     "Rewards",
     "SelfConsistency",
     "StepVerification",
+    "text_of",
 ]

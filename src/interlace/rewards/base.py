@@ -37,7 +37,11 @@ class Reward(ABC):
 
 
 def text_of(completion: Completion) -> str:
-    """The text of a completion; of chat messages, their contents."""
+    """The text of a completion; of chat messages, their contents.
+
+    >>> text_of("42"), text_of([{"role": "assistant", "content": "42"}])
+    ('42', '42')
+    """
     if isinstance(completion, str):
         return completion
     return "\n".join(str(message.get("content") or "") for message in completion)

@@ -190,9 +190,9 @@ def _values(reward: NamedReward, **given: Any) -> Any:
     try:
         values = reward.function(**given)
         return asyncio.run(_awaited(values)) if inspect.isawaitable(values) else values
-    except InterlaceError:
-        raise  # of a reward of ours, and says what is wrong
-    except (Exception, SystemExit) as error:
+    except (InterlaceError, KeyboardInterrupt):
+        raise  # of a reward of ours, and says what is wrong; or the user's
+    except BaseException as error:  # SystemExit, too: it is the function's, not ours
         what = f"{type(error).__name__}: {error!s:.300}"
         raise RewardError(
             f"The reward {reward.name} failed in {_where(reward.function, error)}: {what}."

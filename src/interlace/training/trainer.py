@@ -176,12 +176,10 @@ class GroupTrainer(ResumableTrainer):
     def _rewards(self, task: Task, args: GroupArguments) -> list[NamedReward]:
         first = args.process_index == 0
         if self._reward_funcs is None:
-            return named_rewards(self._rewards_by_name(args), task, warn=first)
+            named = getattr(args, "rewards", {"correctness": 1.0})  # the warm-up names none
+            return named_rewards(named, task, warn=first)
         weights = getattr(args, "reward_weights", None)
         return given_rewards(self._reward_funcs, weights, task, warn=first)
-
-    def _rewards_by_name(self, args: Any) -> dict[str, float]:
-        return dict(getattr(args, "rewards", {}))
 
     def _judge_of(self, task: Task, args: GroupArguments) -> Judge:
         verdicts = Verdicts(task)

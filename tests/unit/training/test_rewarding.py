@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import pickle
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,14 @@ import torch
 
 from interlace.errors import ConfigError, RewardError
 from interlace.tasks.base import Example, Verdict
-from interlace.training.rewarding import NAMED, NamedReward, Verdicts, add_up, named_rewards
+from interlace.training.rewarding import (
+    NAMED,
+    NamedReward,
+    Verdicts,
+    add_up,
+    given_rewards,
+    named_rewards,
+)
 from support.training import Evens, grpo, metrics
 
 TASK = Evens(4)
@@ -114,6 +125,55 @@ def test_wrong_values(values: Any, message: str) -> None:
     reward = NamedReward("own", 1.0, lambda **_: values)
     with pytest.raises(RewardError, match=message):
         add_up([reward], ["?"] * 4, TEXTS, COLUMNS)
+
+
+def broken(completions: Any, **columns: Any) -> list[float]:
+    return [1 / len(text[:0]) for text in completions]  # the line that fails
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            broken,
+            r"The reward broken failed in .*test_rewarding.py:\d+: ZeroDivisionError: division",
+        ),
+        (lambda completions: [1.0], r"failed in .*test_rewarding.py:\d+: TypeError: .*prompts"),
+        (lambda **_: sys.exit(3), r"failed in .*: SystemExit: 3"),
+        (lambda **_: {}["missing"], r"failed in .*: KeyError: 'missing'"),
+        (functools.partial(broken), r"failed in .*: ZeroDivisionError"),
+    ],
+    ids=["raises", "arguments", "exit", "lookup", "partial"],
+)
+def test_what_a_reward_raises_is_one_error_that_says_where(function: Any, message: str) -> None:
+    (reward,) = given_rewards(function, None, TASK)
+    with pytest.raises(RewardError, match=message) as caught:
+        add_up([reward], ["?"] * 4, TEXTS, COLUMNS)
+    assert caught.value.__cause__ is not None
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+
+
+def test_the_line_is_that_of_the_users_function() -> None:
+    line = inspect.getsourcelines(broken)[1] + 1
+    with pytest.raises(RewardError, match=f"test_rewarding.py:{line}: "):
+        add_up(given_rewards(broken, None, TASK), ["?"] * 4, TEXTS, COLUMNS)
+
+
+def test_an_interrupt_stays_one() -> None:
+    def interrupted(**columns: Any) -> list[float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        add_up(given_rewards(interrupted, None, TASK), ["?"] * 4, TEXTS, COLUMNS)
+
+
+def test_a_reward_may_be_a_coroutine() -> None:
+    async def later(completions: Any, **columns: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    totals, _ = add_up(given_rewards(later, [0.5], TASK), ["?"] * 4, TEXTS, COLUMNS)
+    assert totals == [len(text) / 2 for text in TEXTS]
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array], ids=["tensor", "array"])

@@ -1,0 +1,159 @@
+"""TRL's GRPOConfig, field by field: accepted, mapped or refused, and the guide says which.
+
+Mutations that were seen to fail here: a field that is in no table; epsilon that leaves clip_high at
+its default; a batch that forgets the processes; a table in the guide that is not the code's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from interlace.errors import ConfigError, MissingDependencyError
+from interlace.training.arguments import GRPOConfig, WarmupConfig
+from interlace.training.trl_fields import FIELDS, VERSION, Accepted, Mapped, Refused
+from support.training import QUIET
+
+STORED = json.loads((Path(__file__).parent / "trl_grpo_fields.json").read_text())
+SCRIPT = Path(__file__).parents[3] / "docs" / "tables" / "trl_fields.py"
+OWN = {f.name for f in dataclasses.fields(GRPOConfig)}
+WHOLE = {"num_generations": 6, "width": 3}
+
+
+def config(folder: Path, **options: Any) -> GRPOConfig:
+    return GRPOConfig(output_dir=str(folder), **QUIET | WHOLE | options)
+
+
+def test_every_field_of_trl_has_its_place() -> None:
+    theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
+    assert STORED["version"].startswith(VERSION)
+    assert not [name for name in STORED["fields"] if name not in FIELDS and name not in theirs]
+    assert not [name for name in FIELDS if name not in STORED["fields"]]
+
+
+def test_what_the_table_says_is_what_the_config_has() -> None:
+    for name, entry in FIELDS.items():
+        if isinstance(entry, Mapped):
+            assert entry.to in OWN, name
+            assert set(entry.values or {}) <= {True, False} | set(map(str, entry.values or {}))
+        elif isinstance(entry, Accepted):
+            assert name in OWN or entry.note, name
+
+
+def test_the_stored_list_is_trls() -> None:
+    trl = pytest.importorskip("trl", reason="needs the extra trl: pip install trl")
+    assert trl.__version__.startswith(VERSION)
+    assert [f.name for f in dataclasses.fields(trl.GRPOConfig)] == STORED["fields"]
+
+
+def test_the_guide_has_the_table() -> None:
+    module = runpy.run_path(str(SCRIPT))
+    assert module["table"]() in module["PAGE"].read_text(), f"run python {SCRIPT.name}"
+
+
+@pytest.mark.parametrize("name", [n for n, e in FIELDS.items() if isinstance(e, Refused)])
+def test_a_refused_field_says_why_unless_it_asks_for_nothing(name: str, tmp_path: Path) -> None:
+    entry = FIELDS[name]
+    assert isinstance(entry, Refused)
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, **{name: 977})
+    assert f"{name}=977 is refused: {entry.reason}" in str(caught.value)
+    for value in entry.neutral:
+        config(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"max_completion_length": 17}, {"max_new_tokens": 17}),
+        ({"beta": 0.5}, {"kl_weight": 0.5}),
+        ({"loss_type": "grpo"}, {"loss": "sequence"}),
+        ({"loss_type": "dapo"}, {"loss": "token"}),
+        ({"scale_rewards": False}, {"scale": "none"}),
+        ({"scale_rewards": "group"}, {"scale": "std"}),
+        ({"num_iterations": 3}, {"passes": 3}),
+        ({"epsilon": 0.1}, {"clip_low": 0.1, "clip_high": 0.1}),
+        ({"epsilon": 0.1, "epsilon_high": 0.3}, {"clip_low": 0.1, "clip_high": 0.3}),
+        ({"epsilon_high": None}, {"clip_low": 0.2, "clip_high": 0.2}),
+        ({}, {"clip_low": 0.2, "clip_high": 0.28, "prompts_per_rollout": 64, "micro_rows": None}),
+        ({"importance_sampling_level": "sequence"}, {"ratio_level": "sequence"}),
+        ({"log_completions": True}, {"log_completions": 2}),
+        ({"log_completions": False}, {"log_completions": 0}),
+        ({"log_completions": 1}, {"log_completions": 1}),
+        ({"use_bias_correction_kl": False}, {"kl_corrected": False}),
+        ({"entropy_coef": 0.01}, {"entropy_weight": 0.01}),
+        ({"per_device_train_batch_size": 12}, {"prompts_per_rollout": 2, "micro_rows": 12}),
+        (
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 9},
+            {"prompts_per_rollout": 3, "micro_rows": 3, "gradient_accumulation_steps": 1},
+        ),
+        (
+            {"per_device_train_batch_size": 6, "steps_per_generation": 4},
+            {"prompts_per_rollout": 4, "mini_batches": 4},
+        ),
+        (
+            {"per_device_train_batch_size": 6, "generation_batch_size": 30, "micro_rows": 18},
+            {"prompts_per_rollout": 5, "mini_batches": 5, "micro_rows": 18},
+        ),
+    ],
+    ids=str,
+)
+def test_trls_names(given: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+    found = config(tmp_path, **given)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_the_batch_is_that_of_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    from interlace.training.trl_fields import translated
+
+    given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, **WHOLE}
+    assert translated(given, OWN)["prompts_per_rollout"] == 4 * 3 * 5 // 6
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rollouts": 6}, "rollouts is called num_generations now: num_generations=6"),
+        ({"beta": 0.1, "kl_weight": 0.1}, "beta is TRL's name of kl_weight; pass one of them"),
+        ({"loss_type": "cispo"}, "loss_type='cispo' has no counterpart .* 'dapo', 'grpo'"),
+        ({"scale_rewards": "batch"}, "scale_rewards='batch' has no counterpart"),
+        ({"per_device_train_batch_size": 4}, "4 x gradient_accumulation_steps=1 .* multiple of 6"),
+        ({"generation_batch_size": 6, "steps_per_generation": 1}, "say the same"),
+        ({"gradient_accumulation_steps": 3, "prompts_per_rollout": 4}, "pass one of them"),
+        ({"eval_widths": [0]}, r"eval_widths is a list of whole numbers from 1 on; got \[0\]"),
+        ({"eval_widths": [4], "num_generations_eval": 6}, "whole groups of every width"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        config(tmp_path, **given)
+
+
+def test_an_unknown_name_is_pythons_error(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_generation'"):
+        config(tmp_path, num_generation=4)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_iterations'"):
+        WarmupConfig(output_dir=str(tmp_path), num_iterations=2)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_that_is_missing_is_named_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interlace.training import arguments
+
+    monkeypatch.setattr(arguments, "find_spec", lambda package: None)
+    with pytest.raises(
+        MissingDependencyError, match=f"report_to='{name}' needs .* pip install {name}"
+    ):
+        config(tmp_path, report_to=name)
