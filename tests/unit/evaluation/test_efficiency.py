@@ -85,6 +85,24 @@ def test_problems_are_resampled_in_pairs():
     assert found.needed_width.high < 8.1
 
 
+def test_the_interval_is_the_middle_of_the_resamples():
+    """95 % of what the needed width is on problems drawn again, found here one draw at a time."""
+    rng = np.random.default_rng(5)
+    right = {w: (rng.random(PROBLEMS) < s).astype(float) for w, s in ((1, 0.2), (16, 0.8))}
+    target = (rng.random(PROBLEMS) < 0.5).astype(float)
+    bridge = made("Bridge", {"maj": {4: target}, "tokens": {4: np.full(PROBLEMS, 500.0)}})
+    tokens = {1: np.full(PROBLEMS, 100.0)}
+    base = made("base", {"maj": right, "row_tokens": tokens}, coupled=False)
+    found = parallel_efficiency(bridge, base, 4).needed_width
+    drawn = []
+    for _ in range(2000):
+        who = rng.integers(PROBLEMS, size=PROBLEMS)
+        low, high = right[1][who].mean(), right[16][who].mean()
+        drawn.append(16 ** ((target[who].mean() - low) / (high - low)))
+    ends = np.quantile(drawn, [0.025, 0.975])
+    assert np.log([found.low, found.high]) == pytest.approx(np.log(ends), abs=0.05)
+
+
 def test_one_row_may_be_enough():
     found = parallel_efficiency(coupled(0.1), independent({1: 0.2, 4: 0.4}), 4)
     assert found.needed_width.value == 1.0

@@ -43,6 +43,31 @@ def test_a_report_derives_all_that_its_results_allow(report):
     assert len(fits) == 2 * (3 + 2 + 2)
 
 
+def test_a_report_keeps_every_arm_on_every_task():
+    arms = [
+        made(name, {"pass@1": {1: np.full(9, mean)}}, task=task)
+        for name, mean in (("base", 0.2), ("RLVR-only", 0.3), ("Bridge", 0.4))
+        for task in ("sums", "words")
+    ]
+    asked = [(result.arm, result.task, result.get("pass@1", 1).estimate.value) for result in arms]
+    found = make_report(arms)
+    assert [(r.arm, r.task, r.get("pass@1", 1).estimate.value) for r in found.results] == asked
+    written = [
+        (
+            r["arm"],
+            r["task"],
+            next(m for m in r["measurements"] if m["metric"] == "pass@1")["value"],
+        )
+        for r in found.to_json()["results"]
+    ]
+    assert written == asked
+    text = to_markdown(found)
+    for task in ("sums", "words"):
+        part = text.split(f"## {task}")[1].split("\n## ")[0]
+        for name, mean in (("base", 20), ("RLVR-only", 30), ("Bridge", 40)):
+            assert f"{mean}.0 [" in part.split(f"### {name}")[1].split("###")[0]
+
+
 def test_the_file_holds_everything_but_values_of_problems(report, tmp_path):
     path = tmp_path / "result.json"
     report.save(path)

@@ -104,6 +104,14 @@ def test_intervals_cover_the_exponent():
     assert 88 <= covered <= 99
 
 
+def test_the_interval_is_as_wide_as_fits_vary():
+    """Over 40 runs: 2 * 1.96 standard deviations of the fitted exponent."""
+    fits = [fit_scaling(noisy(lambda w: 0.5 * w**-0.3, seed), resamples=100) for seed in range(40)]
+    found = [fit.parameters["b"] for fit in fits]
+    width = np.mean([b.high - b.low for b in found])
+    assert width == pytest.approx(3.92 * np.std([b.value for b in found], ddof=1), rel=0.3)
+
+
 def test_the_residuals_judge_the_law():
     power = noisy(lambda w: 0.6 * w**-0.9, 1, problems=3000)
     right, wrong = (fit_scaling(power, form=form, resamples=50) for form in ("power", "log"))
