@@ -8,9 +8,11 @@ Grammar (a recursive descent, exact fractions throughout):
     power   = atom ("^" unary)?         "**" is "^"; so -2^2 is -(2^2), and 2^3^2 is 2^(3^2)
     atom    = number | "(" sum ")"      number: ASCII digits with an optional decimal part
 
-`×`, `·`, `÷`, `−` and LaTeX's `\times`, `\cdot`, `\div`, `\frac{a}{b}`, `\left(`, `\right)` are
-read as the signs they stand for. There is no implicit multiplication. With `names=True` an atom is
-also a name, or a name with one argument in brackets; such trees have no value here.
+`×`, `·`, `÷`, `−` and LaTeX's `\times`, `\cdot`, `\div`, `\frac{a}{b}`, `\sqrt{a}`, `\left(`,
+`\right)` are read as the signs they stand for. There is no implicit multiplication. With
+`names=True` an atom is also a name, or a name with one argument in brackets; such trees have no
+value here. With `factorials=True` an atom may be followed by "!". Roots have a value where it is
+exact.
 
 Every bound is checked *before* the work it bounds, so that no text of any content takes longer than
 some milliseconds: characters, nesting, bits of a result, size of an exponent.
@@ -18,6 +20,7 @@ some milliseconds: characters, nesting, bits of a result, size of an exponent.
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -28,6 +31,7 @@ MAX_CHARACTERS = 1000
 MAX_DEPTH = 40
 MAX_BITS = 4096  # of a numerator and of a denominator
 MAX_EXPONENT = 1000
+MAX_FACTORIAL = 500
 
 _SIGNS = str.maketrans(
     {
@@ -38,21 +42,24 @@ _SIGNS = str.maketrans(
         "]": ")",
     }
 )
+_FRACTION, _ROOT, _FACTORIAL = "\u2044", "\u221a", "!"  # tokens
 _LATEX = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"\\[dtc]?frac(?![A-Za-z])"), _FRACTION),
+    (re.compile(r"\\sqrt(?![A-Za-z\[])"), _ROOT),
     (re.compile(r"\\(?:left|right|,|;|!|:|displaystyle)(?![A-Za-z])"), " "),
 )
-_FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-_TOKEN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+|\*\*|[-+*/^()]|[A-Za-z]+)")
+_TOKEN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+|\*\*|[-+*/^()!\u2044\u221a]|[A-Za-z]+)")
 
 
-def parse(text: str, *, names: bool = False) -> Node:
+def parse(text: str, *, names: bool = False, factorials: bool = False) -> Node:
     r"""The tree of an expression.
 
     Args:
         text: An expression in the grammar of this module's head.
         names: Whether variables and functions may occur.
+        factorials: Whether factorials may occur.
 
     Returns:
         The tree; chains of one precedence are one node, so its depth is that of the brackets.
@@ -67,7 +74,7 @@ def parse(text: str, *, names: bool = False) -> Node:
         raise ExpressionError(
             f"An expression has at most {MAX_CHARACTERS} characters; this one has {len(text)}."
         )
-    return _Parser(_plain(text), names).parse()
+    return _Parser(_plain(text), names, factorials).parse()
 
 
 def evaluate(node: Node) -> Fraction:
@@ -80,6 +87,8 @@ def evaluate(node: Node) -> Fraction:
     if isinstance(node, Number):
         return node.value
     if isinstance(node, Name):
+        if node.text == _FACTORIAL and node.argument is not None:
+            return _factorial(evaluate(node.argument))
         raise ExpressionError(f"The name {node.text!r} has no value.")
     if isinstance(node, Sum):
         total = Fraction(0)
@@ -104,7 +113,7 @@ def value_of(text: str) -> Fraction | None:
     (Fraction(256, 1), None, None, None)
     """
     try:
-        return evaluate(parse(text))
+        return evaluate(parse(text, factorials=True))
     except ExpressionError:
         return None
 
@@ -114,9 +123,6 @@ def _plain(text: str) -> str:
     text = text.translate(_SIGNS)
     for pattern, sign in _LATEX:
         text = pattern.sub(sign, text)
-    # Innermost fractions first; each round removes one, so the text's length bounds the rounds.
-    while (smaller := _FRACTION.sub(r"((\1)/(\2))", text)) != text:
-        text = smaller
     return text.replace("{", "(").replace("}", ")")
 
 
@@ -126,7 +132,23 @@ def _bounded(value: Fraction) -> Fraction:
     return value
 
 
+def _factorial(value: Fraction) -> Fraction:
+    if value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
+        raise ExpressionError(f"A factorial is of a whole number from 0 to {MAX_FACTORIAL}.")
+    return Fraction(math.factorial(int(value)))
+
+
+def _root(value: Fraction) -> Fraction:
+    if value >= 0:
+        top, bottom = math.isqrt(value.numerator), math.isqrt(value.denominator)
+        if (top * top, bottom * bottom) == (value.numerator, value.denominator):
+            return Fraction(top, bottom)
+    raise ExpressionError("A root has a value here where it is exact.")
+
+
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent == Fraction(1, 2):
+        return _root(base)
     if exponent.denominator != 1 or abs(exponent) > MAX_EXPONENT:
         raise ExpressionError(
             f"An exponent is a whole number from -{MAX_EXPONENT} to {MAX_EXPONENT}."
@@ -143,8 +165,9 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
 class _Parser:
     """One pass over the tokens of a text."""
 
-    def __init__(self, text: str, names: bool) -> None:
+    def __init__(self, text: str, names: bool, factorials: bool) -> None:
         self.names = names
+        self.factorials = factorials
         self.tokens: list[str] = []
         self.at = 0
         position, text = 0, text.strip()
@@ -195,11 +218,25 @@ class _Parser:
 
     def power(self, depth: int) -> Node:
         base = self.atom(depth)
+        if self.factorials and self.take(_FACTORIAL):  # once: "!!" is another function
+            base = Name(_FACTORIAL, base)
         if self.take("^", "**"):
             return Power(base, self.unary(self._deeper(depth)))
         return base
 
+    def argument(self, depth: int) -> Node:
+        """Of a LaTeX command: a bracket, or the next digit alone."""
+        token = self.peek()
+        if token is not None and token[0].isdigit():
+            self.tokens[self.at : self.at + 1] = [token[0], token[1:]] if token[1:] else [token]
+        return self.atom(self._deeper(depth))
+
     def atom(self, depth: int) -> Node:
+        if self.take(_FRACTION):
+            top = self.argument(depth)
+            return Product(((1, top), (-1, self.argument(depth))))
+        if self.take(_ROOT):
+            return Power(self.argument(depth), Number(Fraction(1, 2), "1/2"))
         if self.take("("):
             node = self.sum(self._deeper(depth))
             if not self.take(")"):

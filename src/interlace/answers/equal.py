@@ -1,9 +1,16 @@
-r"""Equality of formulas through math-verify, where it is installed (the `math` extra).
+r"""When two answers with different normal forms are equal all the same; for verdicts and votes.
 
-math-verify parses LaTeX into SymPy and compares there: `\sqrt{8}` is `2\sqrt{2}`, `(x+1)^2` is
-`x^2+2x+1`. SymPy's time is unbounded in its input, so it runs in `verifier_pool`, and only short
-formulas without towers of powers or long numbers go in. What is decided is asked once; what is not
-decided within the bounds is neither equal nor different, and is asked anew.
+- Of an equation the right side counts where the other answer is none: `x + y = 72` is 72.
+- Words around one number are looked through where the other answer is a number: "72 clips" is 72,
+  and so is `72\text{ cm}^2`; "72 clips" is not "72 hours".
+- A number in some base, `1011_2`, is its digits without a base, and differs from `1011_3`.
+- Lists, points and intervals are equal where they are of one kind and their members are equal.
+- Formulas are left to math-verify, where it is installed (the `math` extra): it parses LaTeX into
+  SymPy and compares there, `\sqrt{8}` with `2\sqrt{2}`, `(x+1)^2` with `x^2+2x+1`.
+
+SymPy's time is unbounded in its input, so it runs in `verifier_pool`, and only short formulas
+without towers of powers go in. What is decided is asked once; what is not decided within the bounds
+is neither equal nor different, and is asked anew.
 """
 
 from __future__ import annotations
@@ -14,10 +21,19 @@ import math
 import re
 from fractions import Fraction
 
-from interlace.answers.normalise import normalise_answer
+from interlace.answers.normalise import (
+    MAX_CHARACTERS,
+    form_of,
+    items_of,
+    kind_of,
+    normalise_answer,
+    sides,
+    undress,
+)
 from interlace.verifier_pool import Refusal, verifier_pool
 
-MAX_FORMULA = 200
+MAX_FORMULA = 300
+MAX_MEMBERS = 16
 MAX_DEPTH = 8
 MAX_POWER = 1000
 
@@ -26,9 +42,21 @@ _FORMULA = re.compile(
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan)\b")
-_COSTLY = re.compile(r"!|[0-9]{13}|\*\*|\\(?:i*int|oint|sum|prod|lim|d?t?binom|choose|uparrow)")
+_COSTLY = re.compile(r"!!|\*\*|\\uparrow")
 _EXPONENT = re.compile(r"([)\]}])?\^\s*(?:([A-Za-z]|[0-9]++)|\{([^{}^]*)\})(?!\s*\^)")
+# Possessive quantifiers ("++"): each word is split in one way only, so a mismatch shows at once.
+_UNIT = (
+    r"(?:[A-Za-z]{2,}+|[mshgLNJWVK](?![A-Za-z]))(?:\^\{?[23]\}?)?(?:/[A-Za-z]++(?:\^\{?[23]\}?)?)?"
+)
+_AMONG_WORDS = re.compile(
+    r"(?:[A-Za-z]{2,}+:? ++|[$\u20ac\u00a3])*+(-?(?:[0-9][0-9,]*+(?:\.[0-9]++)?(?:/[0-9]++)?))"
+    rf"(?:[ -]*+(?:{_UNIT}|%))*+"
+)
+_BASED = re.compile(r"([0-9]\w*)_\{[0-9]+\}")
 _SYMBOL_COMMAND = re.compile(r"\\(?:pi|theta|alpha|beta|lambda|omega)\b ?")
+
+
+Form = Fraction | str | None
 
 
 class _Undecided(Exception):
@@ -36,15 +64,15 @@ class _Undecided(Exception):
 
 
 def symbolically_equal(left: str, right: str) -> bool | None:
-    r"""Whether two short answers with different normal forms are equal as formulas.
+    r"""Whether two short answers are equal.
 
     Args:
         left: An answer as a row wrote it.
         right: Another.
 
     Returns:
-        True only if math-verify is installed, at least one of the two is a formula, and math-verify
-        finds them equal in both orders; None if that was not decided within the bounds.
+        True if they are equal by the rules in this module's head, of formulas in both orders; None
+        if that was not decided within the bounds.
 
     >>> symbolically_equal("yes", "no")
     False
@@ -56,9 +84,95 @@ def symbolically_equal(left: str, right: str) -> bool | None:
 def compare(left: str, right: str) -> bool | Refusal:
     """As `symbolically_equal`, with the reason where it is not decided."""
     forms = normalise_answer(left), normalise_answer(right)
-    if None in forms or all(isinstance(form, Fraction) for form in forms):
-        return False  # numbers are exact: 0.333 is not 1/3
-    first, second = (_latex(form) for form in forms)
+    outcome = _same(*forms)
+    if outcome is not True and sum(_right(form) != form for form in forms) == 1:
+        # y = 2x + 1 was read as 2x + 1, which y - 2x = 1 does not say; as equations they are equal.
+        plain = [undress(text) for text in (left, right)]
+        if all(len(sides(text)) > 1 for text in plain):
+            return _symbolic(plain[0], plain[1])
+    return outcome
+
+
+def number_in(answer: str) -> Fraction | None:
+    r"""The exact value of an answer that is a number, by the rules above; None for another.
+
+    >>> number_in("72 clips"), number_in(r"x + y = \frac{144}{2}"), number_in("2x")
+    (Fraction(72, 1), Fraction(72, 1), None)
+    """
+    form = _right(normalise_answer(answer))
+    return form if isinstance(form, Fraction) else _among_words(form)
+
+
+def _among_words(form: str | None) -> Fraction | None:
+    if form is None or len(form) > MAX_CHARACTERS:
+        return None
+    found = _AMONG_WORDS.fullmatch(form)
+    value = None if found is None else normalise_answer(found[1])
+    return value if isinstance(value, Fraction) else None
+
+
+def _right(form: Form) -> Form:
+    """The right side of an equation; all else as it is."""
+    if not isinstance(form, str) or len(form) > MAX_CHARACTERS:
+        return form
+    if kind_of(form) or len(sides(form)) < 2:
+        return form
+    return form_of(sides(form)[-1])
+
+
+def _same(left: Form, right: Form) -> bool | Refusal:
+    if left is None or right is None:
+        return False
+    if kind_of(left) != kind_of(right) or left == right:
+        return left == right
+    if kind_of(left):
+        return _same_members(left, right)
+    if (_right(left) == left) != (_right(right) == right):
+        return _same(_right(left), _right(right))
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, Fraction):
+            if isinstance(other, Fraction):
+                return False  # numbers are exact: 0.333 is not 1/3
+            if (value := _among_words(other)) is not None:
+                return value == one
+        based = _BASED.fullmatch(str(other)) if isinstance(other, str) else None
+        if based:
+            return based[1] == str(one)
+    return _symbolic(left, right)
+
+
+def _same_members(left: Form, right: Form) -> bool | Refusal:
+    """Of two lists, in any order, or of two pairs, in theirs."""
+    first, second = items_of(str(left)), items_of(str(right))
+    if len(first) != len(second) or len(first) > MAX_MEMBERS:
+        return False
+    refusal: Refusal | None = None
+    for place, item in enumerate(first):
+        others = second if kind_of(left) == "list" else second[place : place + 1]
+        outcomes = [(_same_member(item, other), other) for other in others]
+        found = next((other for outcome, other in outcomes if outcome is True), None)
+        if found is not None and kind_of(left) == "list":
+            second.remove(found)
+        elif found is None:
+            undecided = [outcome for outcome, _ in outcomes if isinstance(outcome, Refusal)]
+            if not undecided:
+                return False
+            refusal = undecided[0]
+    return True if refusal is None else refusal
+
+
+def _same_member(left: str, right: str) -> bool | Refusal:
+    # Of "x=1, y=2" the names count: members are no equations to be read by their right sides.
+    name, sign, value = left.partition("=")
+    other_name, other_sign, other_value = right.partition("=")
+    if sign or other_sign:
+        both = name == other_name and sign == other_sign
+        return both and _same(normalise_answer(value), normalise_answer(other_value))
+    return _same(normalise_answer(left), normalise_answer(right))
+
+
+def _symbolic(left: Form, right: Form) -> bool | Refusal:
+    first, second = _latex(left), _latex(right)
     if first is None or second is None or not _installed():
         return False
     try:
@@ -67,7 +181,7 @@ def compare(left: str, right: str) -> bool | Refusal:
         return Refusal(str(undecided))
 
 
-def _latex(form: Fraction | str | None) -> str | None:
+def _latex(form: Form) -> str | None:
     """The form as LaTeX that is safe to hand over; None for words and for what may take long."""
     if isinstance(form, Fraction):
         text = str(form.numerator)

@@ -7,10 +7,16 @@ The rule, in order:
    are folded (minus signs, full-width digits, vulgar fractions, superscripts).
 2. Units that are one sign go: `$ € £ ¥ % °`. So "50%" is 50, not 1/2, as in the MATH benchmark's
    own normaliser (arXiv 2103.03874). Units that are words stay: "5 minutes" is not "5 hours".
-3. `x = 5` is `5` when the left side is one letter.
-4. What is a number becomes an exact fraction: `1,000`, `.5`, `1/2`, `\frac12`, `1 1/2`,
-   `3\times10^4`, `1e3`, `2^{10}`. Nothing is rounded: 0.333 is not 1/3.
-5. All else is text: blanks beside signs go, and case goes unless the text is a formula.
+3. `x = 5`, `f(3) = 5`, `x \in ...` and `6 \times 12 = 72` are their right sides: a side that is
+   only a name, or that has a value, says nothing. `x + y = 5` stays an equation.
+4. Several answers: `3, 5`, `3 and 5`, `\{3, 5\}` and `x = 3, x = 5` are one list, in any order. A
+   comma before a blank or within brackets separates; `1,000` is a number. `(3, 5)`, `[3, 5]` and
+   `[3, 5)` are pairs, points or intervals: their order and their brackets count.
+5. What has a value becomes an exact fraction: `1,000`, `.5`, `1/2`, `\frac12`, `1 1/2`,
+   `3\times10^4`, `1e3`, `2^{10}`, `5!`, `\sqrt{16}`, `(7-3)*2`. Nothing is rounded: 0.333 is not
+   1/3.
+6. All else is text: blanks beside signs go, and case goes unless the text is a formula. A closing
+   "!" is punctuation after a word, and a factorial after a number, a bracket or a small letter.
 
 A text above `MAX_CHARACTERS` is compared as it stands, blanks aside: it is no short answer.
 """
@@ -21,11 +27,14 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from interlace.answers.arithmetic import MAX_BITS, value_of
+
 MAX_CHARACTERS = 1000
+MAX_BRACKETS = 40  # in an answer that is taken apart
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}"))
 _DRESSING = " \t\r\n*`\"'\u2018\u2019\u201c\u201d"
-_CLOSING = ".,;:!"
+_CLOSING = ".,;:"
 # Hyphens, dashes and minus signs; fraction slashes and the division sign; thin and empty blanks.
 _FOLDED = str.maketrans(
     {
@@ -36,9 +45,18 @@ _FOLDED = str.maketrans(
         "·": r"\cdot ",
         "π": r"\pi ",
         "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∈": r"\in ",
+        "±": r"\pm ",
+        "\u222a": r"\cup ",
+        "∩": r"\cap ",
+        "√": r"\sqrt ",
     }
 )
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_ROOT_COMMAND = re.compile(r"\\sqrt ?(?:([0-9]+|[a-z])|\(([^()]*)\))")
 _VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b")
 _UNIT_SIGN = re.compile(r"\^\s*\\circ\b|\^\s*\{\s*\\circ\s*\}|\\?[$%]|[€£¥°]|\\(?:degree|pounds)\b")
@@ -49,10 +67,20 @@ _FRACTION_COMMAND = re.compile(r"\\[dtc]?frac\b\s*|\\[dtc]?frac(?=\d)")
 _FRACTION = re.compile(
     r"\\frac(?:\{\s*(-?[0-9.]+)\s*\}\s*|\s*([0-9]))(?:\{\s*([0-9.]+)\s*\}|([0-9]))"
 )
-_ASSIGNMENT = re.compile(r"[A-Za-z]\s*=\s*([^=]+)")
+# A name, or a function of something: what may stand alone on the left of "=".
+_NAMED = re.compile(
+    r"(?:m?\\angle ?[A-Z]{1,3}|[A-Za-z]|\\(?!in\b|sqrt|frac)[A-Za-z]+|[A-Z]{2,3})'*"
+    r"(?:_(?:\w|\{[^{}]*\}))?(?:\([^()=]*\))?"
+)
+_ELEMENT = re.compile(r"\s*[A-Za-z]\s*\\in\b\s*")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?([0-9]{1,2})\}?")
+_CONJUNCTION = re.compile(r"\b(?:and|or)\b")
+_SEPARATOR = re.compile(r" ?(?:, ?(?:(?:and|or) )?|; ?)|(?: (?:and|or) )")
+_PLUS_MINUS = re.compile(r"\\pm\s*([^,;=+\-]+)")
 _BESIDE_SIGN = re.compile(r"\s*([^\w\s])\s*")
 _LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
-_THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+_THOUSANDS = re.compile(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _DECIMAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+) (?=[0-9]+/))?(?P<top>{_DECIMAL})"
@@ -60,7 +88,6 @@ _NUMBER = re.compile(
     r"(?P<brace>\{)?(?P<exponent>[+-]?[0-9]{1,3})(?(brace)\})"
     r"|\^(?P<curly>\{)?(?P<power>[0-9]{1,2})(?(curly)\}))?"
 )
-_IN_BRACKETS = re.compile(r"\(([^(),]+)\)")
 _FORMULA_SIGNS = frozenset("\\^_=+*/")
 
 
@@ -82,18 +109,31 @@ def normalise_answer(text: str) -> Fraction | str | None:
     """
     if len(text) > MAX_CHARACTERS:
         return " ".join(text.split()) or None
-    plain = undress(text)
+    return form_of(undress(text))
+
+
+def form_of(plain: str) -> Fraction | str | None:
+    """Steps 3 to 6 of the rule, on what `undress` returns."""
+    for reduced in (_listed, _bracketed, _right_side):
+        form = reduced(plain)
+        if form is not None:
+            return form
+    plain = _one(_squeezed(plain))
     if not plain:
         return None
-    number = _number(plain)
-    if number is not None:
-        return number
+    value = _number(plain)
+    if value is None and not _WORD.search(plain):
+        value = value_of(plain)
+    if value is not None:
+        return value
+    based = _BASE.fullmatch(plain)
+    if based and based[1][0].isdigit():
+        return f"{based[1]}_{{{based[2]}}}"
     return plain if _FORMULA_SIGNS & set(plain) else plain.casefold()
 
 
 def undress(text: str) -> str:
-    """Steps 1 to 3 of the rule: the answer without dressing, units and the letter it is assigned
-    to."""
+    """Steps 1 and 2 of the rule: the answer without dressing and units; blanks stay single."""
     text = text.translate(_FOLDED)
     text = _SUPERSCRIPT.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0])}}}", text)
     text = _VULGAR_FRACTION.sub(
@@ -102,18 +142,143 @@ def undress(text: str) -> str:
     text = _unwrap(unicodedata.normalize("NFKC", text).translate(_FOLDED))
     text = _LATEX_SPACE.sub(" ", _LATEX_THOUSANDS.sub("", text))
     text = _UNIT_SIGN.sub("", text)
+    text = _ROOT_COMMAND.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text)
     text = _FRACTION_COMMAND.sub(r"\\frac", text)
     text = _FRACTION.sub(
         lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ",
         text,
     )
-    text = _strip(_BESIDE_SIGN.sub(r"\1", " ".join(text.split())))
-    assigned = _ASSIGNMENT.fullmatch(text)
-    text = _strip(assigned[1]) if assigned else text
-    single = _IN_BRACKETS.fullmatch(text)
-    if single and (len(single[1]) == 1 or _number(single[1]) is not None):
-        text = single[1]
+    return _strip(" ".join(text.split()))
+
+
+def sides(plain: str) -> list[str]:
+    """The sides of an equation, or of a chain of them; one where it is none."""
+    if re.search(r"[<>]|\\(?:le|ge|lt|gt|ne)", plain):
+        return [plain]
+    return [side.strip() for side in re.split(r"=+", plain)]
+
+
+def kind_of(form: Fraction | str | None) -> str:
+    """What a normal form is: "list", the brackets of a pair or longer such as "(]", or "".
+
+    >>> [kind_of(normalise_answer(text)) for text in ("1, 2", "(1, 2]", "x+1", "f(1, 2)")]
+    ['list', '(]', '', '']
+    """
+    if not isinstance(form, str):
+        return ""
+    if ", " in form:
+        return "list"
+    return form[0] + form[-1] if len(_items(form)) > 1 else ""
+
+
+def items_of(form: str) -> list[str]:
+    """The members of a normal form that is a list, a pair or longer."""
+    return form.split(", ") if ", " in form else _items(form)
+
+
+def _items(text: str) -> list[str]:
+    """What stands between the commas of "(a, b)" or "[a, b)"; nothing where no bracket is around
+    the whole."""
+    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]":
+        return []
+    depth, start, found = 0, 1, []
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and position < len(text) - 1:
+            return []  # the first bracket closes before the end: (1, 2) + (3, 4)
+        if depth == 0 or (depth == 1 and character == ","):
+            found.append(text[start:position])
+            start = position + 1
+    return found if depth == 0 else []
+
+
+def _bracketed(plain: str) -> str | None:
+    """The form of a pair, a point or an interval; None for all else."""
+    items = [_text(form_of(item)) for item in _items(plain)] if _is_shallow(plain) else []
+    if len(items) < 2 or None in items:
+        return None
+    return f"{plain[0]}{','.join(map(str, items))}{plain[-1]}"
+
+
+def _listed(plain: str) -> str | None:
+    """The form of several answers; None for one, and for words: "yes, of course"."""
+    around = re.fullmatch(r"\\\{(.*)\\\}", plain)
+    inside = around[1] if around else plain
+    if _WORD.search(_CONJUNCTION.sub("", inside)) or not _is_shallow(plain):
+        return None
+    plus_minus = _PLUS_MINUS.fullmatch(inside)
+    if plus_minus:
+        parts = [plus_minus[1], f"-{plus_minus[1]}"]
+    else:
+        parts = [part for part in _split(inside, not around) if part.strip()]
+    if len(parts) < 2:
+        return None
+    # Of x = 1, y = 2 it counts which is which.
+    named = len({_squeezed(sides(part)[0]) for part in parts if len(sides(part)) > 1}) > 1
+    forms = [_text(_member(part, named)) for part in parts]
+    return None if None in forms else ", ".join(sorted(map(str, forms)))
+
+
+def _member(part: str, named: bool) -> Fraction | str | None:
+    *left, right = sides(part)
+    form = form_of(right)
+    return f"{'='.join(map(_squeezed, left))}={form}" if named and left else form_of(part)
+
+
+def _text(form: Fraction | str | None) -> str | None:
+    """A member of a longer form as text; None where there is none, or one with too many digits."""
+    if isinstance(form, Fraction):
+        bits = max(form.numerator.bit_length(), form.denominator.bit_length())
+        return str(form) if bits <= MAX_BITS else None
+    return form
+
+
+def _is_shallow(text: str) -> bool:
+    return sum(map(text.count, "([{")) <= MAX_BRACKETS
+
+
+def _split(text: str, thousands: bool) -> list[str]:
+    """Splits at separators outside of brackets; not between thousands, if there may be any."""
+    kept = [found.span() for found in _THOUSANDS.finditer(text)] if thousands else []
+    separators = {
+        found.start(): found.end()
+        for found in _SEPARATOR.finditer(text)
+        if not any(start < found.start() < end for start, end in kept)
+    }
+    depth, start, parts = 0, 0, []
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and position in separators and position >= start:
+            parts.append(text[start:position])
+            start = separators[position]
+    return [*parts, text[start:]]
+
+
+def _right_side(plain: str) -> Fraction | str | None:
+    """The form of the right side of an equation whose other sides say nothing; else None."""
+    element = _ELEMENT.match(plain)
+    if element:
+        return form_of(plain[element.end() :])
+    *left, right = sides(plain)
+    if not left or not right:
+        return None
+    if all(_NAMED.fullmatch(_squeezed(side)) or value_of(side) is not None for side in left):
+        return form_of(right)
+    return None
+
+
+def _one(text: str) -> str:
+    """Brackets around one number or letter go, and commas between thousands."""
+    if len(text) > 2 and text[0] == "(" and text[-1] == ")":
+        inside = text[1:-1]
+        if len(inside) == 1 or (set("(),") & set(inside) == set() and _number(inside) is not None):
+            text = inside
     return _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+
+
+def _squeezed(text: str) -> str:
+    """Without blanks beside signs."""
+    return _strip(_BESIDE_SIGN.sub(r"\1", text))
 
 
 def _unwrap(text: str) -> str:
@@ -130,7 +295,10 @@ def _unwrap(text: str) -> str:
 
 
 def _strip(text: str) -> str:
-    return text.strip(_DRESSING).rstrip(_CLOSING + _DRESSING)
+    text = text.strip(_DRESSING).rstrip(_CLOSING + _DRESSING)
+    while text.endswith("!") and not re.search(r"(?:[0-9)}]|(?<![A-Za-z])[a-z])!+$", text):
+        text = text.rstrip("!").rstrip(_CLOSING + _DRESSING)
+    return text
 
 
 def _number(text: str) -> Fraction | None:

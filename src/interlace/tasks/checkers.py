@@ -1,11 +1,11 @@
 r"""How an answer is compared with a reference: as a number, a formula, a letter, or a text.
 
-- number: exact equality of the values. An answer is a number in any form that `normalise_answer`
-  of `interlace.answers` knows (`1,000`, `\frac12`, `3\times10^4`, "50%" is 50), an arithmetic
-  expression ("144/2"), or words around exactly one number ("72 clips").
-- math: number, where both are; else equal normal forms; else `symbolically_equal`, as in votes.
-  `2\sqrt{2}` is `\sqrt{8}`.
-- choice: a letter, alone or dressed ("(C)", "C.", "\text{C}", "C) 12 m"), or a choice's whole text.
+- number: exact equality of the values, in any form that has one by the rules of
+  `interlace.answers.normalise` and `.equal`: `1,000`, `\frac12`, "144/2", "72 clips", `x + y = 72`.
+- math: equal as votes see it (`interlace.answers.symbolically_equal`): by value, by normal form, or
+  as formulas.
+- choice: a letter, alone or dressed ("(C)", "C.", "\textbf{(C)}\ 12", "Option C", "C because"), or
+  a choice's whole text.
 - exact: equal normal forms, so case, blanks and LaTeX dressing do not matter.
 """
 
@@ -17,9 +17,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from interlace.answers import normalise_answer
-from interlace.answers.arithmetic import value_of
-from interlace.answers.equal import compare
-from interlace.answers.normalise import undress
+from interlace.answers.equal import compare, number_in
 from interlace.errors import TaskError, require
 from interlace.tasks.base import Verdict
 from interlace.verifier_pool import Refusal
@@ -27,56 +25,27 @@ from interlace.verifier_pool import Refusal
 CheckerName = Literal["number", "math", "choice", "exact"]
 Checker = Callable[[str, str], Verdict]
 
-# Possessive quantifiers ("++"): each word is split in one way only, so a mismatch shows at once.
-_AMONG_WORDS = re.compile(
-    r"(?:[A-Za-z]{2,}+ ++|[$\u20ac\u00a3])*+([-\u2212]?[0-9][0-9,]*+(?:\.[0-9]++)?)"
-    r"(?:[ -]*+(?:[A-Za-z]{2,}+|%))*+"
-)
 _LETTER = re.compile(
     r"(?:(?:option|choice|answer)\s+)?(?:\(([A-Z])\).*|([A-Z])(?:[).:,]\s.*)?)", re.DOTALL
 )
 
 
-def number_of(answer: str) -> Fraction | None:
-    """The exact value of an answer that is a number; None for another.
-
-    >>> number_of("72 clips"), number_of(r"\\frac{144}{2}"), number_of("x = 1,000"), number_of("2x")
-    (Fraction(72, 1), Fraction(72, 1), Fraction(1000, 1), None)
-    """
-    form = normalise_answer(answer)
-    if isinstance(form, Fraction):
-        return form
-    if form is None:
-        return None
-    value = value_of(form)
-    if value is not None:
-        return value
-    found = _AMONG_WORDS.fullmatch(undress(answer))
-    if found is None:
-        return None
-    alone = normalise_answer(found[1])
-    return alone if isinstance(alone, Fraction) else None
-
-
 def check_number(reference: str, answer: str) -> Verdict:
     """By value, exactly."""
-    expected, given = number_of(reference), number_of(answer)
+    expected, given = number_in(reference), number_in(answer)
     if given is None:
         return _verdict(False, answer, "is no number")
     return _verdict(given == expected, _shown(given, answer), f"expected {reference:.40}")
 
 
 def check_math(reference: str, answer: str) -> Verdict:
-    """By value or as formulas; see this module's head."""
-    expected, given = number_of(reference), number_of(answer)
-    if expected is not None and given is not None:
-        return check_number(reference, answer)
-    if normalise_answer(reference) == normalise_answer(answer):
-        return _verdict(True, answer, "")
+    """As votes compare; see this module's head."""
+    value = number_in(answer)
+    shown = answer if value is None else _shown(value, answer)
     outcome = compare(reference, answer)
     if isinstance(outcome, Refusal):
-        return _verdict(False, answer, outcome.reason)
-    return _verdict(outcome, answer, f"expected {reference:.40}")
+        return _verdict(False, shown, outcome.reason)
+    return _verdict(outcome, shown, f"expected {reference:.40}")
 
 
 def check_exact(reference: str, answer: str) -> Verdict:
@@ -117,8 +86,8 @@ def get_checker(name: str, references: Sequence[str]) -> Checker:
 
     Args:
         name: "number", "math", "choice" or "exact".
-        references: Every reference answer. If all are numbers, "math" is "number", so that no
-            extra package is needed.
+        references: Every reference answer. Where all are numbers, "math" needs no extra package;
+            without it, an answer that only math-verify can evaluate is a wrong one.
 
     Raises:
         TaskError: for another name, or references that the checker cannot compare with.
@@ -130,9 +99,9 @@ def get_checker(name: str, references: Sequence[str]) -> Checker:
         return check_exact
     if name == "choice":
         return check_choice
-    formula = next((text for text in references if number_of(text) is None), None)
+    formula = next((text for text in references if number_in(text) is None), None)
     if formula is None:
-        return check_number
+        return check_number if name == "number" else check_math
     if name == "number":
         raise TaskError(
             f"The checker 'number' needs numbers as references; {formula[:60]!r} is none."

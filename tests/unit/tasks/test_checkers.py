@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 
 import interlace.errors
+from interlace.answers.equal import number_in
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks.checkers import (
     check_choice,
@@ -13,7 +14,6 @@ from interlace.tasks.checkers import (
     check_number,
     choice_letter,
     get_checker,
-    number_of,
 )
 
 
@@ -46,7 +46,8 @@ from interlace.tasks.checkers import (
         ("72 or 73", None),
         ("2x", None),
         ("2 x 3", None),
-        (r"\sqrt{4}", None),
+        (r"\sqrt{4}", 2),
+        (r"\sqrt{8}", None),
         ("1/0", None),
         ("10^10^10", None),
         ("\u0667\u0662", None),
@@ -57,8 +58,8 @@ from interlace.tasks.checkers import (
         (("$" * 500) + "x", None),
     ],
 )
-def test_number_of(answer: str, value: int | Fraction | None) -> None:
-    assert number_of(answer) == value
+def test_number_in(answer: str, value: int | Fraction | None) -> None:
+    assert number_in(answer) == value
 
 
 def test_numbers_are_compared_exactly() -> None:
@@ -147,7 +148,8 @@ def test_a_text_that_is_two_choices_names_neither() -> None:
 
 def test_math_without_formulas_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
-    assert get_checker("math", ["72", "1,000", "1/2"]) is check_number
+    assert get_checker("math", ["72", "1,000", "1/2"]) is check_math
+    assert get_checker("number", ["72", "1,000", "1/2"]) is check_number
     with pytest.raises(MissingDependencyError, match=r"pip install 'interlace\[math\]'"):
         get_checker("math", ["72", r"\sqrt{2}"])
 

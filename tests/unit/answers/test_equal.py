@@ -1,0 +1,159 @@
+"""Equal answers for verdicts and votes alike; math-verify and arithmetic by hand are the oracle."""
+
+import importlib.util
+
+import pytest
+
+from interlace.answers import majority_vote, normalise_answer, symbolically_equal
+from interlace.answers.equal import number_in
+from interlace.tasks.checkers import check_math
+
+needs_math_verify = pytest.mark.skipif(
+    importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed"
+)
+
+EQUAL = [
+    # several answers have no order
+    ("100, 200", "200, 100"),
+    ("1, 2", "2,1"),
+    ("3; 5", "5, 3"),
+    ("1 and 2", "2, 1"),
+    ("1, 2, and 3", "3, 2, 1"),
+    ("x=1, x=2", "1, 2"),
+    ("x = 3, 125", "125, 3"),
+    ("x=1 or x=2", r"\{2, 1\}"),
+    (r"x=1\text{ or }x=2", "1, 2"),
+    ("x=1, y=2", "y=2, x=1"),
+    (r"\pm 2", "2, -2"),
+    ("±2", "-2, 2"),
+    ("(1,2), (3,4)", "(3, 4), (1, 2)"),
+    ("0.5, 2", r"2, \frac12"),
+    # points and intervals
+    ("(1, 0.5)", r"\left(1, \frac{1}{2}\right)"),
+    (r"x \in [0, 100]", "[0,100]"),
+    ("x ∈ [1, 2)", "[1,2)"),
+    # factorials
+    ("5!", "120"),
+    ("5!/3!", "20"),
+    ("yes!", "Yes"),
+    # the right side of an equation
+    ("x+y=72", "72"),
+    ("f(3)=72", "72"),
+    (r"6 \times 12 = 72", "72"),
+    ("72 = 72", "72"),
+    ("AB = 5", "5"),
+    (r"\angle ABC = 30^\circ", "30"),
+    ("x_1 = 4", "4"),
+    ("y = 2x + 1", "2x+1"),
+    ("f(x) = 2x + 1", "2x+1"),
+    # values
+    (r"\sqrt{5184}", "72"),
+    ("√16", "4"),
+    (r"\sqrt{\frac{4}{9}}", "2/3"),
+    (r"72\text{ m}", "72"),
+    (r"72\text{ cm}^2", "72"),
+    ("72 km/h", "72"),
+    ("about 72 clips", "72"),
+    (r"\frac{1}{2^{3}}", "0.125"),
+    (r"\frac{10}{\frac{1}{2}}", "20"),
+    ("1011_2", "1011_{2}"),
+    ("1011_2", "1011"),
+    ("(1011)_2", "1011_2"),
+]
+DIFFERENT = [
+    ("[0, 100]", "(0, 100)"),
+    ("[0, 100]", "[0, 100)"),
+    ("(12, 144)", "12144"),
+    ("(12, 144)", "(144, 12)"),
+    ("x=3, 125", "x=3125"),
+    ("100, 200", "100200"),
+    ("100, 200", "(100, 200)"),
+    (r"\{1, 2\}", "(1, 2)"),
+    ("1, 2", "1, 2, 2"),
+    ("x=1, y=2", "x=2, y=1"),
+    ("1, 2", "1, 3"),
+    ("5!", "5"),
+    ("5!", "6!"),
+    ("5!!", "120"),
+    ("n!", "n"),
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+    ("(0, 10^{-99})", "(0, 10^{-98})"),
+    ("1011_2", "1011_3"),
+    ("1011_2", "11"),
+    ("x+y=72", "x-y=72"),
+    ("6*12=72", "x+y=73"),
+    ("x=5", "x+y=6"),
+    ("x^2+y^2=25", "x+y=25"),
+    ("72 clips", "72 hours"),
+    ("72 clips", "73"),
+    ("0.333", "1/3"),
+    ("1, 0.333", "1, 1/3"),
+    ("2x", "2"),
+    ("yes, of course", "of course, yes"),
+]
+
+
+def test_the_whole_table() -> None:
+    wrong = []
+    for pairs, expected in ((EQUAL, True), (DIFFERENT, False)):
+        for left, right in pairs:
+            for one, other in ((left, right), (right, left)):
+                vote = majority_vote([one, other])
+                seen = (
+                    symbolically_equal(one, other),
+                    vote.classes == (0, 0),
+                    check_math(one, rf"\boxed{{{other}}}").correct,
+                )
+                if seen != (expected,) * 3:
+                    wrong.append((one, other, seen))
+    assert not wrong
+
+
+FORMULAS_EQUAL = [
+    ("(x+1)^2", "x²+2x+1"),
+    ("(x+1)^2", "x^2+2x+1"),
+    (r"y = (x+1)^2", "x^2 + 2x + 1"),
+    ("y=2x+1", "y-2x=1"),
+    (r"\sqrt{8}, 1", r"1, 2\sqrt{2}"),
+    (r"(\sqrt{8}, 1)", r"(2\sqrt{2}, 1)"),
+    (r"x=\sqrt{8}, y=1", r"y=1, x=2\sqrt{2}"),
+    (r"\binom{10}{3}", "120"),
+    (r"(0,1)\cup(2,3)", r"(2,3)\cup(0,1)"),
+]
+FORMULAS_DIFFERENT = [
+    ("(x+1)^2", "x²+2x+2"),
+    (r"(\sqrt{8}, 1)", r"(1, 2\sqrt{2})"),
+    ("x=5+a", "a=5+x"),
+    (r"\sqrt{8}, 1", r"1, \sqrt{2}"),
+    (r"[0, \sqrt{8}]", r"(0, 2\sqrt{2})"),
+    (r"\{1,2\}", "1<x<2"),
+]
+
+
+@needs_math_verify
+@pytest.mark.parametrize(
+    ("left", "right", "equal"),
+    [
+        *((*pair, True) for pair in FORMULAS_EQUAL),
+        *((*pair, False) for pair in FORMULAS_DIFFERENT),
+    ],
+)
+def test_formulas_are_the_same_for_verdicts_and_votes(left: str, right: str, equal: bool) -> None:
+    for one, other in ((left, right), (right, left)):
+        assert bool(symbolically_equal(one, other)) is equal
+        assert check_math(one, other).correct is equal
+        assert (majority_vote([one, other]).classes == (0, 0)) is equal
+
+
+@pytest.mark.parametrize("text", ["((((1,2)" * 60, "(" * 300 + "1,2" + ")" * 300, "1," * 400])
+def test_nested_answers_have_a_form(text: str) -> None:
+    assert normalise_answer(text)
+    assert symbolically_equal(text, "1, 2") in (False, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [("x = 1,000", 1000), ("5!", 120), ("the total is 72 clips", 72), ("72 or 73", None)],
+)
+def test_the_number_in_an_answer(answer: str, value: int | None) -> None:
+    assert number_in(answer) == value
