@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache
 
+from interlace.coupling.attention import further_part
 from interlace.engine.architecture import own_mask_refusal
 from interlace.engine.layout import StepLayout
 from interlace.engine.partial_attention import attend_partially, merge
@@ -209,9 +210,10 @@ class SharedCache(Cache):
         window: int,
         softcap: float | None,
         sinks: Float[Tensor, " H"] | None,
+        further: tuple[Float[Tensor, "R H 1 C"], Float[Tensor, "R H 1"]] | None = None,
     ) -> Float[Tensor, "R 1 H C"]:
-        """One layer's attention of every live row's new token to its prompt and its own
-        completion."""
+        """One layer's attention of every live row's new token to its prompt, its own completion
+        and, by `further` with its log-sum-exp, what a coupling reads beside them."""
         step = self._layout(query.device)
         rows, heads, _, dim = query.shape
         own_keys, own_values = step.own[layer_idx]
@@ -227,8 +229,13 @@ class SharedCache(Cache):
         shared, shared_lse = attend_partially(spread, *step.shared[layer_idx], mask, scale, softcap)
         shared, shared_lse = step.to_rows(shared, rows), step.to_rows(shared_lse, rows)
         out = merge(own, own_lse, shared, shared_lse)
-        if sinks is not None:  # a sink takes its share of the softmax and gives nothing
+        lse = own_lse
+        if sinks is not None or further is not None:
             lse = torch.logaddexp(own_lse, shared_lse)
+        if further is not None:
+            part, part_lse = further[0].view_as(out), further[1].view_as(lse)
+            out, lse = merge(out, lse, part, part_lse), torch.logaddexp(lse, part_lse)
+        if sinks is not None:  # a sink takes its share of the softmax and gives nothing
             out = out * torch.sigmoid(lse - sinks.view(kv_heads, -1)).unsqueeze(-1).to(out.dtype)
         return out.view(rows, 1, heads, dim)
 
@@ -275,5 +282,6 @@ def shared_attention(
     layer_idx: Any = module.layer_idx
     if not cache.is_checked:
         cache.note_asking(layer_idx, key, value, sliding_window or 0)
-    out = cache.attend(layer_idx, query, scale, sliding_window or 0, softcap, s_aux)
+    further = further_part(query, key, value, scale)
+    out = cache.attend(layer_idx, query, scale, sliding_window or 0, softcap, s_aux, further)
     return out, None

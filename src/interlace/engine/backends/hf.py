@@ -45,7 +45,7 @@ class Forward:
 
     name = "hf"
     # Where a coupling may work: the seats that a decode step of this backend carries.
-    seats: tuple[Seat, ...] = ("input", "layer", "head")
+    seats: tuple[Seat, ...] = ("input", "attention", "layer", "head")
 
     def __init__(self, model: nn.Module, prefill_chunk: int, packed: bool | None) -> None:
         self.model = model
