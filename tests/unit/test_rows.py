@@ -281,6 +281,7 @@ def test_copies_of_owners_keep_masks_and_moves_keep_the_pass() -> None:
         assert torch.equal(copied.visible(), rows.visible())
     assert rows.watched().visible() is rows.visible()  # made once for all passes
     assert rows.watched()._reached is not rows._reached
+    assert rows.columns(0, 1) is rows
     moved = rows.to("meta")
     assert moved.visible().device.type == "meta"
     assert rows.visible().device.type == "cpu"
