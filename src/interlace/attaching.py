@@ -13,15 +13,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from interlace.attachment import Attachment as Attachment
+from interlace.attachment import Handle
 from interlace.coupling.attention import serving, use_coupled_attention, use_own_attention
-from interlace.coupling.base import AT_MODEL, Coupling, places
+from interlace.coupling.base import Coupling, places
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import coupling_class
 from interlace.errors import AttachError, GroupError, UnreachedBlockError
@@ -41,33 +42,15 @@ from interlace.swap import Swapped, swap, unswap
 SHARE_WARNING = 0.10
 
 
-@dataclass(frozen=True)
-class Attachment:
-    """What is attached to a model: the resolved configuration, and the paths of the layers that
-    carry blocks."""
-
-    config: CouplingConfig
-    layer_names: tuple[str, ...]
-
-    @property
-    def coupling(self) -> type[Coupling]:
-        """The class of the kind: what it does, and what it needs."""
-        return coupling_class(self.config.kind)
-
-    @property
-    def block_names(self) -> list[str]:
-        """Paths of the blocks in the model, the prefixes of every new parameter's name: those of
-        layers in order, then that of the model as a whole."""
-        kind = self.config.kind
-        at_model = [kind] if set(self.coupling.seats) & set(AT_MODEL) else []
-        return [*(f"{name}.{kind}" for name in self.layer_names), *at_model]
-
-
 class LayerWithBlock(Swapped, nn.Module):
     """Mixed into a decoder layer's class: the layer's own forward, then its block."""
 
+    _interlace_handle: Handle
+
     def forward(self, *args: Any, groups: Rows | None = None, **kwargs: Any) -> Any:
         # `groups` goes no further: attention kernels must not see it.
+        if self._interlace_handle.disabled:
+            return super().forward(*args, **kwargs)
         if groups is None:
             groups = Groups(width=1)
         block: Any = self.get_submodule(self._interlace_kind)
@@ -106,6 +89,9 @@ class ModelWithBlocks(Swapped, GroupedGeneration, WholeSaving):
                 f"{type(groups).__name__}."
             )
         groups.check(*_call_shape(args, kwargs))
+        if self.interlace_attachment.handle.disabled:
+            base: Any = super()
+            return base.forward(*args, **kwargs)
         if torch.compiler.is_compiling():
             return self._through_seats(groups, args, kwargs)
         watched = groups.watched()
@@ -179,14 +165,16 @@ def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None)
         )
     if "attention" in coupling.seats:
         use_coupled_attention(base)
+    handle = Handle(base)
     for spot, block in zip(spots, blocks, strict=True):
         carrier = base if spot is None else decoder.layers[spot]
         carrier.add_module(config.kind, block)
         if spot is not None:
             swap(carrier, LayerWithBlock, config.kind)
+            carrier._interlace_handle = handle
     swap(base, ModelWithBlocks, config.kind)
     names = tuple(decoder.names[spot] for spot in spots if spot is not None)
-    base.interlace_attachment = attachment = Attachment(config, names)
+    base.interlace_attachment = attachment = Attachment(config, names, handle)
     return attachment
 
 
@@ -204,6 +192,7 @@ def detach(model: nn.Module) -> None:
         layer = modules.get(name)
         if isinstance(layer, LayerWithBlock):  # it may have been taken out, or replaced
             delattr(layer, attachment.config.kind)
+            del layer._interlace_handle
             unswap(layer)
     if attachment.config.kind in attachment.block_names:
         delattr(base, attachment.config.kind)
@@ -232,6 +221,7 @@ def get_attachment(model: nn.Module) -> Attachment:
             f"This {type(base).__name__} has no blocks; call interlace.attach(model, "
             "BridgeConfig())."
         )
+    attachment.handle.follow(base)
     return attachment
 
 

@@ -206,7 +206,8 @@ def memory(subject: Subject, at: Setting) -> Memory:
         "optimizer states": int(_states(subject, at.optimizer)) // shards,
     }
     if at.reference:
-        fixed["frozen reference"] = subject.weight_bytes
+        # It shares what does not train, unless that is sharded.
+        fixed["frozen reference"] = subject.weight_bytes if at.sharded else subject.trained_bytes
     if at.processes > 1 and not at.sharded:
         fixed["gradient buckets (DDP)"] = subject.trained_bytes
     if at.cpu:

@@ -87,7 +87,7 @@ class GRPOTrainer(GroupTrainer):
         self._completions = Journal(self.folder / COMPLETIONS)
         self._reference: nn.Module | None = None
         if args.kl_weight:
-            self._reference = copy.deepcopy(unwrapped(self.model)).eval().requires_grad_(False)
+            self._reference = _frozen_copy(unwrapped(self.model))
             self._reference.to(args.device)
 
     def resumable_every(self, args: Any) -> int:
@@ -245,3 +245,10 @@ class GRPOTrainer(GroupTrainer):
         for entry in shown:
             self._completions.add(step, {"rollout": number, **entry.to_dict()})
         show_in_tensorboard(self.callback_handler.callbacks, shown, step)
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    """The model as it is now. What does not train is shared, not copied: where only new weights
+    train, the reference costs as much memory as they do."""
+    shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared).eval().requires_grad_(False)

@@ -183,6 +183,8 @@ def test_each_switch_adds_its_part():
     }
     assert memory(subject, at(optim="sgd")).fixed["optimizer states"] == 0
     assert memory(subject, at(kl_weight=0.1)).fixed["frozen reference"] == weights
+    new = probe(skeleton(train="new"), 4)
+    assert memory(new, at(kl_weight=0.1)).fixed["frozen reference"] == new.trained_bytes < weights
     assert memory(subject, at(processes=2)).fixed["gradient buckets (DDP)"] == weights
     sharded = memory(subject, at(processes=4, sharded=True))
     assert sharded.fixed["weights"] == weights // 4

@@ -17,7 +17,7 @@ from interlace.training.arguments import GroupArguments
 from interlace.training.batch import collate, score
 from interlace.training.grpo import GRPOTrainer
 from support.architectures import attach_random
-from support.number_model import WORDS, number_tokenizer
+from support.number_model import WORDS, number_model, number_tokenizer
 from support.training import (
     Evens,
     at_step,
@@ -25,6 +25,7 @@ from support.training import (
     grpo,
     metrics,
     same_bits,
+    stopping,
     stored_model,
     tiny_model,
     warmup,
@@ -218,6 +219,27 @@ def test_the_reference_is_the_model_at_the_start_with_its_blocks(
     assert min(divergence[1:]) > 1e-3
     for seen in watch.seen:
         assert len(same_bits(seen, before)) == len(before)
+
+
+@pytest.mark.parametrize("train", ["new", "all"])
+def test_the_reference_shares_what_does_not_train(train: str, tmp_path: Path) -> None:
+    model = number_model(None)
+    attachment = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.2), seed=2)
+    trainer = grpo(tmp_path, stopping(model), train=train, kl_weight=0.1, max_steps=3)
+    trainer.train()
+    reference: Any = trainer._reference
+    new = {name for name, _ in new_parameters(model)}
+    own = dict(model.named_parameters())
+    for name, parameter in reference.named_parameters():
+        assert (parameter is own[name]) == (train == "new" and name not in new), name
+    batch = trainer._mini_batches[0][0][0].batch
+    with torch.no_grad(), attachment.disabled():
+        base = score(model, batch).logprobs
+    with torch.no_grad():
+        frozen, trained = score(reference, batch).logprobs, score(model, batch).logprobs
+    assert not torch.equal(trained, frozen), "the model has moved"
+    # Fresh blocks add nothing: then the reference is the model with its blocks off.
+    assert torch.equal(frozen, base) == (train == "new")
 
 
 def test_the_kl_pulls_back(tmp_path: Path) -> None:
