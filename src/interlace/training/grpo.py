@@ -73,7 +73,7 @@ class GRPOTrainer(GroupTrainer):
                 f"are never split); {args.world_size} processes do not divide it. Set "
                 f"prompts_per_rollout to a multiple of {args.mini_batches * args.world_size}."
             )
-        self.rollouts = Rollouts(self.task, args, self._judge_of(self.task, args))
+        self.rollouts = Rollouts(self.task, args, self.judge_of(self.task, args))
         self._guard = RolloutGuard(
             args,
             self.new_engine,

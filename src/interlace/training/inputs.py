@@ -50,6 +50,24 @@ def check_call(name: str, reward_funcs: Any, other: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} takes no {argument}: {REFUSED[argument]}. The call: {new}.")
 
 
+def settled_args(name: str, config: type[GroupArguments], args: Any, model: Any) -> Any:
+    """The options, or default ones that write where TRL's would: `<model>-GRPO`.
+
+    Raises:
+        ConfigError: for options of another class.
+    """
+    if args is None:
+        source = str(model if isinstance(model, str | Path) else model.config._name_or_path)
+        kind = name.removesuffix("Trainer")
+        return config(output_dir=f"{Path(source).name or 'model'}-{kind}")
+    if not isinstance(args, config):
+        raise ConfigError(
+            f"args is an interlace.{config.__name__}, which takes TRL's names of options, too; got "
+            f"{type(args).__module__}.{type(args).__name__}."
+        )
+    return args
+
+
 def model_and_tokenizer(model: Any, tokenizer: Any) -> tuple[PreTrainedModel, Any]:
     """The model, loaded in float32 if only its name is given, and its tokenizer.
 
@@ -69,12 +87,6 @@ def model_and_tokenizer(model: Any, tokenizer: Any) -> tuple[PreTrainedModel, An
             f"The model does not say where its tokenizer is (name_or_path={source!r}): "
             f"{type(error).__name__}. Pass processing_class=tokenizer."
         ) from error
-
-
-def default_folder(name: str, model: Any) -> str:
-    """Where a run writes that has no options, as in TRL: `<model>-GRPO`."""
-    source = str(model if isinstance(model, str | Path) else model.config._name_or_path)
-    return f"{Path(source).name or 'model'}-{name}"
 
 
 def take_adapters(args: GroupArguments, peft_config: Any) -> None:

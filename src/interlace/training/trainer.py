@@ -26,22 +26,19 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
-from interlace.engine.engine import Engine
 from interlace.engine.stopping import forbidden_token_ids, stop_ids_of
 from interlace.engine.types import SamplingParams
 from interlace.errors import ConfigError
-from interlace.tasks.base import Task
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import GroupBatch
-from interlace.training.data import RowsTask, as_task
+from interlace.training.data import as_task
 from interlace.training.inputs import (
     check_call,
-    default_folder,
     model_and_tokenizer,
+    settled_args,
     take_adapters,
 )
 from interlace.training.journal import Journal
-from interlace.training.measuring import measure
 from interlace.training.parameters import (
     choose_parameters,
     gradient_norm,
@@ -50,12 +47,9 @@ from interlace.training.parameters import (
     unwrapped,
     warn_of_lost_steps,
 )
-from interlace.training.resumable import ResumableTrainer
-from interlace.training.rewarding import NamedReward, Verdicts, given_rewards, named_rewards
-from interlace.training.rollout import Judge
+from interlace.training.sampling import SamplingTrainer
 from interlace.training.tally import Tally
 from interlace.training.watching import watching_blocks
-from interlace.training.whole import gathered, without_autocast
 
 METRICS = "metrics.jsonl"
 
@@ -73,7 +67,7 @@ class Part:
     counts: bool = True
 
 
-class GroupTrainer(ResumableTrainer):
+class GroupTrainer(SamplingTrainer):
     """Base of the trainers; see this module's head. Names and order of the arguments are TRL's.
 
     Args:
@@ -115,21 +109,14 @@ class GroupTrainer(ResumableTrainer):
         **other: Any,
     ) -> None:
         check_call(type(self).__name__, reward_funcs, other)
-        if args is None:
-            kind = type(self).__name__.removesuffix("Trainer")
-            args = self.config_class(output_dir=default_folder(kind, model))
-        if not isinstance(args, self.config_class):
-            raise ConfigError(
-                f"args is an interlace.{self.config_class.__name__}, which takes TRL's names of "
-                f"options, too; got {type(args).__module__}.{type(args).__name__}."
-            )
+        args = settled_args(type(self).__name__, self.config_class, args, model)
         if train_dataset is None:
             raise ConfigError("A trainer needs train_dataset: a data set, a list of dicts, a task.")
         model, tokenizer = model_and_tokenizer(model, processing_class)
         self.task = as_task(train_dataset, "train", tokenizer)
         self.tally = Tally()
-        self._reward_funcs = reward_funcs
-        self._take_evaluation(args, eval_dataset, tokenizer)
+        self.take_rewards(reward_funcs)
+        self.take_evaluation(args, eval_dataset, tokenizer)
         take_adapters(args, peft_config)
         choose_parameters(model, args)
         self._by_epochs = args.max_steps <= 0
@@ -142,10 +129,9 @@ class GroupTrainer(ResumableTrainer):
             args,
             callbacks=callbacks,
             optimizers=optimizers,
-            eval_dataset=self._eval_tasks or None,
+            eval_dataset=self.eval_tasks or None,
         )
         self.train_dataset = train_dataset
-        self._engine: Engine | None = None
         # DeepSpeed, and accelerate's FSDP in mixed precision, keep weights of 32 bits of their own.
         wide = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
         if self.is_world_process_zero() and not (self.is_deepspeed_enabled or wide):
@@ -161,30 +147,6 @@ class GroupTrainer(ResumableTrainer):
         self._group_names: list[str] = []
         self._rates: dict[str, float] = {}  # of the last step's old and new weights
         self.make_ready()
-
-    def _take_evaluation(self, args: GroupArguments, given: Any, tokenizer: Any) -> None:
-        named = given if isinstance(given, dict) else {} if given is None else {"": given}
-        self._eval_tasks = {n: as_task(own, "test", tokenizer) for n, own in named.items()}
-        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
-        if strategy != "no" and not named:
-            raise ConfigError(
-                f"eval_strategy={strategy} needs eval_dataset: problems to measure on."
-            )
-        # Also before training, so that a reward that does not fit shows here.
-        self._eval_judges = {n: self._judge_of(t, args) for n, t in self._eval_tasks.items()}
-
-    def _rewards(self, task: Task, args: GroupArguments) -> list[NamedReward]:
-        first = args.process_index == 0
-        if self._reward_funcs is None:
-            named = getattr(args, "rewards", {"correctness": 1.0})  # the warm-up names none
-            return named_rewards(named, task, warn=first)
-        weights = getattr(args, "reward_weights", None)
-        return given_rewards(self._reward_funcs, weights, task, warn=first)
-
-    def _judge_of(self, task: Task, args: GroupArguments) -> Judge:
-        verdicts = Verdicts(task)
-        correct = args.correct_reward if isinstance(task, RowsTask) else None
-        return Judge(verdicts, self._rewards(verdicts.task, args), correct)
 
     def settle_steps(self, args: Any) -> None:
         """Turn epochs into optimizer steps, and those into whole rollouts."""
@@ -296,59 +258,6 @@ class GroupTrainer(ResumableTrainer):
         if kept and self.is_world_process_zero():
             numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
             self._journal.add(self.state.global_step, numbers)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """pass@1, votes, coverage and rewards at `eval_widths`, logged and returned.
-
-        Args:
-            eval_dataset: Problems instead of the trainer's, as there.
-            ignore_keys: Not read.
-            metric_key_prefix: Beginning of every metric's name.
-
-        Raises:
-            ConfigError: if there is nothing to measure on.
-        """
-        if eval_dataset is not None:
-            self._take_evaluation(self.args, eval_dataset, self.tokenizer)
-        if not self._eval_tasks:
-            raise ConfigError("An evaluation needs eval_dataset: problems to measure on.")
-        found: dict[str, float] = {}
-        for name, task in self._eval_tasks.items():
-            if len(task) < self.args.world_size:
-                raise ConfigError(f"{len(task)} problems are fewer than processes measure.")
-            with self.sampling_model() as model:
-                engine, judge = self.sampler(model), self._eval_judges[name]
-                own = measure(engine, task, judge, self.args, self.reduce, self.state)
-            head = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
-            found |= {head + metric: value for metric, value in own.items()}
-        self.log(dict(found))
-        base: Any = self
-        base.control = base.callback_handler.on_evaluate(self.args, self.state, base.control, found)
-        return found
-
-    # Sampling.
-
-    def sampler(self, model: nn.Module) -> Engine:
-        """The engine on the modules that train."""
-        if self._engine is None:
-            self._engine = self.new_engine(model)
-        return self._engine
-
-    def new_engine(self, model: nn.Module) -> Engine:
-        """Such an engine as samples the rollouts."""
-        return Engine(model, self.tokenizer, max_rows=self.args.max_rows)
-
-    @contextlib.contextmanager
-    def sampling_model(self) -> Iterator[nn.Module]:
-        """The very modules that train, whole, and without the autocast that accelerate wraps around
-        their forward pass: the engine's packed products take the weights' own type."""
-        model = unwrapped(self.model)
-        on_cpu = self.args.device.type == "cpu"
-        plain = without_autocast(model) if on_cpu else contextlib.nullcontext()
-        with plain, gathered(self.model):
-            yield model
 
     def rewind(self, step: int) -> None:
         super().rewind(step)

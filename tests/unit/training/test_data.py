@@ -124,7 +124,7 @@ def test_a_model_by_its_folder_and_a_task_by_its_name(tmp_path: Path) -> None:
     folder = str(number_folder(tmp_path))
     trainer = GRPOTrainer(folder, "correctness", args, "chain-arithmetic", "chain-arithmetic")
     assert isinstance(trainer.task, Task)
-    assert (trainer.task.split, trainer._eval_tasks[""].split) == ("train", "test")
+    assert (trainer.task.split, trainer.eval_tasks[""].split) == ("train", "test")
     assert trainer.model.dtype == torch.float32
     assert trainer.train().global_step == 1
 

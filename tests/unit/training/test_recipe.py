@@ -247,6 +247,23 @@ def test_a_folder_knows_its_recipe(tmp_path):
     assert (folder / RECIPE).read_text() == written
 
 
+def test_a_folder_that_version_0_1_wrote_goes_on(tmp_path):
+    """It calls num_generations "rollouts", and lacks what is new."""
+    now = recipe(output_dir=str(tmp_path), blocks="fresh")
+    prepare_folder(now, "grpo")
+    written = tmp_path / "grpo" / RECIPE
+    then = yaml.safe_load(written.read_text())
+    then["grpo"]["rollouts"] = then["grpo"].pop("num_generations")
+    for name in ("eval_widths", "num_generations_eval"):
+        del then["grpo"][name]
+    written.write_text(yaml.safe_dump(then))
+    (tmp_path / "grpo" / "metrics.jsonl").write_text("")
+    prepare_folder(now, "grpo")
+    other = {"grpo": {"num_generations": 16}, "output_dir": str(tmp_path), "blocks": "fresh"}
+    with pytest.raises(RunError, match=r"grpo\.num_generations: 8 before, 16 now"):
+        prepare_folder(recipe(**other), "grpo")
+
+
 def test_a_run_that_never_began_leaves_no_trace(tmp_path):
     """A recipe that failed at once may be corrected without --restart."""
     prepare_folder(recipe(output_dir=str(tmp_path), seed=1), "grpo")

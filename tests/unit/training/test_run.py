@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments
 from interlace.training.recipe import Recipe, parse_recipe
 from interlace.training.run import train
 from support.number_model import number_folder
+from support.training import read_lines
 
 
 def remarkable(folder: Path) -> Recipe:
@@ -55,3 +57,19 @@ def test_only_the_first_process_says_what_holds_in_all(
     for words in ("The blocks add", "self-consistency reward without correctness"):
         assert any(words in text for text in said) == told, words
     assert any("starts from fresh blocks" in text for text in notes) == told
+
+
+@pytest.mark.filterwarnings("ignore:The blocks add")
+def test_a_stage_measures_on_the_split_that_it_does_not_train_on(tmp_path: Path) -> None:
+    recipe = remarkable(tmp_path)
+    assert recipe.grpo is not None
+    recipe.grpo.update(
+        {"rewards": {"correctness": 1.0}, "eval_strategy": "steps", "eval_widths": [1, 2]}
+    )
+    train(recipe, "grpo", note=lambda text: None)
+    trained, measured = read_lines(tmp_path / "run" / "grpo" / "metrics.jsonl")
+    assert "pass@1" in trained
+    assert {"eval_width_1/pass@1", "eval_width_2/vote", "eval_width_2/coverage"} <= set(measured)
+    recipe.task_options["split"] = "all"
+    with pytest.raises(ConfigError, match=r"grpo.eval_strategy measures .* Set task_options.split"):
+        train(recipe, "grpo", restart=True, note=lambda text: None)
