@@ -1,4 +1,4 @@
-"""A toy coupling for each seat, as small as a kind can be, which tests register.
+"""A toy coupling for each seat, and one that takes two; tests register them. Small as kinds can be.
 
 Each reads the mean over the rows that a row sees at its own position, itself among them, so that W
 identical rows are one row of width 1 (I5), and adds a learned share of it that starts at zero.
@@ -130,4 +130,21 @@ class ToyAttention(Coupling):
         return out.flatten(0, 1).to(query.dtype), lse.flatten(0, 1)
 
 
-TOYS: tuple[type[Coupling], ...] = (ToyInput, ToyAttention, ToyLayer, ToyHead)
+@dataclass(frozen=True)
+class ToyBothConfig(ToyConfig):
+    kind: ClassVar[str] = "toyboth"
+
+
+class ToyBoth(ToyHead):
+    """Two seats: a block at each layer, and one at the head."""
+
+    kind, Config, seats = "toyboth", ToyBothConfig, ("layer", "head")
+
+    @classmethod
+    def build(
+        cls, config: Any, base: Any, layer: int | None, device: Any = None, dtype: Any = None
+    ) -> ToyBoth:
+        return cls(config, base.vocab_size if layer is None else base.hidden_size, device, dtype)
+
+
+TOYS: tuple[type[Coupling], ...] = (ToyInput, ToyAttention, ToyLayer, ToyHead, ToyBoth)
