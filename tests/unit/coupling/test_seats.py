@@ -81,6 +81,8 @@ def test_a_fresh_toy_changes_nothing_and_a_detached_one_neither(toy: type[Coupli
     assert torch.equal(model(IDS, groups=Groups(W)).logits, expected)
     learn(model)
     assert (model(IDS, groups=Groups(W)).logits - expected).abs().max() > 0.05
+    with get_attachment(model).disabled():
+        assert torch.equal(model(IDS, groups=Groups(W)).logits, expected)
     interlace.detach(model)
     assert torch.equal(model(IDS).logits, expected)
     assert set(model.state_dict()) == before
