@@ -76,14 +76,15 @@ def use_coupled_attention(model: PreTrainedModel) -> None:
     Raises:
         AttachError: for an implementation of attention that it cannot stand beside.
     """
-    for config in _configs(model):
-        before = config._attn_implementation
+    configs = _configs(model)
+    for before in (config._attn_implementation for config in configs):
         if before not in CARRIED:
             raise AttachError(
                 f"{type(model).__name__} runs {before} attention, which gives a coupling no place "
                 "beside it. Load the model with attn_implementation='sdpa'."
             )
-        config._attn_implementation = PREFIX + before
+    for config in configs:
+        config._attn_implementation = PREFIX + config._attn_implementation
 
 
 def use_own_attention(model: PreTrainedModel) -> None:

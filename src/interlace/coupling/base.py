@@ -42,25 +42,31 @@ class Coupling(nn.Module):
 
     What it adds starts at zero, so that the attached model is the base model (I1). Its constructor
     takes `(config, hidden_size, device=None, dtype=None)`, or it overrides `build`.
+
+    Attributes:
+        kind: Name in files, and in the names of its parameters.
+        Config: Class of its configuration.
+        title: Name in tables and figures.
+        about: Sentence about it in a model card.
+        seats: Places where it works.
+        couples: Whether rows of a group see each other; if so, a part of a group is no smaller
+            group, and evaluation samples every width.
+        shares_prompt: Whether W rows that hold the same prompt get from it what one row of width 1
+            gets (I5, I6), so that a prompt is computed once.
+        needs_history: Whether its decode form reads keys and values of earlier positions, which it
+            keeps itself.
+        PROJECTIONS: Names of weights that it applies through `_linear`, which backends may replace
+            by a faster product.
     """
 
-    # Its name in files, and in the names of its parameters.
     kind: ClassVar[str]
-    # The class of its configuration.
     Config: ClassVar[type[CouplingConfig]]
-    # Its name in tables and figures.
     title: ClassVar[str]
-    # What a model card says of it.
     about: ClassVar[str]
-    # Where it works.
     seats: ClassVar[tuple[Seat, ...]] = ("layer",)
-    # Whether rows of a group see each other; if so, a part of a group is no smaller group.
     couples: ClassVar[bool] = True
-    # Whether W rows that hold the same prompt get what one row of width 1 gets from it (I5, I6).
     shares_prompt: ClassVar[bool] = True
-    # Whether its decode form reads keys and values of earlier positions that it keeps itself.
     needs_history: ClassVar[bool] = False
-    # Weights that it applies through `_linear`, which backends may replace by a faster product.
     PROJECTIONS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

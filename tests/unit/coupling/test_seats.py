@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import interlace
 from interlace import Groups
@@ -159,6 +159,8 @@ def test_saved_and_loaded_it_gives_the_same(toy: type[Coupling], tmp_path: Path)
     loaded, _ = interlace.load(tmp_path / "saved")
     assert get_attachment(loaded) == get_attachment(model)
     assert torch.equal(loaded(IDS, groups=Groups(W)).logits, expected)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved" / "base")
+    assert plain.config._attn_implementation == "sdpa"
     card = (tmp_path / "saved" / "README.md").read_text()
     assert toy.about in card
 
