@@ -177,6 +177,8 @@ def test_steps_of_free_text() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
+        ("#### Step 2: Add 30 and 42, which is 72", 0.0),
+        ("#### Conclusion", 0.0),
         (r"so \boxed{4}", 1.0),
         ("<answer>4</answer>", 1.0),
         ("#### 4", 1.0),

@@ -1,31 +1,58 @@
 r"""The final answer in a response, for votes outside a task (tasks bring their own verifiers).
 
-The rule, the first that finds something wins, and within each the *last* one in the text:
+The rule: the *last* explicit mark wins, and without any the last number. Marks are
 
-1. what stands in `\boxed{...}` or `\fbox{...}`, with balanced braces;
-2. what follows `####` on its line, as in GSM8K;
-3. what follows "answer is" or "answer:", up to the end of its sentence or line;
-4. a number.
+- what stands in `\boxed{...}` or `\fbox{...}`, with balanced braces;
+- what follows `####` on its line, as in GSM8K, unless it is a heading: words, "Step 2:", "1. Add";
+- what follows "answer is", "answer:", a heading "Answer", or a cell "| Answer |", up to the end of
+  its sentence, line, or block. What opens a block is looked through: `\[`, `$$`, fences; and where
+  the answer stands on the next line, a quote's ">", a bullet ("- 72" is 72 there), "1.", a table.
 
-In rules 2 and 3 an answer has at most `MAX_ANSWER` characters.
+A sentence does not end after an abbreviation: "St. Louis". What is said in many words without a
+number counts only where nothing else is marked. An answer has at most `MAX_ANSWER` characters.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import re
+from collections.abc import Iterator
 
 MAX_ANSWER = 1000
+MAX_MARKS = 200  # looked at in one text, from its end
+MAX_WORDS = 6
 
 _BOX_OR_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<brace>[{}])", re.DOTALL)
-_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*")
-_SAID = re.compile(r"\banswer\b[*_]*(?:\s+is\b\s*:?|\s*:)[\s*_]*", re.IGNORECASE)
-_LINE_END = re.compile(r"\n")
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
-_NUMBER = re.compile(
-    r"(?<![\w.])(?:(?<![)\]])[-\u2212])?[$€£¥]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
-    r"(?:\.[0-9]+)?(?:\s?/\s?[0-9]+)?%?"
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*+(?P<line>[^\n]{0,1000})")
+_SAID = re.compile(
+    r"\banswer\b[*_]*+(?:\s++is\b[ \t]*+:?|\s*+:|[ *_]*+(?P<cell>\|))[ \t*_]*+"
+    r"|^[ \t]{0,3}(?:\#{1,6}[ \t]*|\*\*)(?:the[ ])?(?:final[ ])?answer[:*_ \t]*$"
+    r"|\u7b54\u6848[*_]*(?:\u662f|\u4e3a|[:\uff1a])+[ \t*_]*",
+    re.IGNORECASE | re.MULTILINE,
 )
-_EMPTY = frozenset(" \t\r\n*_$.:#")
+_END = re.compile(r"[.!?](?=\s|$|[*_]+(?:\s|$))|[\u3002\uff01\uff1f]|\n")
+_BLOCKS = ((r"\[", r"\]"), ("$$", "$$"), (r"\begin{align*}", r"\end{align*}"))
+_FENCE = re.compile(r"`{3,}\w*[ \t]*\n(.*?)(?:\n[ \t]*`{3,}|$)", re.DOTALL)
+_LINE_MARKER = re.compile(r"(?:>[ \t]*|[-*+\u2022][ \t]+|[0-9]{1,3}[.)][ \t]+)+")
+_RULE = re.compile(r"[|:\- \t]+")
+_ABBREVIATION = re.compile(
+    r"(?:^|[^A-Za-z])"
+    r"(?:St|Mt|Ft|Dr|Mr|Mrs|Ms|Prof|Jr|Sr|No|Fig|Eq|vs|approx|ca|[ei]\.[eg]|[A-Z]\. ?[A-Z])$"
+)
+_INITIALS = re.compile(r" ?[A-Z]\.")
+_HEADING = re.compile(
+    r"[0-9]{1,3}[.)]\s|.*:|\W*(?:steps?|solution|conclusion|summary|note|explanation|verification)\b",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_COMMENT = re.compile(r"(?:not |in)?(?:correct|right|wrong|clear|helpful|valid|reasonable)\b", re.I)
+# Letters of an alphabet make a name of what follows; those of Chinese or Japanese do not.
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥]?"
+    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:\s?/\s?[0-9]+)?%?"
+)
+_EMPTY = frozenset(" \t\r\n*_$.:#|")
 
 
 def extract_answer(text: str) -> str | None:
@@ -44,24 +71,95 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("about 3, or rather 3.5 miles"), extract_answer("I do not know")
     ('3.5', None)
     """
-    text = text.rstrip()
-    boxed = _last_box(text)
-    if boxed is not None:
-        return boxed
-    for sign, end in ((_HASHES, _LINE_END), (_SAID, _SENTENCE_END)):
-        for found in reversed(list(sign.finditer(text))):
-            answer = end.split(text[found.end() : found.end() + MAX_ANSWER], maxsplit=1)[0]
-            if set(answer) - _EMPTY:
-                return answer.strip().strip("*_").strip()
+    marked = next(marked_answers(text), None)
+    if marked is not None:
+        return marked
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else None
 
 
-def _last_box(text: str) -> str | None:
-    """The content of the box that opens last among those that close and are not blank."""
+def marked_answers(text: str) -> Iterator[str]:
+    """The answers that are marked as such, the last first; wordy ones after all others."""
+    text = text.rstrip()
+    wordy = []
+    # Each kind from its end on, so that a text of marks alone costs no more than `MAX_MARKS`.
+    for _, found in itertools.islice(
+        heapq.merge(_boxes(text), _hashes(text), _said(text), reverse=True), MAX_MARKS
+    ):
+        answer = found.strip().strip("*_").strip()
+        if not set(answer) - _EMPTY or _COMMENT.match(answer):
+            continue
+        if len(answer.split()) > MAX_WORDS and not re.search(r"[0-9\\]", answer):
+            wordy.append(answer)
+        else:
+            yield answer
+    yield from wordy
+
+
+def _hashes(text: str) -> Iterator[tuple[int, str]]:
+    for found in reversed(list(_HASHES.finditer(text))):
+        line = found["line"].strip()
+        last = found.end() == len(text)
+        words = len(_WORD.findall(line))
+        is_value = words == 0 or (words == 1 and line[:1] in "-$0123456789\\")
+        if not _HEADING.match(line) and (is_value or (last and words <= MAX_WORDS)):
+            yield found.start(), line
+
+
+def _said(text: str) -> Iterator[tuple[int, str]]:
+    for found in reversed(list(_SAID.finditer(text))):
+        after = text[found.end() : found.end() + 2 * MAX_ANSWER]
+        if found["cell"]:
+            cell = after.partition("|")[0]
+            if re.search(r"[0-9\\]", cell):
+                yield found.start(), cell
+            continue
+        yield found.start(), _answer_in(after)[:MAX_ANSWER]
+
+
+def _answer_in(after: str) -> str:
+    """The answer at the beginning of what follows a mark."""
+    content = after.lstrip(" \t\r\n*_")
+    if "\n" in after[: len(after) - len(content)]:
+        content = after.lstrip(" \t\r\n")  # a star may be a bullet here
+        content = content[getattr(_LINE_MARKER.match(content), "end", int)() :]
+        if content.startswith("|"):
+            return _in_table(content)
+    fence = _FENCE.match(content)
+    if fence:
+        return fence[1]
+    for opening, closing in _BLOCKS:
+        if content.startswith(opening):
+            return content[len(opening) :].partition(closing)[0]
+    return _sentence(content.lstrip("*_"))
+
+
+def _in_table(content: str) -> str:
+    """The last cell of the first row below a table's head."""
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), content.splitlines()))
+    if len(rows) > 2 and _RULE.fullmatch(rows[1]):
+        rows = rows[2:]
+    cells = [cell.strip() for cell in rows[0].split("|")]
+    return next((cell for cell in reversed(cells) if cell), "")
+
+
+def _sentence(text: str) -> str:
+    for found in _END.finditer(text):
+        before = text[: found.start()]
+        if found[0] == "." and (
+            _ABBREVIATION.search(before[-8:])
+            or (re.search(r"(?:^|\W)[A-Z]$", before) and _INITIALS.match(text, found.end()))
+        ):
+            continue
+        return before
+    return text
+
+
+def _boxes(text: str) -> Iterator[tuple[int, str]]:
+    """The contents of the boxes that close and are not blank, the one that opens last first."""
     opened: list[int | None] = []
-    start, answer = -1, None
     # One pass with a stack: looking for each box's end in turn takes quadratic time.
+    spans: list[tuple[int, int]] = []
     for found in _BOX_OR_BRACE.finditer(text):
         if found["box"]:
             opened.append(found.end())
@@ -69,8 +167,8 @@ def _last_box(text: str) -> str | None:
             opened.append(None)
         elif found["brace"] and opened:
             begin = opened.pop()
-            if begin is not None and begin > start:
-                content = text[begin : found.start()].strip()
-                if content:
-                    start, answer = begin, content
-    return answer
+            if begin is not None:
+                spans.append((begin, found.start()))
+    for begin, end in heapq.nlargest(MAX_MARKS, spans):
+        if content := text[begin:end].strip():
+            yield begin, content

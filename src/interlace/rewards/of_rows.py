@@ -67,7 +67,8 @@ class StepVerification(Reward):
 class Format(Reward):
     """1 for a completion whose answer is marked as one, else 0.
 
-    A mark is `<answer>...</answer>`, `\\boxed{...}`, `#### ...`, "answer is" or "answer:".
+    A mark is `<answer>...</answer>`, or what `interlace.extract_answer` takes for one; a heading is
+    none.
     """
 
     def __call__(

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, overload
 
 from interlace.answers import extract_answer, normalise_answer
+from interlace.answers.extract import marked_answers
 from interlace.errors import TaskError
 from interlace.tasks.equations import find_equations
 from interlace.verifier_pool import verifier_pool
@@ -199,9 +200,9 @@ class Task(ABC, Sequence[Example]):
     def extract(self, text: str) -> str | None:
         """The answer in a text, as written, by the task's rule; None if there is none.
 
-        The default: after the last `</think>`, the first of these that is there, and of each the
-        last: `<answer>...</answer>`, `\\boxed{...}`, `#### ...`, "answer is" or "answer:", a
-        number.
+        The default: after the last `</think>`, what stands in the last `<answer>...</answer>`,
+        else the last of `\\boxed{...}`, `#### ...`, "answer is" and "answer:", else the last number
+        (see `interlace.answers.extract`).
         """
         text = final_part(text)
         return self._short(tagged(text) or extract_answer(text))
@@ -237,9 +238,7 @@ def final_part(text: str, after_thinking: bool = True) -> str:
 
 def marked_answer(text: str) -> str | None:
     """What `extract_answer` finds before it falls back on the last number of a text."""
-    sentinel = "9" * 40
-    found = extract_answer(f"{text}\n\n{sentinel}")
-    return None if found == sentinel else found
+    return next(marked_answers(text), None)
 
 
 def tagged(text: str) -> str | None:

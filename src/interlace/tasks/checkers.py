@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from interlace.answers import normalise_answer
 from interlace.answers.equal import compare, number_in
+from interlace.answers.normalise import undress
 from interlace.errors import TaskError, require
 from interlace.tasks.base import Verdict
 from interlace.verifier_pool import Refusal
@@ -26,7 +27,9 @@ CheckerName = Literal["number", "math", "choice", "exact"]
 Checker = Callable[[str, str], Verdict]
 
 _LETTER = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?(?:\(([A-Z])\).*|([A-Z])(?:[).:,]\s.*)?)", re.DOTALL
+    r"(?:(?i:option|choice|answer)\s+)?"
+    r"(?:\(([A-Z])\).*|([A-Z])(?:[).:,](?:\s.*)?|\s+(?:because|since|as|is|[-\u2013\u2014])\s.*)?)",
+    re.DOTALL,
 )
 
 
@@ -74,7 +77,9 @@ def choice_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
         return chr(ord("A") + texts.index(form))
     # Letters of either case where nothing else is there: "a dog" is no choice.
     alone = isinstance(form, str) and len(form) == 1
-    found = _LETTER.fullmatch(str(form).upper() if alone else answer.strip(" *_$`\n"))
+    found = _LETTER.fullmatch(str(form).upper() if alone else undress(answer)) or (
+        _LETTER.fullmatch(answer.strip(" *_$`\n"))
+    )
     letter = found and (found[1] or found[2])
     if not letter or (choices and ord(letter) - ord("A") >= len(choices)):
         return None

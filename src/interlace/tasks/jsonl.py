@@ -16,7 +16,7 @@ from typing import Any
 from interlace.errors import TaskError
 from interlace.tasks.base import Example, Split, Task, Verdict
 from interlace.tasks.checkers import CheckerName, check_choice, choice_letter, get_checker
-from interlace.tasks.choices import ChoiceTask, lone_letter, with_choices
+from interlace.tasks.choices import ChoiceTask, chosen, lone_letter, with_choices
 from interlace.tasks.sources import HubSource, Row, column, load_examples
 
 _NO_HUB = HubSource("", {})
@@ -90,7 +90,7 @@ class JsonlTask(Task):
     def extract(self, text: str) -> str | None:
         """As in `Task`; for choices as in `ChoiceTask`."""
         if self.checker == "choice":
-            return self.marked(text) or lone_letter(text)
+            return chosen(text) or self.marked(text) or lone_letter(text)
         return super().extract(text)
 
     def normalise(self, answer: str) -> Hashable | None:

@@ -15,6 +15,7 @@ from interlace.tasks.checkers import (
     choice_letter,
     get_checker,
 )
+from interlace.tasks.choices import chosen, lone_letter
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,17 @@ def test_exact() -> None:
         ("(C) because it floats", "C"),
         ("C: cork", "C"),
         ("option C", "C"),
+        ("Option C", "C"),
+        ("Option (C)", "C"),
+        ("C)", "C"),
+        (r"\textbf{(C)}\ 12", "C"),
+        (r"\textbf{C)} 12", "C"),
+        ("C because it floats", "C"),
+        ("C is right", "C"),
+        ("C - cork", "C"),
+        ("C, cork", "C"),
+        ("A bee", None),
+        ("Because", None),
         ("cork", "C"),
         ("Cork.", "C"),
         ("A dog", None),
@@ -160,3 +172,22 @@ def test_unfit_checkers() -> None:
         get_checker("maths", ["72"])
     with pytest.raises(TaskError, match="needs numbers as references; 'red' is none"):
         get_checker("number", ["72", "red"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{12}. So the answer is (B).",
+        r"\boxed{\textbf{(B)}\ 12}",
+        "Answer: B)",
+        "Answer: Option B",
+        "The answer is B because it floats.",
+        "The answer is (B). \\boxed{12}",
+        "Answer:\n- B) 12",
+        "**Answer: (B)** and not (C), since 12 floats",
+        "The answer is not clear.\n(B)",
+        "The answer is B. It is 12 in all.",
+    ],
+)
+def test_the_choice_of_a_text(text: str) -> None:
+    assert check_choice("B", chosen(text) or lone_letter(text) or "").correct
