@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from panels import name_ends
 from units import Config, Places, Unit, plan
 
-from interlace.evaluation.drawing import Look, draw_line, new_figure
+from interlace.evaluation.drawing import Look, draw_line, legend, new_figure
 from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.results import Measurement
 
@@ -31,7 +30,6 @@ def learning_curves(
     units = [u for u in plan(config) if u.kind == "train" and u.seed in seeds]
     figure, axes = new_figure(2)
     for place, (metric, k, title) in zip(axes, PANELS, strict=True):
-        named = []
         for arm, look in arms.items():
             own = [unit for unit in units if unit.arm == arm]
             for width in _widths(own, metric):
@@ -41,12 +39,11 @@ def learning_curves(
                     (x, Measurement(metric, width or ROWS, k, None, seed_interval(values), None, k))
                     for x, values in _windows([series(places, u, metric, width) for u in own])
                 ]
-                draw_line(place, points, style, band=True, markers=False)
-                named.append((points, name, style))
+                draw_line(place, points, style, name, band=True, markers=False)
         place.set_xlabel("rollouts")
         place.set_title(title, loc="left")
         place.set_ylim(0, 100)
-        name_ends(place, named)
+    legend(figure)
     return figure
 
 

@@ -11,11 +11,10 @@ from curves import learning_curves
 from finds import ROWS
 from matplotlib.figure import Figure
 from outcomes import over_seeds
-from panels import accuracy, diversity, name_ends, votes
 from units import Config, Places
 
-from interlace.evaluation.drawing import STYLE, Look, draw_line, looks, new_figure
-from interlace.evaluation.figures import g_pass
+from interlace.evaluation.drawing import STYLE, Look, draw_line, legend, looks, new_figure
+from interlace.evaluation.figures import accuracy, diversity, g_pass, votes
 from interlace.evaluation.results import ArmResult, Measurement, estimate_from_json
 
 FORMATS = ("png", "svg")
@@ -69,7 +68,6 @@ def finds_figure(found: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) 
     ends = [line["over_seeds"]["high"] or line["over_seeds"]["value"] for line in tries]
     figure, axes = new_figure(len(arms))
     for arm, place in zip(arms, axes, strict=True):
-        named = []
         for (rows, given), (name, look) in KINDS.items():
             points = [
                 (int(line["try"]), _hits(line))
@@ -77,13 +75,12 @@ def finds_figure(found: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) 
                 if (line["arm"], line["rows"], line["given"]) == (arm, rows, given)
             ]
             if points:
-                draw_line(place, points, look)
-                named.append((points, name, look))
+                draw_line(place, points, look, name)
         place.set_xticks([2, 3, 4])
         place.set_xlabel("try")
         place.set_ylim(0, 105 * min(max(ends), 1))
         place.set_title(f"{labels[arm]}: tries that hit (%)", loc="left")
-        name_ends(place, named)
+    legend(figure)
     return figure
 
 

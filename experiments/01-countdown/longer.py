@@ -21,7 +21,7 @@ from outcomes import FINAL, load
 from tables import markdown
 from units import Config, Places, Unit, plan
 
-from interlace.evaluation.drawing import STYLE, Look, label_ends, new_figure
+from interlace.evaluation.drawing import STYLE, Look, legend, new_figure
 from interlace.evaluation.results import ArmResult
 
 LOOKS = {  # as these arms look in the other figures
@@ -174,17 +174,17 @@ def draw_longer(models: Sequence[Model], folder: Path) -> None:
         figure, (left, right) = new_figure(2)
         _final_models(left, [m for m in models if m.final])
         _on_their_way(right, models)
+        legend(figure)
         for kind in FORMATS:
             path = folder / f"longer.{kind}"
             figure.savefig(path, dpi=200, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _final_models(axes: Axes, finals: Sequence[Model]) -> None:
-    ends = []
     for name, own in lines_of(finals).items():
         line = [m for m in own if m.arm not in REPEATS]
         if line:
-            ends.append(_line_a_seed(axes, _held_out(line), name, LOOKS[name]))
+            _line_a_seed(axes, _held_out(line), name, LOOKS[name])
         for length, by_seed in _held_out([m for m in own if m.arm in REPEATS]):
             for share in by_seed.values():
                 place = [length * ASIDE], [100 * share]
@@ -198,24 +198,19 @@ def _final_models(axes: Axes, finals: Sequence[Model]) -> None:
     axes.set_xlabel("rollouts of a whole run; hollow: run again")
     axes.set_title("held-out pass@1 at W = 8 (%), final models", loc="left")
     axes.set_ylim(0, 100)
-    if ends:
-        label_ends(axes, ends)
 
 
 def _on_their_way(axes: Axes, models: Sequence[Model]) -> None:
-    ends = []
     with_snapshots = {model.arm for model in models if not model.final}
     for name, own in lines_of([m for m in models if m.arm in with_snapshots]).items():
         look = LOOKS[name]
         training = [(m.rollouts, m.training) for m in own]
         faint = replace(look, marker="", line=":")
-        ends.append(_line_a_seed(axes, training, f"{name}: training", faint))
-        ends.append(_line_a_seed(axes, _held_out(own), name, look))
+        _line_a_seed(axes, training, f"{name}: training", faint)
+        _line_a_seed(axes, _held_out(own), name, look)
     axes.set_xlabel("rollouts done of the runs with snapshots")
     axes.set_title("the same on the way, and on training prompts", loc="left")
     axes.set_ylim(0, 100)
-    if ends:
-        label_ends(axes, ends)
 
 
 Points = list[tuple[int, Mapping[str, float]]]  # rollouts, and a share by seed
@@ -230,15 +225,13 @@ def _held_out(models: Sequence[Model]) -> Points:
     return sorted(points, key=lambda point: point[0])
 
 
-def _line_a_seed(
-    axes: Axes, points: Points, name: str, look: Look
-) -> tuple[float, float, str, Look]:
-    """Draw the lines; where their name belongs."""
+def _line_a_seed(axes: Axes, points: Points, name: str, look: Look) -> None:
+    """Draw the lines, named once."""
     lengths = [length for length, _ in points]
     for seed in points[0][1]:
         heights = [100 * by_seed[seed] for _, by_seed in points]
-        axes.plot(lengths, heights, color=look.colour, linestyle=look.line, marker=look.marker)
-    return lengths[-1], 100 * mean(points[-1][1].values()), name, look
+        style = {"color": look.colour, "linestyle": look.line, "marker": look.marker}
+        axes.plot(lengths, heights, label=name, **style)
 
 
 def _rollouts(config: Config, arm: str, moment: str) -> int:

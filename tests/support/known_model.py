@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import roots_jacobi
 
 from interlace.evaluation.records import GroupRecord
-from interlace.evaluation.tables import Rows
+from interlace.evaluation.row_arrays import Rows
 
 
 @dataclass(frozen=True)

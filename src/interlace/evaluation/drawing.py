@@ -1,4 +1,4 @@
-"""What figures are drawn with: style, looks of arms, lines with intervals, labels at their ends."""
+"""What figures are drawn with: style, looks of arms, lines with intervals, a legend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMN, PAGE, HEIGHT = 3.4, 7.0, 2.6  # inches
+COLUMN, PAGE, HEIGHT = 3.4, 7.0, 3.0  # inches
 GREY, INK = "#8a8a8a", "#333333"
 COUPLED = ("#D55E00", "#CC79A7", "#E69F00")
 INDEPENDENT = ("#5f5f5f", "#0072B2", "#009E73", "#56B4E9")
@@ -40,6 +40,9 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
     "lines.markeredgewidth": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "legend.handlelength": 2.6,
     "text.color": INK,
     "axes.labelcolor": INK,
     # Text stays text, and the same figure gives the same bytes.
@@ -100,14 +103,16 @@ def draw_line(
     axes: Axes,
     points: Sequence[tuple[float, Measurement]],
     look: Look,
+    name: str | None = None,
+    *,
     band: bool = False,
     markers: bool = True,
 ) -> None:
-    """A line with its intervals, as bars or as a band."""
+    """A line with its intervals, as bars or as a band; its name goes into the legend."""
     x = [place for place, _ in points]
     y, below, above = zip(*(height(entry) for _, entry in points), strict=True)
     marker = look.marker if markers else None
-    axes.plot(x, y, color=look.colour, linestyle=look.line, marker=marker)
+    axes.plot(x, y, color=look.colour, linestyle=look.line, marker=marker, label=name)
     if band:
         low = [value - step for value, step in zip(y, below, strict=True)]
         high = [value + step for value, step in zip(y, above, strict=True)]
@@ -143,46 +148,18 @@ def width_axis(axes: Axes, widths: list[int]) -> None:
     axes.set_xlabel("width W")
 
 
-def label_ends(axes: Axes, ends: list[tuple[float, float, str, Look]]) -> None:
-    """Arms' names beside the ends of their lines, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
-    gap = 9.5 / (HEIGHT * 72 * 0.72) * (high - low)  # a line of text, over the axes' height
-    ordered = sorted(ends, key=lambda end: end[1])
-    places = apart([y for _, y, _, _ in ordered], gap, low, high)
-    right = max(x for x, _, _, _ in ends)
-    beside = axes.get_yaxis_transform()
-    for (x, y, arm, look), place in zip(ordered, places, strict=True):
-        label: dict[str, Any] = {"va": "center", "ha": "left", "color": look.colour}
-        leader = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.5, "alpha": 0.6}
-        far = abs(place - y) > gap / 3 or x < 0.85 * right
-        axes.annotate(
-            arm,
-            (x, y),
-            xytext=(1.03, place),
-            textcoords=beside,
-            arrowprops=leader | {"shrinkA": 1, "shrinkB": 4} if far else None,
-            annotation_clip=False,
-            **label,
-        )
-
-
-def apart(places: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Ascending places moved as little as it takes to lie `gap` apart and between the ends."""
-    groups: list[list[float]] = []  # each: sum of wishes for its first member, members
-    for wish in places:
-        groups.append([wish, 1.0])
-        while len(groups) > 1:
-            (sum_a, n_a), (sum_b, n_b) = groups[-2], groups[-1]
-            if sum_a / n_a + n_a * gap <= sum_b / n_b:
-                break
-            groups[-2:] = [[sum_a + sum_b - n_b * n_a * gap, n_a + n_b]]
-    moved = [total / count + step * gap for total, count in groups for step in range(int(count))]
-    # Inside the axes: down from the top, then up from the bottom.
-    for index in reversed(range(len(moved))):
-        moved[index] = min(moved[index], moved[index + 1] - gap if index + 1 < len(moved) else high)
-    for index in range(len(moved)):
-        moved[index] = max(moved[index], moved[index - 1] + gap if index else low)
-    return moved
+def legend(figure: Figure) -> None:
+    """Every line's name once, below all panels."""
+    lines = {
+        str(line.get_label()): line
+        for axes in figure.axes
+        for line in axes.get_lines()
+        if not str(line.get_label()).startswith("_")
+    }
+    columns = 2 if figure.get_figwidth() < PAGE else 5
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=min(columns, len(lines))
+    )
 
 
 def plain_numbers() -> Any:

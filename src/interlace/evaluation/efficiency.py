@@ -112,10 +112,10 @@ def parallel_efficiency(
     values = np.stack([values_of(entry) for entry in columns], axis=1)
     widths = np.array([place for place, _ in curve], dtype=float)
     own = _costs(values.mean(axis=0)[None], widths)[:, 0]
-    spread = _costs(resampled_means(values, resamples, seed), widths)
+    resampled = _costs(resampled_means(values, resamples, seed), widths)
 
     def estimate(row: int) -> Estimate:
-        low, high = _ends(spread[row], level)
+        low, high = _ends(resampled[row], level)
         return Estimate(float(own[row]), low, high, "percentile", level, len(values))
 
     return ParallelEfficiency(
@@ -130,7 +130,7 @@ def parallel_efficiency(
         needed_width=estimate(0),
         needed_tokens=estimate(1),
         token_ratio=estimate(2),
-        not_reached=float(np.isnan(spread[0]).mean()),
+        not_reached=float(np.isnan(resampled[0]).mean()),
         largest=int(widths[-1]),
     )
 

@@ -1,7 +1,7 @@
 """Figures of a report, as they go into a paper: vector files and PNG, a column wide.
 
 Colours are told apart by colour-blind eyes (Okabe and Ito), arms also differ by marker and line,
-and lines carry their arm's name at their end instead of a legend. matplotlib is imported when a
+and a legend below names them. matplotlib is imported when a
 figure is made, and never through pyplot, so that no display is needed and no global state left.
 """
 
@@ -18,7 +18,7 @@ from interlace.evaluation.drawing import (
     Look,
     draw_line,
     height,
-    label_ends,
+    legend,
     looks,
     new_figure,
     number_point,
@@ -77,7 +77,7 @@ def write_figures(
 def accuracy(results: Sequence[ArmResult]) -> Figure | None:
     """pass@1 against width, with intervals; of a single arm its other metrics too."""
     if len(results) > 1:
-        return _against_width([(_lines(results, "pass@1"), "pass@1 (%)")])
+        return against_width([(lines_of(results, "pass@1"), "pass@1 (%)")])
     (result,) = results
     colours = ("#D55E00", "#0072B2", "#009E73", "#5f5f5f")
     lines = [
@@ -91,24 +91,22 @@ def accuracy(results: Sequence[ArmResult]) -> Figure | None:
     ]
     whole = [(w, e) for w in result.widths if (e := result.find("g_pass", w, w)) is not None]
     lines.append(("all right", Look(colours[3], MARKERS[3], "-"), whole))
-    return _against_width([(lines, f"{result.arm}, rows and sets of W (%)")])
+    return against_width([(lines, f"{result.arm}, rows and sets of W (%)")])
 
 
 def diversity(results: Sequence[ArmResult]) -> Figure | None:
     """Coverage, and distinct answers of a group, against width."""
-    return _against_width(
+    return against_width(
         [
-            (_lines(results, "coverage"), "coverage, any of W rows right (%)"),
-            (_lines(results, "distinct_answers"), "distinct answers of W rows"),
+            (lines_of(results, "coverage"), "coverage, any of W rows right (%)"),
+            (lines_of(results, "distinct_answers"), "distinct answers of W rows"),
         ]
     )
 
 
 def latency(results: Sequence[ArmResult]) -> Figure | None:
     """Seconds of a group that ran alone against width."""
-    return _against_width(
-        [(_lines(results, "seconds"), "seconds of a group alone")], from_zero=True
-    )
+    return against_width([(lines_of(results, "seconds"), "seconds of a group alone")])
 
 
 def votes(results: Sequence[ArmResult]) -> Figure | None:
@@ -120,7 +118,7 @@ def votes(results: Sequence[ArmResult]) -> Figure | None:
         points = [(tokens.estimate.value, entry) for tokens, entry in pairs if tokens is not None]
         if points:
             lines.append((result, look, points))
-            draw_line(axes, points, look)
+            draw_line(axes, points, look, result.arm)
     if not lines:
         return None
     # At a width independent arms lie close together: numbers on the lowest of them do for all.
@@ -138,10 +136,8 @@ def votes(results: Sequence[ArmResult]) -> Figure | None:
     axes.xaxis.set_major_formatter(plain_numbers())
     axes.set_xlabel("tokens a problem (all W rows)")
     axes.set_title("maj@W (%), points numbered by W", loc="left")
-    label_ends(
-        axes,
-        [(points[-1][0], height(points[-1][1])[0], r.arm, look) for r, look, points in lines],
-    )
+    axes.set_ylim(bottom=0)
+    legend(figure)
     return figure
 
 
@@ -152,17 +148,15 @@ def g_pass(results: Sequence[ArmResult]) -> Figure | None:
     if k == 1:
         return None
     figure, (axes,) = new_figure(1)
-    ends = []
     for result, look in looks(results):
         points = [(float(entry.tau or 0), entry) for entry in result.g_pass(k)]
-        draw_line(axes, points, look, band=True, markers=k <= 8)
-        ends.append((1.0, 100 * points[-1][1].estimate.value, result.arm, look))
+        draw_line(axes, points, look, result.arm, band=True, markers=k <= 8)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
     axes.set_xlabel(r"$\tau$: share of the rows that must be right")
     axes.set_title(rf"G-Pass@{k}$_\tau$ (%)", loc="left")
     axes.set_ylim(bottom=0)
-    label_ends(axes, ends)
+    legend(figure)
     return figure
 
 
@@ -175,19 +169,18 @@ FIGURES: dict[str, Callable[[Sequence[ArmResult]], Any]] = {
 }
 
 
-def _lines(results: Sequence[ArmResult], metric: str) -> list[Line]:
+def lines_of(results: Sequence[ArmResult], metric: str) -> list[Line]:
+    """A metric of every arm, in the arm's look."""
     return [(result.arm, look, result.series(metric)) for result, look in looks(results)]
 
 
-def _against_width(
-    panels: Sequence[tuple[list[Line], str]], from_zero: bool = False
-) -> Figure | None:
+def against_width(panels: Sequence[tuple[list[Line], str]]) -> Figure | None:
+    """Panels of lines against width, from 0, each with its title; None without any line."""
     shown = [panel for panel in panels if any(series for _, _, series in panel[0])]
     if not shown:
         return None
     figure, all_axes = new_figure(len(shown))
     for axes, (lines, title) in zip(all_axes, shown, strict=True):
-        ends = []
         for place, (name, look, series) in enumerate(lines):
             if not series:
                 continue
@@ -196,13 +189,11 @@ def _against_width(
             # One number over independent rows holds at every width: a line, and no points on it.
             one = len({id(entry) for _, entry in series}) < len(series)
             points = [(width * (1 if one else shift), entry) for width, entry in series]
-            draw_line(axes, points, look, band=one, markers=not one)
-            ends.append((points[-1][0], height(points[-1][1])[0], name, look))
+            draw_line(axes, points, look, name, band=one, markers=not one)
         width_axis(axes, sorted({width for _, _, series in lines for width, _ in series}))
         axes.set_title(title, loc="left")
-        if from_zero:
-            axes.set_ylim(bottom=0)
-        label_ends(axes, ends)
+        axes.set_ylim(bottom=0)
+    legend(figure)
     return figure
 
 

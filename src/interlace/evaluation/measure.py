@@ -22,7 +22,7 @@ from interlace.evaluation.intervals import LEVEL
 from interlace.evaluation.metrics import mg_pass_at_k, pass_at_k, refuse_subset, upper_tails
 from interlace.evaluation.records import GroupRecord, check_records
 from interlace.evaluation.results import ArmResult, Measurement, estimate_values
-from interlace.evaluation.tables import Rows, rows_table
+from interlace.evaluation.row_arrays import Rows, row_arrays
 from interlace.evaluation.votes import NO_ANSWER, best_rows, subset_draws, vote_winners
 
 DRAWS = 200
@@ -92,7 +92,7 @@ def _measure_task(
     draws: int,
 ) -> Iterator[Found]:
     widths = sorted({record.width for record in records})
-    tables = {width: rows_table(records, ids, width, equal) for width in widths}
+    tables = {width: row_arrays(records, ids, width, equal) for width in widths}
     if records[0].coupled:
         _refuse_other_sizes(ks, widths)
         for width, rows in tables.items():

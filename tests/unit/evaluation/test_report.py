@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from interlace.evaluation.compare import compare
-from interlace.evaluation.drawing import apart
 from interlace.evaluation.efficiency import parallel_efficiency
 from interlace.evaluation.figures import FIGURES, write_figures
 from interlace.evaluation.markdown import to_markdown
@@ -216,15 +214,6 @@ def test_several_tasks_have_figures_of_their_own(tmp_path):
     ]
     names = {path.name for path in write_figures(Report(tuple(results)), tmp_path, ["svg"])}
     assert {"rg--sums-accuracy.svg", "b-accuracy.svg"} <= names
-
-
-def test_labels_do_not_overlap():
-    for wishes in ([0.0, 1.0, 1.1, 1.2, 9.8, 9.9], [8.6, 9.8, 9.9, 9.9], [0.0, 0.0, 0.1]):
-        places = apart(wishes, 1.0, 0.0, 10.0)
-        assert all(above - below >= 1.0 - 1e-9 for below, above in pairwise(places))
-        assert min(places) >= 0.0
-        assert max(places) <= 10.0
-    assert apart([2.0, 5.0], 1.0, 0.0, 10.0) == [2.0, 5.0]
 
 
 def test_importing_the_evaluation_is_light():

@@ -38,7 +38,7 @@ class Rows:
         return self.classes.shape[1]
 
 
-def rows_table(
+def row_arrays(
     records: list[GroupRecord], ids: tuple[str, ...], width: int, equal: Equal | None
 ) -> Rows:
     """The records of one width as arrays, after checking that all problems are there."""
