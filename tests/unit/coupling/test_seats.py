@@ -308,3 +308,22 @@ def every_backend() -> list[Any]:
         and getattr(found, "seats", None)
         and getattr(found, "name", None)
     ]
+
+
+@every_seat
+def test_gradient_checkpointing_replays_it(toy: type[Coupling]) -> None:
+    """The replay of a layer in the backward pass is the layer with its coupling."""
+
+    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
+        model = attached(toy).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        logits = model(IDS, groups=Groups(W, random_alive(P, W, S)), use_cache=False).logits
+        (logits * torch.arange(S)[:, None]).sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, replayed = gradients(False), gradients(True)
+    assert plain.keys() == replayed.keys()
+    assert any(toy.kind in name for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(replayed[name], gradient, atol=1e-4, rtol=1e-4)
