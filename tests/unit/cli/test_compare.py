@@ -237,3 +237,18 @@ def test_several_tasks_have_a_mean_and_a_table_of_their_own(run, monkeypatch):
     text = " ".join(screen.getvalue().split())
     assert "pass@1 (%), mean of 2 tasks: 40 problems, gains over base" in text
     assert "pass@1 (%) by task, W = 8 arm arithmetic more mean of 2 gain" in text
+
+
+def test_a_gain_relative_to_one_that_lost_is_undefined_in_print(run, monkeypatch):
+    """An arm that lost more than the others would be shown as the one that gained most."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        tables, "Console", lambda: Console(file=screen, force_terminal=True, width=140)
+    )
+    for arm in (Arm("base", 0.9), Arm("P-Match", -0.3), Arm("Bridge", -0.9, copy=0.35)):
+        arm_file(arm)
+    names = ("base.jsonl", "P-Match.jsonl", "Bridge.jsonl")
+    assert run(*names, "--figures", "none", "--output", "out")[0] == 0
+    printed = " ".join(screen.getvalue().split())
+    assert "undefined (P-Match)" in printed
+    assert "undefined (P-Match)" in Path("out/report.md").read_text()
