@@ -18,3 +18,10 @@ import torch  # noqa: E402
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["hf", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of each of the engine's backends; what is asked of one is asked of all."""
+    name: str = request.param
+    return name

@@ -1,6 +1,9 @@
-"""The invariants through the engine, with continuous batching, early finishers and mixed widths."""
+"""The invariants through the engine, over every backend, with continuous batching, early finishers
+and mixed widths."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +20,12 @@ STOPS = tuple(range(VOCAB - 10, VOCAB))
 
 
 def sampled(
-    model: PreTrainedModel, params: SamplingParams | list[SamplingParams], **engine: object
+    model: PreTrainedModel,
+    backend: str,
+    params: SamplingParams | list[SamplingParams],
+    **engine: Any,
 ) -> list[GroupOutput]:
-    return Engine(model, **engine).generate(PROMPTS, params)  # type: ignore[arg-type]
+    return Engine(model, backend=backend, **engine).generate(PROMPTS, params)
 
 
 def params(width: int, **changes: object) -> SamplingParams:
@@ -33,35 +39,37 @@ def tokens(groups: list[GroupOutput]) -> list[list[list[int]]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_I7_engine_and_training_agree(name: str) -> None:
+def test_I7_engine_and_training_agree(name: str, backend: str) -> None:
     model = attach_random(build(name))
-    groups = sampled(model, params(4), max_rows=9)  # two groups at once, others as rows get free
+    groups = sampled(
+        model, backend, params(4), max_rows=9
+    )  # two groups at once, others as rows get free
     lengths = [len(c.token_ids) for g in groups for c in g.completions]
     assert len(set(lengths)) > 2  # rows finished early, at different steps
     assert largest_gap(model, groups) < 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_I7_engine_and_training_agree_with_nothing_attached(name: str) -> None:
+def test_I7_engine_and_training_agree_with_nothing_attached(name: str, backend: str) -> None:
     model = build(name)
-    groups = sampled(model, params(3), max_rows=7)
+    groups = sampled(model, backend, params(3), max_rows=7)
     assert largest_gap(model, groups) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 @pytest.mark.parametrize("kind", ["bridge", "pmatch"])
-def test_I7_mixed_widths_in_one_call(name: str, kind: str) -> None:
+def test_I7_mixed_widths_in_one_call(name: str, kind: str, backend: str) -> None:
     model = attach_random(build(name), kind)
-    groups = sampled(model, [params(w) for w in (4, 1, 7, 2, 3)], max_rows=12)
+    groups = sampled(model, backend, [params(w) for w in (4, 1, 7, 2, 3)], max_rows=12)
     for group in groups:
         assert largest_gap(model, [group]) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-def test_I5_identical_rows_are_no_siblings(name: str) -> None:
+def test_I5_identical_rows_are_no_siblings(name: str, backend: str) -> None:
     model = attach_random(build(name))
-    wide = sampled(model, params(4, temperature=0))
-    alone = sampled(model, params(1, temperature=0))
+    wide = sampled(model, backend, params(4, temperature=0))
+    alone = sampled(model, backend, params(1, temperature=0))
     for group, single in zip(wide, alone, strict=True):
         for completion in group.completions:
             assert completion.token_ids == single.completions[0].token_ids
@@ -70,39 +78,39 @@ def test_I5_identical_rows_are_no_siblings(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 @pytest.mark.parametrize("chunk", [1, 3, 1024])
-def test_I6_one_prefill_in_chunks_is_exact(name: str, chunk: int) -> None:
+def test_I6_one_prefill_in_chunks_is_exact(name: str, chunk: int, backend: str) -> None:
     model = attach_random(build(name))
-    engine = Engine(model, prefill_chunk=chunk)
+    engine = Engine(model, backend=backend, prefill_chunk=chunk)
     groups = engine.generate(PROMPTS, params(3))
     assert engine.stats.prefill_tokens <= sum(map(len, PROMPTS))  # once, not once a row
     assert largest_gap(model, groups) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-def test_I11_a_group_is_the_same_alone_and_in_a_batch(name: str) -> None:
+def test_I11_a_group_is_the_same_alone_and_in_a_batch(name: str, backend: str) -> None:
     model = attach_random(build(name))
-    together = sampled(model, params(4), max_rows=9)
+    together = sampled(model, backend, params(4), max_rows=9)
     for prompt, group, sample_id in zip(PROMPTS, together, (0, 0, 1, 0, 0), strict=True):
-        alone = Engine(model).generate([prompt], params(4), sample_ids=[sample_id])
+        alone = Engine(model, backend=backend).generate([prompt], params(4), sample_ids=[sample_id])
         assert tokens(alone) == tokens([group])
 
 
-def test_I11_two_groups_of_a_prompt_differ_and_seeds_matter() -> None:
+def test_I11_two_groups_of_a_prompt_differ_and_seeds_matter(backend: str) -> None:
     model = attach_random(build("llama"))
-    groups = tokens(sampled(model, params(4)))
+    groups = tokens(sampled(model, backend, params(4)))
     assert groups[0] != groups[2]  # the same prompt
     assert len({tuple(row) for row in groups[0]}) > 1  # its rows
-    assert tokens(sampled(model, params(4))) == groups
-    assert tokens(sampled(model, params(4, seed=4))) != groups
+    assert tokens(sampled(model, backend, params(4))) == groups
+    assert tokens(sampled(model, backend, params(4, seed=4))) != groups
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_greedy_equals_hugging_face(name: str) -> None:
+def test_greedy_equals_hugging_face(name: str, backend: str) -> None:
     """With nothing attached, in fp32: the tokens of `model.generate` with the same suppressed
     ones."""
     model = build(name)
     model.generation_config.eos_token_id = list(STOPS)
-    groups = sampled(model, SamplingParams(width=2, max_new_tokens=12, temperature=0))
+    groups = sampled(model, backend, SamplingParams(width=2, max_new_tokens=12, temperature=0))
     for prompt, group in zip(PROMPTS, groups, strict=True):
         ids = torch.tensor([prompt])
         expected = model.generate(

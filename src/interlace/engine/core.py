@@ -1,309 +1,405 @@
-"""The engine's state while a call runs: which groups wait, which rows are live, one step after
-another.
+"""The engine's core: requests in, events out, one step after another.
 
-Axes: R live rows, W width, V vocabulary. The unit of scheduling is the group.
+`add` puts a request in the queue, `step` admits what fits or feeds one token of every live row,
+`abort` takes a request out; all three at any time, by one thread at a time. The unit of scheduling
+is the group. Keys and values, and with them which rows and prompts there are, belong to the
+backend; the core keeps what each row has got.
+
+Axes: W width.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interlace.engine.backends.hf import Forward
-from interlace.engine.kv import SharedCache
-from interlace.engine.sampling import needs_history, sample, uniforms
-from interlace.engine.state import Drawn, Request, Row, RunningGroup
-from interlace.engine.types import EngineStats, GroupOutput
+from interlace.engine.backends.base import Backend
+from interlace.engine.drawing import Drawing, draw
+from interlace.engine.kv import StoredPrompt
+from interlace.engine.memory import is_out_of_memory
+from interlace.engine.sampling import Workspace
+from interlace.engine.state import Request, Row, RunningGroup, Ticket
+from interlace.engine.stopping import RowText
+from interlace.engine.types import EngineStats, GroupOutput, Step
 from interlace.errors import GenerationError
-from interlace.rows import Owners
 
 _ROWS_ADMITTED = 64  # at once, so that their logits stay small
-
-# Groups, their rows that are live, and each row's next token.
-_Drawing = tuple[list[RunningGroup], list[Row], list[Drawn]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a call may use: bytes for keys and values, and rows in one pass."""
+    """What the core may use: bytes for keys and values, and rows in one pass."""
 
     memory: int
     rows: int
 
 
-class Runner:
-    """Runs requests to their end, `advance` by `advance`.
+@dataclass(frozen=True)
+class Event:
+    """What a step brought to one request.
 
     Attributes:
-        results: the finished groups, by their request's index, until someone takes them out.
+        id: Number that `add` returned.
+        step: Tokens and texts of its rows, where it streams.
+        group: The group, with the last event of a request that ended well.
+        error: Why the request ended otherwise; it alone, unless its whole pass failed.
     """
 
-    def __init__(
-        self,
-        forward: Forward,
-        tokenizer: Any,
-        requests: Sequence[Request],
-        limits: Limits,
-        stats: EngineStats,
-        streaming: bool = False,
-    ) -> None:
-        self.results: dict[int, GroupOutput] = {}
-        self._forward = forward
+    id: int
+    step: Step | None = None
+    group: GroupOutput | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A prompt that is in the backend, with the logits after its last token."""
+
+    prompt: StoredPrompt
+    logits: Float[Tensor, " V"]
+
+
+class EngineCore:
+    """Runs requests of any number of callers, all in the same passes.
+
+    Args:
+        backend: What computes the model.
+        tokenizer: Tokenizer of the model; None if no text is wanted.
+        limits: What it may use; asked whenever there is work after there was none.
+
+    Attributes:
+        outbox: Events that nobody has taken yet.
+    """
+
+    def __init__(self, backend: Backend, tokenizer: Any, limits: Callable[[], Limits]) -> None:
+        self.backend = backend
         self._tokenizer = tokenizer
-        self._waiting = deque(requests)
+        self._ask_limits = limits
+        self._limits = Limits(0, 0)
+        self.outbox: deque[Event] = deque()
+        self._ids = count()
+        self._waiting: deque[Ticket] = deque()
         self._running: list[RunningGroup] = []
-        self._rows: list[Row] = []  # in the cache's order
-        self._cache = SharedCache()
-        # Place in the cache and last logits of each stored prompt.
-        self._prompts: dict[bytes, tuple[int, Float[Tensor, "1 V"]]] = {}
-        self._live: Owners | None = None
-        self._limits = limits
-        self._stats = stats
-        self._streaming = streaming
+        self._prompts: dict[bytes, _Stored] = {}  # by their token ids
+        self._torn: list[RunningGroup] = []  # whose rows may have got a part of a step
         self._admits_several = True
+        self._workspace = Workspace()
+        self._executor: ThreadPoolExecutor | None = None
 
     @property
-    def is_done(self) -> bool:
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
         return not self._waiting and not self._running
 
-    @property
-    def waiting(self) -> int:
-        """Groups that have not begun."""
-        return len(self._waiting)
+    def add(self, request: Request, *, streaming: bool = False) -> int:
+        """Put a request in the queue.
 
-    def partial(self) -> dict[int, GroupOutput]:
-        """The groups that are running, as they are, for those who have to stop early."""
-        return {group.request.index: group.result() for group in self._running}
-
-    def advance(self) -> list[RunningGroup]:
-        """Admit the groups that fit, else feed one token of every live row.
+        Args:
+            request: As `make_requests` makes it.
+            streaming: Whether events are to hold each step.
 
         Returns:
-            The groups that got tokens; some may be finished.
+            The number by which its events name it.
         """
-        began = time.perf_counter()
-        admitting = bool(self._waiting) and self._fits(self._waiting[0])
+        if self.is_idle:
+            self._limits, self._admits_several = self._ask_limits(), True
+        ticket = Ticket(next(self._ids), request)
+        if streaming:
+            params = request.params
+            ticket.texts = [
+                None if self._tokenizer is None else RowText(self._tokenizer, params.stop)
+                for _ in range(params.width)
+            ]
+        self._waiting.append(ticket)
+        return ticket.id
+
+    def step(self) -> list[Event]:
+        """Admit the groups that fit, else feed one token of every live row; what came of it."""
+        self.advance()
+        events = list(self.outbox)
+        self.outbox.clear()
+        return events
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """`step`, which leaves its events in the outbox: there no interrupt can lose one."""
+        self._begin_torn_groups_again()
+        began, rows = time.perf_counter(), self._live_rows()
+        admitting = bool(self._waiting) and self._fits([self._waiting[0]])
         try:
-            with self._forward.ready():
-                groups, rows, drawn = self._admit() if admitting else self._decode()
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            self._make_room(error, admitting)
-            return []
-        self._finish_step(groups, rows, drawn)
-        if admitting:
-            self._stats.prefill_seconds += time.perf_counter() - began
-        else:
-            self._stats.decode_seconds += time.perf_counter() - began
-        return groups
+            drawing = self._admit() if admitting else self._decode(rows)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._make_room(error, admitting)
+            else:
+                self._fail_pass(error, admitting)
+            return
+        calls = _calls(row.group for row in drawing.tokens)
+        self._take(drawing, wait=not rows and not admitting)
+        for stats, _ in calls:
+            stats.add_time(time.perf_counter() - began, admitting)
+
+    @torch.inference_mode()
+    def abort(self, number: int) -> GroupOutput | None:
+        """Take a request out, wherever it is.
+
+        Returns:
+            The group as it is, if it had begun.
+        """
+        for ticket in self._waiting:
+            if ticket.id == number:
+                self._waiting.remove(ticket)
+                self._tidy()
+                return None
+        for group in self._running:
+            if group.ticket.id == number:
+                partial = group.result()
+                self._remove(group)
+                return partial
+        return None
 
     # Scheduling -----------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def _fits(self, request: Request, admitted: Sequence[RunningGroup] = ()) -> bool:
-        """Whether a group can be admitted, after those that are just being so; makes room for it
-        where rows and prompts that are gone have left some."""
-        cache, memory = self._cache, self._limits.memory
-        running = [*self._running, *admitted]
-        rows = len(self._rows) + sum(len(g.rows) for g in admitted) + request.params.width
-        if running and rows > self._limits.rows:
-            return False
-        is_stored = request.prompt_key in self._prompts
-        lengths = [*cache.prompt_lengths, *([] if is_stored else [len(request.token_ids)])]
-        longest = max([group.request.longest for group in running] + [request.longest])
-        size = (rows, longest, len(lengths), max(lengths))
-        if running and cache.bytes_needed(*size) > memory:
-            return False
-        if cache.bytes_at_most(*size) > memory:
-            cache.trim()
-        return True
+    def _live_rows(self) -> list[Row]:
+        """In the order of the backend, so that it need not gather."""
+        rows = [row for group in self._running for row in group.rows if row.slot is not None]
+        return sorted(rows, key=lambda row: row.slot.place if row.slot else 0)
 
-    def _make_room(self, error: BaseException, admitting: bool) -> None:
+    def _fits(self, tickets: Sequence[Ticket]) -> bool:
+        """Whether these groups can be admitted at once; a group alone always can."""
+        maxima = [maximum for ticket in tickets for maximum in ticket.request.maxima]
+        new = {t.request.prompt_key: len(t.request.token_ids) for t in tickets}
+        lengths = [length for key, length in new.items() if key not in self._prompts]
+        live = len(self._live_rows())
+        is_alone = not live and len(tickets) == 1
+        if live + len(maxima) > self._limits.rows and not is_alone:
+            return False
+        return self.backend.room(maxima, lengths, self._limits.memory) or is_alone
+
+    def _make_room(self, error: Exception, admitting: bool) -> None:
         """Without memory for an act, put the youngest group back and go on with fewer rows."""
-        rows = len(self._rows)
-        if admitting and not self._running and self._admits_several and len(self._waiting) > 1:
+        rows = len(self._live_rows())
+        running = [g for g in self._running if any(row.slot for row in g.rows)]
+        if admitting and not running and self._admits_several and len(self._waiting) > 1:
             self._admits_several = False
-            self._stats.notes.append(f"Out of memory at {rows} rows: groups begin one by one.")
+            self._note(f"Out of memory at {rows} rows: groups begin one by one.")
             return
-        if len(self._running) <= (0 if admitting else 1):
-            raise GenerationError(
+        if len(running) <= (0 if admitting else 1):
+            failure = GenerationError(
                 f"Not enough memory for one group: {error}. Its keys and values take "
-                f"{self._cache.nbytes / 2**20:.0f} MiB so far. Use a smaller width, fewer "
+                f"{self.backend.nbytes / 2**20:.0f} MiB so far. Use a smaller width, fewer "
                 "max_new_tokens, or a shorter prompt."
-            ) from error
+            )
+            failure.__cause__ = error
+            self._fail(self._waiting[0] if admitting else running[0], failure)
+            return
         if not admitting:
-            self._put_back(self._running[-1])
-        self._limits = Limits(self._limits.memory, max(1, min(self._limits.rows, rows) // 2))
-        self._stats.notes.append(
-            f"Out of memory at {rows} rows: going on with at most {self._limits.rows} at once."
-        )
+            self._put_back(running[-1])
+        limits = replace(self._limits, rows=max(1, min(self._limits.rows, rows) // 2))
+        self._limits = limits
+        self._note(f"Out of memory at {rows} rows: going on with at most {limits.rows} at once.")
+
+    def _fail_pass(self, error: Exception, admitting: bool) -> None:
+        """An error that no single group of a pass can be blamed for ends all of them."""
+        for one in [self._waiting[0]] if admitting and self._waiting else list(self._running):
+            self._fail(one, error)
+
+    def _note(self, remark: str) -> None:
+        tickets = [group.ticket for group in self._running] + list(self._waiting)
+        for stats, _ in _calls(tickets):
+            stats.notes.append(remark)
 
     def _put_back(self, group: RunningGroup) -> None:
         """Begin a group again later; its uniforms depend on the request alone, so nothing is
         lost."""
-        for place in reversed(range(len(self._rows))):
-            if self._rows[place].group is group:
-                self._drop_row(place)
-        self._running.remove(group)
-        self._waiting.appendleft(group.request)
-        self._stats.preempted_groups += 1
+        if group.ticket not in self._waiting:
+            self._waiting.appendleft(group.ticket)
+        self._remove(group)
+        group.request.stats.preempted_groups += 1
+
+    def _begin_torn_groups_again(self) -> None:
+        """After an interrupt between a step's tokens: of the groups that are still wanted, nobody
+        knows which rows have got theirs."""
+        torn, self._torn = self._torn, []
+        for group in reversed(torn):
+            if group in self._running:
+                self._put_back(group)
 
     # Steps ----------------------------------------------------------------------------------------
     # Nothing changes before all tokens of a step are drawn, so that it can be done again.
 
-    def _admit(self) -> _Drawing:
-        """Prefill prompts at width 1, unless they are stored, and draw their rows' first tokens, of
-        several groups in one call."""
-        groups: list[RunningGroup] = []
-        places: list[int] = []
-        logits: list[Float[Tensor, "W V"]] = []
-        for request in self._waiting:
-            rows = sum(len(group.rows) for group in groups)
-            enough = rows >= _ROWS_ADMITTED or not self._admits_several
-            if groups and (enough or not self._fits(request, groups)):
+    def _admit(self) -> Drawing:
+        """Prefill prompts, unless they are stored, and draw their rows' first tokens, of several
+        groups in one call."""
+        tickets: list[Ticket] = [self._waiting[0]]
+        failed = self._store_prompts(tickets)  # first, since it shows what a position takes
+        for ticket in list(self._waiting)[1:]:
+            enough = sum(t.request.params.width for t in tickets) >= _ROWS_ADMITTED
+            if enough or not self._admits_several or not self._fits([*tickets, ticket]):
                 break
-            if request.prompt_key not in self._prompts:
-                keys_values, last = self._forward.prefill(request.token_ids)
-                place = self._cache.add_prompt(keys_values, len(request.token_ids))
-                self._prompts[request.prompt_key] = place, last
-                self._stats.prefill_tokens += len(request.token_ids)
-            place, last = self._prompts[request.prompt_key]
-            groups.append(RunningGroup(request, self._tokenizer, self._streaming))
-            places.append(place)
-            logits.append(last.expand(request.params.width, -1))
-        rows_of_all = [row for group in groups for row in group.rows]
-        drawn = _draw(rows_of_all, logits[0] if len(logits) == 1 else torch.cat(logits))
-        for group, place in zip(groups, places, strict=True):
+            tickets.append(ticket)
+        failed |= self._store_prompts([t for t in tickets if t.request.prompt_key not in failed])
+        groups = [RunningGroup(t, self._tokenizer, self._ask) for t in tickets]
+        sound = [group for group in groups if group.request.prompt_key not in failed]
+        rows = [row for group in sound for row in group.rows]
+        drawing = Drawing()
+        if rows:
+            logits = [self._prompts[g.request.prompt_key].logits[None] for g in sound]
+            each = [one.expand(len(g.rows), -1) for one, g in zip(logits, sound, strict=True)]
+            all_logits = each[0] if len(each) == 1 else torch.cat(each)
+            drawing = draw(rows, all_logits, self._workspace)
+        drawing.failed |= {
+            group: failed[group.request.prompt_key] for group in groups if group not in sound
+        }
+        self._torn = groups
+        for group in groups:
             self._running.append(group)
             self._waiting.popleft()
-            self._cache.add_rows(place, len(group.rows))
-        self._rows += rows_of_all
-        self._live = None
-        return groups, rows_of_all, drawn
+            if group not in drawing.failed:
+                stored = self._prompts[group.request.prompt_key].prompt
+                slots = self.backend.open(stored, group.request.maxima)
+                for row, slot in zip(group.rows, slots, strict=True):
+                    row.slot = slot
+        return drawing
 
-    def _decode(self) -> _Drawing:
+    def _store_prompts(self, tickets: Sequence[Ticket]) -> dict[bytes, Exception]:
+        """Compute the prompts that are not stored; those that cannot be, with what they raise."""
+        wanted = {t.request.prompt_key: t.request for t in tickets}
+        missing = {key: r for key, r in wanted.items() if key not in self._prompts}
+        failed: dict[bytes, Exception] = {}
+        many = list(missing.values())
+        passes = self.backend.passes([len(request.token_ids) for request in many])
+        while passes:
+            requests = [many[place] for place in passes.pop(0)]
+            try:
+                stored, logits = self.backend.prefill([r.token_ids for r in requests])
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                if len(requests) == 1:
+                    failed[requests[0].prompt_key] = error
+                else:  # each alone, so that only those fail that have to
+                    passes = [[many.index(request)] for request in requests] + passes
+                continue
+            for request, prompt, last in zip(requests, stored, logits, strict=True):
+                self._prompts[request.prompt_key] = _Stored(prompt, last)
+                request.stats.prefill_tokens += len(request.token_ids)
+        return failed
+
+    def _decode(self, rows: list[Row]) -> Drawing:
         """Feed every live row's last token, and draw the next ones."""
-        cache, rows, stats = self._cache, self._rows, self._stats
-        if self._live is None:
-            self._live = Owners([id(r.group) for r in rows], self._forward.device)
-        recording = any(g.request.params.record_attention for g in self._running)
-        cache.begin_step(max(row.maximum for row in rows))
-        stats.peak_cache_bytes = max(stats.peak_cache_bytes, cache.nbytes)
-        logits, attention = self._forward.decode(
-            [row.tokens[-1] for row in rows], cache, self._live, recording
+        if not rows:
+            return Drawing()
+        groups = list(dict.fromkeys(row.group for row in rows))
+        recorded = [g for g in groups if g.request.params.record_attention is not None]
+        slots = [row.slot for row in rows if row.slot is not None]
+        logits, attention = self.backend.decode(
+            [row.tokens[-1] for row in rows], slots, recording=bool(recorded)
         )
-        drawn = _draw(rows, logits)
+        drawing = draw(rows, logits, self._workspace)
         weights = None if attention is None else attention.cpu().numpy()
-        cache.end_step()
-        if weights is not None:
-            self._note_attention(weights)
-        stats.decode_steps += 1
-        stats.computed_row_steps += logits.shape[0]
-        stats.alive_row_steps += sum(row.finish_reason is None for row in rows)
-        return list(self._running), list(rows), drawn
+        self._torn = groups
+        self.backend.advance()
+        for group in recorded if weights is not None else ():
+            assert weights is not None
+            group.note_attention(weights, rows, [i for i, r in enumerate(rows) if r.group is group])
+        for stats, number in _calls(row.group for row in rows):
+            stats.decode_steps += 1
+            stats.computed_row_steps += number
+            stats.alive_row_steps += number
+            stats.peak_cache_bytes = max(stats.peak_cache_bytes, self.backend.nbytes)
+        return drawing
 
-    def _finish_step(
-        self, groups: list[RunningGroup], rows: Sequence[Row], drawn: Sequence[Drawn]
-    ) -> None:
+    def _take(self, drawing: Drawing, wait: bool) -> None:
         """Give the rows their tokens, and settle what that means: the stream, a settled majority,
-        rows and groups that ended."""
-        tokens: dict[RunningGroup, dict[int, int]] = {group: {} for group in groups}
-        for row, each in zip(rows, drawn, strict=True):
-            row.append(each)
-            tokens[row.group][row.index] = each.token
-        self._stats.sampled_tokens += len(rows)
-        for group in groups:
-            group.end_step(tokens[group])
-            if group.is_finished:
-                self.results[group.request.index] = group.result()
-        for place in reversed(range(len(self._rows))):
-            if self._rows[place].finish_reason is not None:
-                self._drop_row(place)
-        self._running = [group for group in self._running if not group.is_finished]
+        rows and groups that ended.
 
-    @torch.inference_mode()
-    def _drop_row(self, place: int) -> None:
-        unused = self._cache.remove_row(place)
-        self._rows[place] = self._rows[-1]
-        self._rows.pop()
-        self._live = None
-        # A prompt without rows stays stored if the next group is to answer it, too.
-        wanted = self._prompts.get(self._waiting[0].prompt_key) if self._waiting else None
-        if unused is not None and (wanted is None or wanted[0] != unused):
-            moved = self._cache.remove_prompt(unused)
-            kept = {k: v for k, v in self._prompts.items() if v[0] != unused}
-            self._prompts = {
-                k: (unused if place == moved else place, logits)
-                for k, (place, logits) in kept.items()
-            }
+        Args:
+            drawing: What was drawn.
+            wait: Whether there is nothing to do until a majority is known.
+        """
+        for row, drawn in drawing.tokens.items():
+            row.append(drawn)
+            row.group.request.stats.sampled_tokens += 1
+        for group, error in drawing.failed.items():
+            self._fail(group, error)
+        for group in list(self._running):
+            try:
+                group.settle(wait)
+            except Exception as error:  # of a user's function
+                self._fail(group, error)
+            else:
+                self._report(group)
+        self._torn = []
 
-    def _note_attention(self, weights: Float[np.ndarray, "L R R"]) -> None:
-        for group in self._running:
-            if group.request.params.record_attention is not None:
-                places = [i for i, row in enumerate(self._rows) if row.group is group]
-                group.note_attention(weights, self._rows, places)
+    def _report(self, group: RunningGroup) -> None:
+        number, steps = group.ticket.id, group.new_steps()
+        for step in steps[:-1]:
+            self.outbox.append(Event(number, step))
+        last = steps[-1] if steps else None
+        if group.is_finished:
+            self.outbox.append(Event(number, last, group.result()))
+            self._remove(group)
+            return
+        if last is not None:
+            self.outbox.append(Event(number, last))
+        self._release([row for row in group.rows if row.finish_reason is not None])
 
+    # What is over ---------------------------------------------------------------------------------
 
-def _draw(rows: Sequence[Row], logits: Float[Tensor, "R V"]) -> list[Drawn]:
-    """The next token of each row; those that are sampled alike, in one call.
+    def _fail(self, what: RunningGroup | Ticket, error: Exception) -> None:
+        ticket = what if isinstance(what, Ticket) else what.ticket
+        self.outbox.append(Event(ticket.id, error=error))
+        if isinstance(what, RunningGroup):
+            self._remove(what)
+        else:
+            self._waiting.remove(what)
+            self._tidy()
 
-    Raises:
-        GenerationError: if a row's logits are not numbers, or leave no token to draw.
-    """
-    alike: dict[Hashable, list[int]] = {}
-    for place, row in enumerate(rows):
-        alike.setdefault(row.group.request.sampling_key, []).append(place)
-    drawn: dict[int, Drawn] = {}
-    for places in alike.values():
-        part = logits if len(places) == len(rows) else logits[places]
-        drawn.update(zip(places, _draw_alike([rows[p] for p in places], part), strict=True))
-    return [drawn[place] for place in range(len(rows))]
+    def _remove(self, group: RunningGroup) -> None:
+        self._running.remove(group)
+        self._release(group.rows)
 
+    def _release(self, rows: Iterable[Row]) -> None:
+        live = [row for row in rows if row.slot is not None]
+        for row in sorted(live, key=lambda row: row.slot.place if row.slot else 0, reverse=True):
+            slot, row.slot = row.slot, None
+            if slot is not None:
+                self.backend.release(slot)
+        self._tidy()
 
-def _draw_alike(rows: Sequence[Row], logits: Float[Tensor, "R V"]) -> list[Drawn]:
-    request = rows[0].group.request
-    histories = None
-    if needs_history(request.params):
-        histories = [row.group.request.token_ids + row.tokens for row in rows]
-    keys = np.array([row.key for row in rows], dtype=np.uint64)
-    steps = np.array([len(row.tokens) for row in rows])
-    sampled = sample(logits, uniforms(keys, steps), request.params, request.forbidden, histories)
-    logprobs, sampled_logprobs = sampled.logprobs.tolist(), sampled.sampled_logprobs.tolist()
-    tops: list[list[tuple[int, float]]] | list[None] = [None] * len(rows)
-    if sampled.top_tokens is not None and sampled.top_logprobs is not None:
-        pairs = zip(sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), strict=True)
-        tops = [list(zip(ids, values, strict=True)) for ids, values in pairs]
-    for row, logprob, sampled_logprob in zip(rows, logprobs, sampled_logprobs, strict=True):
-        if logprob != logprob or sampled_logprob != sampled_logprob:
-            raise _cannot_draw(row, logits_are_numbers=logprob == logprob)
-    return list(map(Drawn, sampled.tokens.tolist(), logprobs, sampled_logprobs, tops))
+    def _tidy(self) -> None:
+        """Let go of prompts that no row answers, but for that of the group that comes next."""
+        if self.is_idle:
+            self._prompts.clear()
+            self.backend.clear()
+            self._workspace = Workspace()
+            return
+        ahead = self._waiting[0].request.prompt_key if self._waiting else None
+        for key, stored in list(self._prompts.items()):
+            if stored.prompt.users == 0 and key != ahead:
+                del self._prompts[key]
+                self.backend.release(stored.prompt)
 
-
-def _cannot_draw(row: Row, logits_are_numbers: bool) -> GenerationError:
-    where = f"prompt {row.group.request.index}, row {row.index}, step {len(row.tokens)}"
-    if logits_are_numbers:
-        return GenerationError(
-            f"No token is left to sample at {where}: logits processors and forbidden tokens have "
-            "taken all of them. Look at params.logits_processors; PAD and BOS are never sampled "
-            "unless they are stop ids."
-        )
-    return GenerationError(
-        f"The model's logits are not numbers (NaN or infinite) at {where}. Look for weights or "
-        "activations that overflow; a wider dtype (bfloat16, float32) may help."
-    )
+    def _ask(self, question: Callable[..., bool], *arguments: Any) -> Future[bool]:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(4, thread_name_prefix="interlace-consensus")
+        return self._executor.submit(question, *arguments)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return "can't allocate memory" in text or "out of memory" in text
+def _calls(whose: Iterable[RunningGroup | Ticket]) -> list[tuple[EngineStats, int]]:
+    """The statistics of the calls that rows or requests belong to, with the number of those."""
+    calls: dict[int, tuple[EngineStats, int]] = {}
+    for one in whose:
+        stats = one.request.stats
+        calls[id(stats)] = stats, calls.get(id(stats), (stats, 0))[1] + 1
+    return list(calls.values())

@@ -7,22 +7,25 @@ are admitted as others finish, under a memory budget; rows that finish cost noth
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
-from interlace.engine.backends.hf import Forward
-from interlace.engine.core import Limits, Runner
+from interlace.engine.backends import choose_backend
+from interlace.engine.backends.base import Backend
+from interlace.engine.core import EngineCore, Limits
 from interlace.engine.memory import budget_for
 from interlace.engine.params import whole_number
 from interlace.engine.request import list_of_prompts, make_requests
+from interlace.engine.sharing import SharedCore
 from interlace.engine.state import Request
 from interlace.engine.types import EngineStats, GroupOutput, Prompt, SamplingParams, Step
-from interlace.errors import GenerationError, GenerationInterrupted
+from interlace.errors import UnknownOptionError
+from interlace.models.loading import load
 
 _CPU_ROWS, _CUDA_ROWS = 64, 256
 
@@ -32,21 +35,26 @@ Progress = Callable[[EngineStats], None]
 class Engine:
     """Samples groups of completions from a Hugging Face causal language model.
 
+    Several threads may call one engine, and a stream may be half read when the next call comes:
+    all of them share its passes, and each gets what it would get alone.
+
     Args:
-        model: the model, attached or not; it may be one that a trainer is training: weights are
-            followed, training mode and gradients are left as found.
-        tokenizer: its tokenizer; None if all prompts are token ids and no text is wanted.
-        memory_budget: the most bytes that keys and values may take; None computes it from the
-            memory that is free when a call begins (half of it). A group that needs more than
+        model: Model, attached or not; it may be one that a trainer is training: weights are
+            followed, and its modules are never changed.
+        tokenizer: Tokenizer of the model; None if all prompts are token ids and no text is wanted.
+        memory_budget: Number of bytes that keys and values may take at most; None computes it from
+            the memory that is free when a call begins (half of it). A group that needs more than
             that runs alone.
-        max_rows: the most rows in one pass; None is 64 on the CPU and 256 on a GPU. A group wider
-            than that runs alone.
-        prefill_chunk: prompt positions computed in one pass.
-        packed: oneDNN-packed weights; None uses them on the CPU. They take as much memory again as
-            the model's linears.
+        max_rows: Number of rows in one pass at most; None is 64 on the CPU and 256 on a GPU. A
+            group wider than that runs alone.
+        prefill_chunk: Number of prompt positions computed in one pass.
+        backend: Name of what computes the model: "cpu" (weights packed for oneDNN, which take as
+            much memory again as the model's linears), "hf" (the model's own forward, anywhere), or
+            "auto", "cpu" where it can and else "hf".
 
     Attributes:
-        stats: what the last call cost; updated while it runs.
+        core: The `EngineCore` under it, for those who call it from one thread of their own instead
+            of the methods here, as a server does; call `core.backend.refresh()` first.
 
     Raises:
         GenerationError: if the model's architecture cannot share a prompt's keys and values, or
@@ -61,19 +69,67 @@ class Engine:
         memory_budget: int | None = None,
         max_rows: int | None = None,
         prefill_chunk: int = 1024,
-        packed: bool | None = None,
+        backend: str = "auto",
+        **unknown: Any,
     ) -> None:
+        _refuse(unknown)
         for name, value in (("memory_budget", memory_budget), ("max_rows", max_rows)):
             if value is not None:
                 whole_number(name, value, least=1)
         whole_number("prefill_chunk", prefill_chunk, least=1)
         self.model = model
         self.tokenizer = tokenizer
-        self.stats = EngineStats()
-        self._forward = Forward(model, prefill_chunk, packed)
         self._memory_budget = memory_budget
         self._max_rows = max_rows
-        self._lock = threading.Lock()
+        self._last = EngineStats()
+        self._last_here = threading.local()
+        self._backend: Backend = choose_backend(backend, model, prefill_chunk)
+        self.core = EngineCore(self._backend, tokenizer, self._limits)
+        self._sharing = SharedCore(self.core)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        memory_budget: int | None = None,
+        max_rows: int | None = None,
+        prefill_chunk: int = 1024,
+        backend: str = "auto",
+        **options: Any,
+    ) -> Engine:
+        """An engine for a model that is loaded first, by `interlace.load`.
+
+        Args:
+            source: Source of the model: a hub id, a folder, what `interlace.save` wrote, a GGUF
+                file, or a packaged model such as "tiny".
+            memory_budget: Number of bytes, as for `Engine`; so the other arguments that it has.
+            max_rows: Number of rows, as for `Engine`.
+            prefill_chunk: Number of positions, as for `Engine`.
+            backend: Name of the backend, as for `Engine`.
+            **options: Options of `interlace.load`, such as `dtype` and `device`.
+
+        Raises:
+            LoadError: if the source cannot be found, read or understood.
+            GenerationError: as `Engine` does.
+        """
+        _refuse({name: options.pop(name) for name in ("packed",) if name in options})
+        model, tokenizer = load(source, **options)
+        return cls(
+            model,
+            tokenizer,
+            memory_budget=memory_budget,
+            max_rows=max_rows,
+            prefill_chunk=prefill_chunk,
+            backend=backend,
+        )
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the last call cost, updated while it runs: of this thread, or of any if this one
+        has made none."""
+        stats: EngineStats = getattr(self._last_here, "stats", self._last)
+        return stats
 
     def generate(
         self,
@@ -97,13 +153,14 @@ class Engine:
             GenerationInterrupted: on Ctrl-C; its `groups` hold what was finished, and what was not
                 with the finish reason "interrupted".
         """
-        requests = self._requests(list_of_prompts(prompts), params, sample_ids)
-        with self._running(requests) as runner:
-            while not runner.is_done:
-                runner.advance()
+        requests, stats = self._requests(list_of_prompts(prompts), params, sample_ids)
+        self._note_call(stats)
+        with self._sharing.call(requests) as call:
+            while not call.is_done:
+                call.events()
                 if progress is not None:
-                    progress(self.stats)
-        return [runner.results[index] for index in range(len(requests))]
+                    progress(stats)
+        return [call.results[index] for index in range(len(requests))]
 
     def as_completed(
         self,
@@ -126,20 +183,21 @@ class Engine:
             GenerationError: as in `generate`, at once.
             GenerationInterrupted: on Ctrl-C; its `groups` hold what was not handed out yet.
         """
-        requests = self._requests(list_of_prompts(prompts), params, sample_ids)
-        return self._as_completed(requests, progress)
+        requests, stats = self._requests(list_of_prompts(prompts), params, sample_ids)
+        return self._as_completed(requests, stats, progress)
 
     def _as_completed(
-        self, requests: list[Request], progress: Progress | None
+        self, requests: list[Request], stats: EngineStats, progress: Progress | None
     ) -> Iterator[tuple[int, GroupOutput]]:
-        with self._running(requests) as runner:
-            while not runner.is_done:
-                runner.advance()
-                for index in list(runner.results):
-                    yield index, runner.results[index]
-                    del runner.results[index]
+        self._note_call(stats)
+        with self._sharing.call(requests) as call:
+            while not call.is_done:
+                call.events()
+                for index in list(call.results):
+                    yield index, call.results[index]
+                    del call.results[index]
                 if progress is not None:
-                    progress(self.stats)
+                    progress(stats)
 
     def stream(
         self,
@@ -158,67 +216,44 @@ class Engine:
         Raises:
             GenerationError: if it cannot be carried out.
         """
-        requests = self._requests([prompt], params, [sample_id])
-        return GroupStream(self._running(requests, streaming=True))
+        requests, stats = self._requests([prompt], params, [sample_id])
+        return GroupStream(self, requests, stats)
 
     def _requests(
         self,
         prompts: list[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
         sample_ids: Sequence[int | str] | None,
-    ) -> list[Request]:
-        return make_requests(self._forward, self.tokenizer, prompts, params, sample_ids)
+    ) -> tuple[list[Request], EngineStats]:
+        """The requests of a call, and where they add up what they cost."""
+        stats = EngineStats()
+        made = make_requests(self._backend, self.tokenizer, prompts, params, sample_ids, stats)
+        return made, stats
 
-    @contextmanager
-    def _running(self, requests: list[Request], streaming: bool = False) -> Iterator[Runner]:
-        """A call: the engine is taken, and free again when it ends, in whatever way."""
-        if not self._lock.acquire(blocking=False):
-            raise GenerationError(
-                "This engine is in the middle of another call (perhaps a stream that was not read "
-                "to its end; close it). One engine runs one call at a time."
-            )
-        try:
-            self._forward.refresh()
-            self.stats = EngineStats()
-            limits = Limits(self._memory(), self._rows())
-            runner = Runner(self._forward, self.tokenizer, requests, limits, self.stats, streaming)
-            try:
-                yield runner
-            except KeyboardInterrupt:
-                partial = runner.partial()
-                raise GenerationInterrupted(
-                    f"Interrupted with {len(partial)} groups unfinished and {runner.waiting} not "
-                    "begun; what there is lies in this exception's `groups`.",
-                    runner.results | partial,
-                ) from None
-        finally:
-            try:
-                self._forward.restore()
-            finally:
-                self._lock.release()
+    def _note_call(self, stats: EngineStats) -> None:
+        self._last = self._last_here.stats = stats
 
-    def _memory(self) -> int:
-        if self._memory_budget is not None:
-            return self._memory_budget
-        return budget_for(self._forward.device)
-
-    def _rows(self) -> int:
-        if self._max_rows is not None:
-            return self._max_rows
-        return _CUDA_ROWS if self._forward.device.type == "cuda" else _CPU_ROWS
+    def _limits(self) -> Limits:
+        memory, rows = self._memory_budget, self._max_rows
+        device = self._backend.device
+        return Limits(
+            budget_for(device) if memory is None else memory,
+            (_CUDA_ROWS if device.type == "cuda" else _CPU_ROWS) if rows is None else rows,
+        )
 
 
 class GroupStream:
     """The steps of one group as they are sampled.
 
-    It holds the engine until it is read to its end or closed; `with engine.stream(...) as stream:`
-    closes it.
+    While it is not read, nothing is sampled for it, unless other calls of the engine take steps:
+    then its group advances with them, and its steps wait to be read. `close` ends it early, as
+    `with engine.stream(...) as stream:` does at the block's end.
     """
 
-    def __init__(self, running: AbstractContextManager[Runner]) -> None:
+    def __init__(self, engine: Engine, requests: list[Request], stats: EngineStats) -> None:
         self._kept: list[GroupOutput] = []
         # It must not hold this stream: a stream that is thrown away is to end at once.
-        self._steps = _steps(running, self._kept)
+        self._steps = _steps(engine, requests, stats, self._kept)
 
     @property
     def group(self) -> GroupOutput | None:
@@ -241,18 +276,32 @@ class GroupStream:
         self.close()
 
     def close(self) -> None:
-        """Stop early and free the engine."""
+        """Stop early, and leave the engine to others."""
         self._steps.close()
 
 
 def _steps(
-    running: AbstractContextManager[Runner], kept: list[GroupOutput]
+    engine: Engine, requests: list[Request], stats: EngineStats, kept: list[GroupOutput]
 ) -> Generator[Step, None, None]:
-    with running as runner:
+    engine._note_call(stats)
+    with engine._sharing.call(requests, streaming=True) as call:
         try:
-            while not runner.is_done:
-                for group in runner.advance():
-                    if group.last_step is not None:
-                        yield group.last_step
+            while not call.is_done:
+                for event in call.events():
+                    if event.step is not None:
+                        yield event.step
         finally:
-            kept.extend((runner.results | runner.partial()).values())
+            kept.extend((call.results | engine._sharing.take_out(call)).values())
+
+
+def _refuse(unknown: dict[str, Any]) -> None:
+    if "packed" in unknown:
+        raise UnknownOptionError(
+            "packed is now backend: write backend='cpu' for packed=True and backend='hf' for "
+            f"packed=False; got packed={unknown['packed']!r}."
+        )
+    for name in unknown:
+        raise UnknownOptionError(
+            f"Engine has no option {name!r}. There are memory_budget, max_rows, prefill_chunk and "
+            "backend."
+        )

@@ -1,8 +1,7 @@
 """Keys and values in which a prompt is stored once and shared by all rows that answer it.
 
-Axes: R live rows, N stored prompts, M most rows of one prompt, H query heads, G key-value heads, Q
-    = H/G
-query heads of a key-value head, C head dim, U prompt positions, T completion positions.
+Axes: R live rows, N stored prompts, M most rows of one prompt, H query heads, G key-value heads,
+Q = H/G query heads of a key-value head, C head dim, U prompt positions, T completion positions.
 
 A decode step attends to two stores: the prompts `[N, G, U, C]`, one entry whatever the width, and
 the rows' own completions `[R, G, T, C]`. Both give a softmax over their part, with its log-sum-exp,
@@ -16,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,35 +34,58 @@ ATTENTION = "interlace"  # the name under which Hugging Face models find `shared
 active_cache: ContextVar[SharedCache] = ContextVar("interlace_cache")
 
 
+@dataclass(eq=False)
+class StoredPrompt:
+    """A stored prompt: its place in the store, its positions, and the live rows that answer it."""
+
+    place: int
+    length: int
+    users: int = 0
+
+
+@dataclass(eq=False)
+class Slot:
+    """A live row: its place in the store, the prompt it answers, the number of its group (rows of
+    one owner see each other), the most tokens that it may get, and the tokens it was fed."""
+
+    place: int
+    prompt: StoredPrompt
+    owner: int
+    maximum: int
+    length: int = 0
+
+
 class SharedCache(Cache):
     """What the engine hands to a model as `past_key_values` in a decode step.
 
-    The scheduler tells it which rows there are (`add_prompt`, `add_rows`, `remove_row`), then
+    The backend tells it which rows there are (`add_prompt`, `add_rows`, `remove_row`), then
     `begin_step`; the model's layers call `update` and then, through Hugging Face's attention
     interface, `attend`.
+
+    Attributes:
+        prompts: the stored prompts, in the order of their places; of each, its one description.
+        rows: the live rows, likewise.
     """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
+        self.prompts: list[StoredPrompt] = []
+        self.rows: list[Slot] = []
         self._shared: list[Store] = []  # prompts; a store for each shape and device of a layer
         self._own: list[Store] = []  # the live rows' completions
-        self.prompt_lengths: list[int] = []  # of each stored prompt
-        self.prompt_users: list[int] = []  # live rows of each stored prompt
-        self.row_prompts: list[int] = []  # which prompt each live row answers
-        self.row_lengths: list[int] = []  # completion tokens fed for each live row
         self._layouts: dict[torch.device, StepLayout] = {}  # of the step in hand, on each device
         self.asked: dict[int, int] = {}  # the window with which each layer asked for attention
         self.is_checked = False  # that they asked rightly
         self._given: tuple[Tensor, Tensor] | None = None  # the last update
 
-    # What the scheduler calls ---------------------------------------------------------------------
+    # What the backend calls -----------------------------------------------------------------------
 
-    def add_prompt(self, keys_values: Sequence[tuple[Tensor, Tensor]], length: int) -> int:
-        """Store a prompt's keys and values `[1, G, U, C]` of every layer; returns its place.
+    def add_prompt(self, keys_values: Sequence[tuple[Tensor, Tensor]], length: int) -> StoredPrompt:
+        """Store a prompt's keys and values `[1, G, U, C]` of every layer.
 
         A layer with a sliding window may have kept fewer than `length` positions, the last ones.
         """
-        place = len(self.prompt_lengths)
+        place = len(self.prompts)
         if not self._shared:
             shapes: dict[tuple[int, int, torch.device], list[int]] = {}
             for index, (keys, _) in enumerate(keys_values):
@@ -71,66 +94,59 @@ class SharedCache(Cache):
                 self._shared.append(Store(layers, keys_values[layers[0]][0]))
                 self._own.append(Store(layers, keys_values[layers[0]][0]))
         for store in self._shared:
-            _, places, _, room, _ = store.data.shape
-            store.resize(max(places, place + 1), max(room, grown(0, length)))
+            store.resize(max(store.places, place + 1), max(store.room, grown(0, length)))
             for n, (keys, values) in store.views(place + 1, 0, length).items():
                 # Aligned to the prompt's end: position p lies in column p.
                 kept = keys_values[n][0].shape[2]
                 keys[place, :, length - kept :] = keys_values[n][0][0]
                 values[place, :, length - kept :] = keys_values[n][1][0]
-        self.prompt_lengths.append(length)
-        self.prompt_users.append(0)
-        return place
+        self.prompts.append(StoredPrompt(place, length))
+        return self.prompts[-1]
 
-    def add_rows(self, prompt: int, count: int) -> None:
-        """Append `count` live rows, without completion tokens yet, that answer a stored prompt."""
-        self.row_prompts += [prompt] * count
-        self.row_lengths += [0] * count
-        self.prompt_users[prompt] += count
+    def add_rows(self, prompt: StoredPrompt, owner: int, maxima: Sequence[int]) -> list[Slot]:
+        """Append live rows, without completion tokens yet, that answer a stored prompt: one for
+        each maximum of tokens."""
+        first = len(self.rows)
+        added = [Slot(first + n, prompt, owner, maximum) for n, maximum in enumerate(maxima)]
+        self.rows += added
+        prompt.users += len(added)
+        return added
 
-    def remove_row(self, row: int) -> int | None:
-        """Drop a live row; the last row takes its place. Returns a prompt that nobody needs any
-        more."""
-        last = len(self.row_prompts) - 1
-        prompt = self.row_prompts[row]
+    def remove_row(self, row: Slot) -> None:
+        """Drop a live row; the last row takes its place."""
+        last = self.rows[-1]
         for store in self._own:
-            store.move(last, row, self.row_lengths[last])
-        self.row_prompts[row] = self.row_prompts[last]
-        self.row_lengths[row] = self.row_lengths[last]
-        self.row_prompts.pop()
-        self.row_lengths.pop()
-        self.prompt_users[prompt] -= 1
-        return prompt if self.prompt_users[prompt] == 0 else None
+            store.move(last.place, row.place, last.length)
+        last.place = row.place
+        self.rows[row.place] = last
+        self.rows.pop()
+        row.prompt.users -= 1
 
-    def remove_prompt(self, place: int) -> int:
-        """Drop a stored prompt; the last one takes its place. Returns the last one's old place."""
-        last = len(self.prompt_lengths) - 1
+    def remove_prompt(self, prompt: StoredPrompt) -> None:
+        """Drop a stored prompt that no row answers; the last one takes its place."""
+        last = self.prompts[-1]
         for store in self._shared:
-            store.move(last, place, self.prompt_lengths[last])
-        self.prompt_lengths[place] = self.prompt_lengths[last]
-        self.prompt_users[place] = self.prompt_users[last]
-        self.row_prompts = [place if p == last else p for p in self.row_prompts]
-        self.prompt_lengths.pop()
-        self.prompt_users.pop()
-        return last
+            store.move(last.place, prompt.place, last.length)
+        last.place = prompt.place
+        self.prompts[prompt.place] = last
+        self.prompts.pop()
 
-    def begin_step(self, longest: int) -> None:
-        """Make room for one more token of every live row, and prepare what all layers share.
-
-        Args:
-            longest: the most tokens that any live row can still reach; no more room is made.
-        """
-        rows, needed = len(self.row_prompts), max(self.row_lengths) + 1
+    def begin_step(self) -> None:
+        """Make room for one more token of every live row, and prepare what all layers share."""
+        rows, needed = len(self.rows), max(row.length for row in self.rows) + 1
+        longest = grown(0, max(row.maximum for row in self.rows))  # no more room is made
         for store in self._own:
-            _, places, _, room, _ = store.data.shape
-            if rows > places or needed > room:
-                store.resize(rows, min(grown(room, needed), max(grown(0, longest), room)))
+            if rows > store.places or needed > store.room:
+                store.resize(rows, min(grown(store.room, needed), max(longest, store.room)))
         self._layouts = {}
         for own, shared in zip(self._own, self._shared, strict=True):
             device = own.data.device
             if device not in self._layouts:
                 self._layouts[device] = StepLayout(
-                    self.row_prompts, self.row_lengths, self.prompt_lengths, device
+                    [row.prompt.place for row in self.rows],
+                    [row.length for row in self.rows],
+                    [prompt.length for prompt in self.prompts],
+                    device,
                 )
             step = self._layouts[device]
             step.own |= own.views(rows, 0, step.longest)
@@ -140,7 +156,8 @@ class SharedCache(Cache):
 
     def end_step(self) -> None:
         """Count the token that every live row was fed."""
-        self.row_lengths = [length + 1 for length in self.row_lengths]
+        for row in self.rows:
+            row.length += 1
         self._layouts = {}
 
     @property
@@ -148,26 +165,27 @@ class SharedCache(Cache):
         """What one position of one row (or of one stored prompt) takes in all layers."""
         return sum(store.bytes_per_position for store in self._own)
 
-    def bytes_needed(self, rows: int, longest: int, prompts: int, longest_prompt: int) -> int:
-        """What so many rows and prompts of at most these lengths need at most."""
-        positions = rows * grown(0, longest) + prompts * grown(0, longest_prompt)
-        return positions * self.bytes_per_position
-
-    def bytes_at_most(self, rows: int, longest: int, prompts: int, longest_prompt: int) -> int:
-        """What the stores would take for them as they are, with the room of what is gone."""
-        needed = (rows, longest), (prompts, longest_prompt)
-        return sum(
-            max(store.places, places) * max(store.room, grown(0, length)) * store.bytes_per_position
-            for stores, (places, length) in zip((self._own, self._shared), needed, strict=True)
+    def bytes_with(self, maxima: Sequence[int], prompts: Sequence[int]) -> tuple[int, int]:
+        """What keys and values take at most until all is generated, with further rows of these
+        maxima and prompts of these lengths: if room is made for them alone, and in the stores as
+        they are, with the room of what is gone."""
+        longest = [row.maximum for row in self.rows] + [*maxima]
+        lengths = [prompt.length for prompt in self.prompts] + [*prompts]
+        needs = [(len(all_), grown(0, max(all_, default=0))) for all_ in (longest, lengths)]
+        needed = sum(places * room for places, room in needs) * self.bytes_per_position
+        at_most = sum(
+            max(store.places, places) * max(store.room, room) * store.bytes_per_position
+            for stores, (places, room) in zip((self._own, self._shared), needs, strict=True)
             for store in stores
         )
+        return needed, at_most
 
     def trim(self) -> None:
         """Give back the room of rows and prompts that are gone."""
-        for stores, lengths in ((self._own, self.row_lengths), (self._shared, self.prompt_lengths)):
+        for stores, kept in ((self._own, self.rows), (self._shared, self.prompts)):
             for store in stores:
-                room = grown(0, max(lengths, default=0))
-                store.resize(min(store.places, len(lengths)), min(store.room, room))
+                room = grown(0, max((one.length for one in kept), default=0))
+                store.resize(min(store.places, len(kept)), min(store.room, room))
 
     @property
     def nbytes(self) -> int:
@@ -178,10 +196,7 @@ class SharedCache(Cache):
     @property
     def positions(self) -> list[int]:
         """The position of the token that each live row is fed next."""
-        return [
-            self.prompt_lengths[p] + n
-            for p, n in zip(self.row_prompts, self.row_lengths, strict=True)
-        ]
+        return [row.prompt.length + row.length for row in self.rows]
 
     # What the model calls -------------------------------------------------------------------------
 

@@ -40,3 +40,13 @@ def _free_memory() -> int:
         return max(0, min(free, limit - used + int(stat["inactive_file"])))
     except (OSError, KeyError, ValueError):
         return free
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "out of memory" in text
+    )

@@ -11,23 +11,24 @@ from typing import Any
 
 import torch
 
-from interlace.engine.backends.hf import Forward
+from interlace.engine.backends.base import Backend
 from interlace.engine.prompts import encode
 from interlace.engine.sampling import row_keys
 from interlace.engine.state import Request
 from interlace.engine.stopping import forbidden_token_ids, stop_ids_of
-from interlace.engine.types import Prompt, SamplingParams
+from interlace.engine.types import EngineStats, Prompt, SamplingParams
 from interlace.errors import GenerationError
 
 
 def make_requests(
-    forward: Forward,
+    backend: Backend,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     params: SamplingParams | Sequence[SamplingParams] | None,
     sample_ids: Sequence[int | str] | None,
+    stats: EngineStats,
 ) -> list[Request]:
-    """One request for each prompt, in order.
+    """One request for each prompt, in order; what they cost is added to `stats`.
 
     Raises:
         GenerationError: for prompts or parameters that cannot be carried out.
@@ -41,7 +42,7 @@ def make_requests(
         occurrence = seen[tuple(ids)]
         seen[tuple(ids)] += 1
         sample_id = occurrence if ids_given is None else ids_given[index]
-        requests.append(_request(forward, tokenizer, index, prompt, ids, own, sample_id))
+        requests.append(_request(backend, tokenizer, index, prompt, ids, own, sample_id, stats))
     return requests
 
 
@@ -105,19 +106,20 @@ def _of_length(name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 def _request(
-    forward: Forward,
+    backend: Backend,
     tokenizer: Any,
     index: int,
     prompt: Prompt,
     ids: list[int],
     params: SamplingParams,
     sample_id: int | str,
+    stats: EngineStats,
 ) -> Request:
-    base = forward.base
+    base = backend.base
     vocabulary = base.get_input_embeddings().weight.shape[0]
     _check_ids(f"Prompt {index} has", ids, vocabulary)
     _check_ids("stop_token_ids has", params.stop_token_ids, vocabulary)
-    context, why = forward.context
+    context, why = backend.context
     if context is not None and len(ids) >= context:
         raise GenerationError(
             f"Prompt {index} has {len(ids)} tokens, and the model's context is {context}: there is "
@@ -137,8 +139,9 @@ def _request(
         params=params,
         keys=row_keys(params.seed, ids, sample_id, params.width),
         stop_ids=stop_ids,
-        forbidden=torch.tensor(forbidden, dtype=torch.long, device=forward.device),
+        forbidden=torch.tensor(forbidden, dtype=torch.long, device=backend.device),
         room=params.longest if context is None else context - len(ids),
+        stats=stats,
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +25,22 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 256  # probabilities are summed in blocks, so that only one block needs a running sum
 _TOP_P_CANDIDATES = 512
 _FAINT = 1e-20  # the share of allowed tokens below which they get their own scale
-_kept = threading.local()
+
+
+class Workspace:
+    """The same memory at every step: fresh megabytes cost more in page faults than the
+    arithmetic."""
+
+    def __init__(self) -> None:
+        self._store: Tensor | None = None
+
+    def get(self, rows: int, columns: int, device: torch.device) -> Float[Tensor, "R padded"]:
+        """Room for so many numbers, with whatever stands there."""
+        store = self._store
+        if store is None or store.numel() < rows * columns or store.device != device:
+            store = torch.empty(rows * columns, dtype=torch.float32, device=device)
+            self._store = store
+        return store[: rows * columns].view(rows, columns)
 
 
 def row_keys(
@@ -81,6 +95,7 @@ def sample(
     params: SamplingParams,
     forbidden: Int[Tensor, " N"],
     histories: Sequence[Sequence[int]] | None = None,
+    workspace: Workspace | None = None,
 ) -> Sampled:
     """Draw one token for each row.
 
@@ -93,12 +108,14 @@ def sample(
         params: how to sample; the same for all these rows.
         forbidden: tokens that are never drawn.
         histories: prompt and completion ids of each row, if `needs_history(params)`.
+        workspace: Memory kept from step to step by whoever samples; None takes some anew.
     """
+    workspace = workspace or Workspace()
     if logits.dtype == torch.float64 and histories is None:
         # All that follows is in float32; no probability changes, and no digit is lost to a large
         # part that all logits have in common.
         logits = logits - logits.amax(dim=-1, keepdim=True)
-    weights, normaliser = _weights(logits)
+    weights, normaliser = _weights(logits, workspace)
     if params.temperature == 0 or histories is not None or _reshapes(params):
         scores = logits.float().clone()
         if histories is not None:
@@ -110,15 +127,14 @@ def sample(
             best, tokens = scores.max(dim=-1)
             sampled_logprobs = torch.where(best > float("-inf"), 0.0, float("nan"))
         else:
-            tokens, sampled_logprobs, _ = _inverse_cdf(
-                _weights(_filter(scores, params))[0], uniform
-            )
+            filtered, _ = _weights(_filter(scores, params), workspace)
+            tokens, sampled_logprobs, _ = _inverse_cdf(filtered, uniform)
     else:
         weights[:, forbidden] = 0
         tokens, sampled_logprobs, total = _inverse_cdf(weights, uniform)
         if not bool((total >= _FAINT).all()):  # a forbidden token has nearly all the probability
             scores = logits.float().index_fill(1, forbidden, float("-inf"))
-            tokens, sampled_logprobs, _ = _inverse_cdf(_weights(scores)[0], uniform)
+            tokens, sampled_logprobs, _ = _inverse_cdf(_weights(scores, workspace)[0], uniform)
     tokens = tokens.clamp_(max=logits.shape[-1] - 1)  # a row that is NaN may point anywhere
     logprobs = _pick(logits, tokens).float() - normaliser
     if not params.top_logprobs:
@@ -186,27 +202,18 @@ def _top_p(scores: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R V"]:
 
 
 def _weights(
-    scores: Float[Tensor, "R V"],
+    scores: Float[Tensor, "R V"], workspace: Workspace
 ) -> tuple[Float[Tensor, "R padded"], Float[Tensor, " R"]]:
     """exp(scores - max) for each row, padded with zeros to whole blocks, and the log of the sum of
     exp(scores)."""
     rows, vocabulary = scores.shape
-    weights = _workspace(rows, -(-vocabulary // _BLOCK) * _BLOCK, scores.device)
+    weights = workspace.get(rows, -(-vocabulary // _BLOCK) * _BLOCK, scores.device)
     weights[:, vocabulary:] = 0
     kept = weights[:, :vocabulary]
     kept.copy_(scores)
     top = kept.amax(dim=-1, keepdim=True)
     kept.sub_(top).exp_()
     return weights, top[:, 0] + weights.sum(dim=-1).log()
-
-
-def _workspace(rows: int, columns: int, device: torch.device) -> Float[Tensor, "R padded"]:
-    """The same memory at every step: fresh megabytes cost more in page faults than the
-    arithmetic."""
-    store: Tensor | None = getattr(_kept, "store", None)
-    if store is None or store.numel() < rows * columns or store.device != device:
-        store = _kept.store = torch.empty(rows * columns, dtype=torch.float32, device=device)
-    return store[: rows * columns].view(rows, columns)
 
 
 def _inverse_cdf(

@@ -15,10 +15,12 @@ import numpy as np
 from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
-from interlace.answers.vote import answer_classes
-from interlace.engine.stopping import RowText, end_of_row, majority_is_settled
+from interlace.engine.consensus import Ask, Consensus
+from interlace.engine.kv import Slot
+from interlace.engine.stopping import RowText, end_of_row
 from interlace.engine.types import (
     Completion,
+    EngineStats,
     FinishReason,
     GroupOutput,
     Prompt,
@@ -39,11 +41,12 @@ class Request:
     stop_ids: frozenset[int]
     forbidden: Int[Tensor, " N"]
     room: int  # tokens that the model's context leaves for a completion
+    stats: EngineStats = field(default_factory=EngineStats)  # of the call that it belongs to
 
     @cached_property
-    def longest(self) -> int:
-        """The most tokens that a row may get."""
-        return min(self.params.longest, self.room)
+    def maxima(self) -> list[int]:
+        """The most tokens that each row may get."""
+        return [min(self.params.row_maximum(row), self.room) for row in range(self.params.width)]
 
     @cached_property
     def prompt_key(self) -> bytes:
@@ -58,6 +61,23 @@ class Request:
         return (*shape, tuple(map(id, p.logits_processors)), tuple(self.forbidden.tolist()))
 
 
+@dataclass(eq=False)
+class Ticket:
+    """A request in the core, from `add` to its end, whether it waits or runs.
+
+    Attributes:
+        id: Number by which the caller knows it.
+        texts: What the caller has seen of each row's text; None where it wants no steps.
+        shown: Steps that the caller has seen. Where the group had to begin again, they come again
+            to the token, and are not shown twice.
+    """
+
+    id: int
+    request: Request
+    texts: list[RowText | None] | None = None
+    shown: int = 0
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A row's next token with what is reported of it."""
@@ -70,19 +90,23 @@ class Drawn:
 
 @dataclass(eq=False)
 class Row:
-    """One row of a running group."""
+    """One row of a running group.
+
+    Attributes:
+        slot: Its place in the backend while it is live.
+    """
 
     group: RunningGroup
     index: int
     maximum: int
     key: np.uint64
-    text: RowText | None
+    text: RowText | None  # where its text decides when it ends
+    slot: Slot | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled_logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    answer: str | None = None  # once it is finished, for a consensus
 
     @property
     def complete(self) -> int:
@@ -103,67 +127,98 @@ class Row:
             drawn.token, len(self.tokens), self.maximum, stop_ids, self.text
         )
 
+    def cut(self, steps: int, reason: FinishReason) -> None:
+        """End it with its first `steps` tokens."""
+        for each in (self.tokens, self.logprobs, self.sampled_logprobs, self.top_logprobs):
+            del each[steps:]
+        self.finish_reason = reason
+
 
 class RunningGroup:
-    """A group between its admission and its last token."""
+    """A group between its admission and its last token.
 
-    def __init__(self, request: Request, tokenizer: Any, streaming: bool) -> None:
-        self.request = request
-        self.last_step: Step | None = None
+    Args:
+        ticket: Request that it answers.
+        tokenizer: Tokenizer of the model; None without texts.
+        ask: What begins to answer whether a majority is settled; see `Consensus`.
+    """
+
+    def __init__(self, ticket: Ticket, tokenizer: Any, ask: Ask) -> None:
+        self.ticket = ticket
+        self.request = ticket.request
         self._tokenizer = tokenizer
-        self._streaming = streaming
         self._started = time.perf_counter()
         self._attention: list[np.ndarray] = []
         self._tokens_saved = 0
-        params = request.params
-        follows_text = tokenizer is not None and (streaming or bool(params.stop))
+        request, params = self.request, self.request.params
+        follows_text = tokenizer is not None and bool(params.stop)
         self.rows = [
-            Row(
-                self,
-                row,
-                min(params.row_maximum(row), request.room),
-                request.keys[row],
-                RowText(tokenizer, params.stop) if follows_text else None,
-            )
-            for row in range(params.width)
+            Row(self, w, maximum, request.keys[w], self._new_text() if follows_text else None)
+            for w, maximum in enumerate(request.maxima)
         ]
+        self._consensus = None
+        if params.consensus is not None:
+            self._consensus = Consensus(self.rows, params.consensus, self._text_of, ask)
+
+    @property
+    def steps(self) -> int:
+        """Steps that it has taken."""
+        return max(len(row.tokens) for row in self.rows)
 
     @property
     def is_finished(self) -> bool:
-        return all(row.finish_reason is not None for row in self.rows)
+        """Whether nothing can change any more."""
+        ended = all(row.finish_reason is not None for row in self.rows)
+        return ended and (self._consensus is None or self._consensus.known == self.steps)
 
-    def end_step(self, tokens: dict[int, int]) -> None:
-        """Settle what this step's tokens, by row, mean for the group and its stream."""
-        if self.request.params.consensus is not None:
-            self._settle(tokens)
-        if not self._streaming:
+    def settle(self, wait: bool) -> None:
+        """End the group where its majority was settled, as far as that is known by now.
+
+        Args:
+            wait: Whether to wait until it is known.
+        """
+        if self._consensus is None:
+            return
+        steps = self._consensus.settled(self.steps, wait)
+        if steps is None:
             return
         for row in self.rows:
-            if row.finish_reason is not None and row.text is not None:
-                row.text.finish()
-        width = range(len(self.rows))
-        self.last_step = Step(
-            tokens=[tokens.get(w) for w in width],
-            alive=[w in tokens for w in width],
-            texts=[row.text.emit() if row.text else "" for row in self.rows],
-            finish_reasons=[self.rows[w].finish_reason if w in tokens else None for w in width],
-        )
+            if len(row.tokens) > steps or row.finish_reason is None:
+                self._tokens_saved += row.maximum - steps
+                row.cut(steps, "consensus")
+                row.text = None
+        del self._attention[steps - 1 :]
 
-    def _settle(self, tokens: dict[int, int]) -> None:
-        """End the group if its unfinished rows cannot change the majority any more."""
-        consensus = self.request.params.consensus
-        assert consensus is not None
-        ended = [self.rows[w] for w in tokens if self.rows[w].finish_reason is not None]
-        for row in ended:
-            row.answer = consensus(self._text_of(row))
-        unfinished = [row for row in self.rows if row.finish_reason is None]
-        if not ended or not unfinished:
-            return
-        classes = answer_classes([row.answer for row in self.rows])
-        if majority_is_settled(classes, [row.index for row in unfinished]):
-            for row in unfinished:
-                row.finish_reason = "consensus"
-                self._tokens_saved += row.maximum - len(row.tokens)
+    def new_steps(self) -> list[Step]:
+        """The steps that the caller has not seen yet, and that are sure by now."""
+        ticket, sure = self.ticket, self.steps
+        if ticket.texts is None:
+            return []
+        if self._consensus is not None:
+            sure = self._consensus.known
+        steps = [self._step(number, ticket.texts) for number in range(ticket.shown, sure)]
+        ticket.shown = max(ticket.shown, sure)
+        return steps
+
+    def _step(self, number: int, seen: list[RowText | None]) -> Step:
+        tokens: list[int | None] = []
+        reasons: list[FinishReason | None] = []
+        for row, text in zip(self.rows, seen, strict=True):
+            token = row.tokens[number] if number < len(row.tokens) else None
+            ended = row.finish_reason is not None and number == len(row.tokens) - 1
+            tokens.append(token)
+            reasons.append(row.finish_reason if ended else None)
+            if text is not None and token is not None:
+                if token not in self.request.stop_ids:
+                    text.add(token)
+                if ended:
+                    text.finish()
+        return Step(
+            tokens=tokens,
+            alive=[token is not None for token in tokens],
+            texts=[text.emit() if text is not None else "" for text in seen],
+            finish_reasons=reasons,
+        )
 
     def note_attention(
         self, weights: Float[np.ndarray, "L R R"], live: Sequence[Row], places: Sequence[int]
@@ -171,9 +226,9 @@ class RunningGroup:
         """Keep who attended to whom in a step, the rows in their own order.
 
         Args:
-            weights: of all live rows.
-            live: all live rows, in the order of `weights`.
-            places: where this group's are among them.
+            weights: Attention of all live rows.
+            live: All live rows, in the order of `weights`.
+            places: Where this group's are among them.
         """
         order = [live[place].index for place in places]
         width = len(self.rows)
@@ -210,11 +265,21 @@ class RunningGroup:
         )
 
     def _text_of(self, row: Row) -> str:
-        if row.text is not None:  # the same as its stream, to the letter
-            row.text.finish()
-            return row.text.text
         ended = bool(row.tokens) and row.tokens[-1] in self.request.stop_ids
-        return self._decode(row.tokens[:-1] if ended else row.tokens)
+        tokens = row.tokens[:-1] if ended else row.tokens
+        text = row.text
+        if text is None:
+            streams = self.ticket.texts is not None or bool(self.request.params.stop)
+            if self._tokenizer is None or not streams:
+                return self._decode(tokens)
+            text = self._new_text()  # the same as its stream, to the letter
+            for token in tokens:
+                text.add(token)
+        text.finish()
+        return text.text
+
+    def _new_text(self) -> RowText:
+        return RowText(self._tokenizer, self.request.params.stop)
 
     def _decode(self, token_ids: list[int]) -> str:
         if self._tokenizer is None:

@@ -143,7 +143,8 @@ class Step:
 
 @dataclass
 class EngineStats:
-    """What a call cost.
+    """What a call cost. Where calls share passes, each counts its own rows, and the time of every
+    pass that it had a part in.
 
     Attributes:
         prefill_tokens: prompt positions computed (a prompt once, whatever its width).
@@ -168,6 +169,13 @@ class EngineStats:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+
+    def add_time(self, seconds: float, prefill: bool) -> None:
+        """Count the time of a step, of a prefill or a decode step."""
+        if prefill:
+            self.prefill_seconds += seconds
+        else:
+            self.decode_seconds += seconds
 
     @property
     def utilisation(self) -> float:

@@ -239,12 +239,11 @@ def weights_of_toy(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 @every_seat
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_I7_the_engine_carries_every_seat(toy: type[Coupling], name: str, packed: bool) -> None:
+def test_I7_the_engine_carries_every_seat(toy: type[Coupling], name: str, backend: str) -> None:
     """Log-probabilities while sampling are those of the teacher-forced pass: rows that end early,
     several prompts and widths in one step."""
     model = attached(toy, name)
-    engine = interlace.Engine(model, packed=packed)
+    engine = interlace.Engine(model, backend=backend)
     params = [
         interlace.SamplingParams(width=w, max_new_tokens=n, seed=2, stop_token_ids=STOPS)
         for w, n in ((4, 9), (4, 5), (2, 7))
@@ -278,7 +277,7 @@ def test_what_no_backend_gives_yet_is_refused_by_name(
     for name, value in need.items():
         monkeypatch.setattr(ToyLayer, name, value)
     with pytest.raises(GenerationError, match=message + r".*Use model\.generate"):
-        interlace.Engine(attached(ToyLayer)).generate([[5, 6]], interlace.SamplingParams(width=2))
+        interlace.Engine(attached(ToyLayer), backend="hf")
 
 
 def test_the_table_of_seats_is_that_of_the_backends() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
-from interlace.engine import core as runner_module
+from interlace.engine import drawing as drawing_module
 from interlace.engine.state import Row
 from interlace.engine.types import GroupOutput
 from interlace.errors import GenerationError, GenerationInterrupted
@@ -94,7 +94,7 @@ def test_without_memory_while_sampling(monkeypatch: pytest.MonkeyPatch, call: in
     groups are admitted together, in the first two calls, and one by one if that fails."""
     own = [PARAMS.replace(temperature=1 + p % 2, record_attention="mean") for p in range(4)]
     expected = Engine(MODEL).generate(PROMPTS, own)
-    calls, real = 0, runner_module.sample
+    calls, real = 0, drawing_module.sample
 
     def sample(*args: Any) -> Any:
         nonlocal calls
@@ -103,7 +103,7 @@ def test_without_memory_while_sampling(monkeypatch: pytest.MonkeyPatch, call: in
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(*args)
 
-    monkeypatch.setattr(runner_module, "sample", sample)
+    monkeypatch.setattr(drawing_module, "sample", sample)
     engine = Engine(MODEL)
     groups = engine.generate(PROMPTS, own)
     assert len(engine.stats.notes) == 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interlace.engine import partial_attention as partial
-from interlace.engine.kv import SharedCache
+from interlace.engine.kv import SharedCache, Slot
 from interlace.engine.partial_attention import attend_partially, merge
 
 HEADS = 4
@@ -55,6 +55,7 @@ class Story:
     softcap: float | None = None
     with_sinks: bool = False
     seed: int = 0
+    maximum: int = 10**6
     cache: SharedCache = field(default_factory=SharedCache)
     prompts: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
     rows: list[tuple[list[tuple[Tensor, Tensor]], int]] = field(default_factory=list)
@@ -73,14 +74,14 @@ class Story:
         for (keys, values), window in zip(stored, WINDOWS, strict=True):
             kept = length if not window else min(length, window - 1 or 1)
             given.append(tuple(t[None, :, length - kept :].to(self.dtype) for t in (keys, values)))
-        place = self.cache.add_prompt(given, length)
-        self.cache.add_rows(place, rows)
+        prompt = self.cache.add_prompt(given, length)
+        self.cache.add_rows(prompt, len(self.prompts), [self.maximum] * rows)
         self.prompts.append(stored)
         self.rows += [(list(stored), len(self.prompts) - 1)] * rows
 
-    def step(self, longest: int = 10**6) -> None:
+    def step(self) -> None:
         """Feed one token of every row, and compare what each row's attention gives."""
-        self.cache.begin_step(longest)
+        self.cache.begin_step()
         count = len(self.rows)
         new: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(count)]
         for layer, (g, c) in enumerate(SHAPES):
@@ -112,12 +113,13 @@ class Story:
     def finish(self, row: int) -> None:
         """A row ends; its prompt goes with its last row."""
         _, prompt = self.rows[row]
-        unused = self.cache.remove_row(row)
+        slot: Slot = self.cache.rows[row]
+        self.cache.remove_row(slot)
         self.rows[row] = self.rows[-1]
         self.rows.pop()
-        assert (unused is not None) == (prompt not in [p for _, p in self.rows])
-        if unused is not None:
-            self.cache.remove_prompt(unused)
+        assert (slot.prompt.users == 0) == (prompt not in [p for _, p in self.rows])
+        if slot.prompt.users == 0:
+            self.cache.remove_prompt(slot.prompt)
 
 
 CASES: list[dict[str, Any]] = [
@@ -171,13 +173,14 @@ def test_one_prompt_takes_the_short_way() -> None:
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_rows_that_come_and_go_in_any_order_are_never_mixed_up(data: st.DataObject) -> None:
-    story = Story(torch.float64, seed=data.draw(st.integers(0, 999)))
+    seed, maximum = data.draw(st.integers(0, 999)), data.draw(st.sampled_from([1, 70, 500]))
+    story = Story(torch.float64, seed=seed, maximum=maximum)
     for _ in range(data.draw(st.integers(3, 10))):
         act = data.draw(st.sampled_from(["prompt", "step", "step", "finish", "trim"]))
         if act == "prompt" or not story.rows:
             story.prompt(data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4)))
         elif act == "step":
-            story.step(data.draw(st.sampled_from([1, 70, 500])))
+            story.step()
         elif act == "trim":
             story.cache.trim()
         else:
@@ -185,9 +188,12 @@ def test_rows_that_come_and_go_in_any_order_are_never_mixed_up(data: st.DataObje
     if story.rows:
         story.step()
     assert story.largest < 1e-12
-    assert story.cache.prompt_users == [
-        story.cache.row_prompts.count(place) for place in range(len(story.cache.prompt_lengths))
+    rows, prompts = story.cache.rows, story.cache.prompts
+    assert [prompt.users for prompt in prompts] == [
+        sum(row.prompt is prompt for row in rows) for prompt in prompts
     ]
+    assert [row.place for row in rows] == list(range(len(rows)))
+    assert [prompt.place for prompt in prompts] == list(range(len(prompts)))
 
 
 def test_stores_grow_over_their_first_room() -> None:
@@ -201,7 +207,7 @@ def test_stores_grow_over_their_first_room() -> None:
 
 
 def test_positions_and_bytes() -> None:
-    story = Story(torch.float32)
+    story = Story(torch.float32, maximum=10)
     story.prompt(6, rows=2)
     story.step()
     story.prompt(70, rows=1)
@@ -211,10 +217,10 @@ def test_positions_and_bytes() -> None:
     per_position = sum(2 * g * c * 4 for g, c in SHAPES)
     assert cache.bytes_per_position == per_position
     assert cache.nbytes == per_position * (2 * 64 + 2 * 128)  # 2 rows of 64, 2 prompts of 128
-    assert cache.bytes_needed(3, 10, 2, 70) == per_position * (3 * 64 + 2 * 128)
-    assert cache.bytes_at_most(1, 10, 1, 6) == cache.nbytes
+    assert cache.bytes_with([10] * 2, [6]) == (per_position * (5 * 64 + 3 * 128),) * 2
     for _ in range(3):
         story.finish(0)
+    assert cache.bytes_with([10], [6]) == (per_position * (64 + 64), cache.nbytes)
     assert cache.nbytes == per_position * (2 * 64 + 2 * 128)
     cache.trim()
     assert cache.nbytes == 0

@@ -139,9 +139,9 @@ def test_guard_stops_a_wrong_mask_or_a_split_group(sabotage: Any) -> None:
 
 def test_guard_stops_stale_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = attach_random(build("llama"))
-    engine = Engine(model, packed=True)
+    engine = Engine(model, backend="cpu")
     engine.generate(PROMPTS, PARAMS)
-    monkeypatch.setattr("interlace.engine.backends.packed.PackedWeights.refresh", lambda self: None)
+    monkeypatch.setattr("interlace.engine.backends.cpu.CPUBackend.refresh", lambda self: None)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.05)  # an optimizer step that the engine does not follow

@@ -176,15 +176,15 @@ def test_I7_coarse_logits_hide_no_wrong_batch(
 def test_I7_stale_packed_weights_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from interlace.engine.backends.packed import PackedWeights
+    from interlace.engine.backends.cpu import CPUBackend
 
-    refresh = PackedWeights.refresh
+    refresh = CPUBackend.refresh
 
-    def once(self: PackedWeights) -> None:
-        if not self._replacements:
+    def once(self: CPUBackend) -> None:
+        if self._packed_host is None:
             refresh(self)
 
-    monkeypatch.setattr(PackedWeights, "refresh", once)
+    monkeypatch.setattr(CPUBackend, "refresh", once)
     with pytest.raises(GuardError, match="weights that changed after sampling"):
         run(tmp_path, "fp32", width=3)
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]  # the second rollout's are stale

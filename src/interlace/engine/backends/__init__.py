@@ -1,0 +1,34 @@
+"""What computes a model for the engine, by name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from interlace.engine.backends.base import Backend
+from interlace.engine.backends.cpu import CPUBackend
+from interlace.engine.backends.hf import HFBackend
+from interlace.engine.backends.packed import why_not_packed
+from interlace.errors import GenerationError
+from interlace.layers import base_model_of
+
+BACKENDS: dict[str, type[HFBackend]] = {"hf": HFBackend, "cpu": CPUBackend}
+
+
+def choose_backend(name: str, model: nn.Module, prefill_chunk: int) -> Backend:
+    """The backend of this name for a model.
+
+    Args:
+        name: Name of a backend, or "auto" for the fastest that can run the model here.
+        model: Model to run.
+        prefill_chunk: Number of prompt positions in one pass.
+
+    Raises:
+        GenerationError: for a name that is none, or a model that the backend cannot run.
+    """
+    if name == "auto":
+        name = "hf" if why_not_packed(base_model_of(model)) else "cpu"
+    if name not in BACKENDS:
+        raise GenerationError(
+            f"backend is 'auto' or one of {', '.join(map(repr, BACKENDS))}; got {name!r}."
+        )
+    return BACKENDS[name](model, prefill_chunk)

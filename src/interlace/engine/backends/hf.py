@@ -1,216 +1,198 @@
-"""The model's own Hugging Face forward, as the engine calls it: a prefill, and a step of one token
-a row.
+"""The model's own Hugging Face forward: the portable backend.
 
-Axes: R live rows, S positions, V vocabulary, L layers with blocks, U prompt positions, C head dim.
+Axes: B prompts, R live rows, S positions, V vocabulary, L layers with blocks, U prompt positions,
+C head dim.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, DynamicCache
 
 from interlace.attaching import get_attachment, is_attached
-from interlace.coupling.base import Coupling, Seat, check_carried
-from interlace.engine.architecture import (
-    check_model,
-    check_step,
-    context_of,
-    keys_and_values,
-    windows_of,
+from interlace.coupling.base import Coupling
+from interlace.engine.architecture import check_step, keys_and_values, windows_of
+from interlace.engine.backends.base import Backend
+from interlace.engine.backends.host import Borrowed, Patch, Twin, host_of
+from interlace.engine.kv import (
+    ATTENTION,
+    SharedCache,
+    Slot,
+    StoredPrompt,
+    active_cache,
+    shared_attention,
 )
-from interlace.engine.backends.packed import PackedWeights, can_pack
-from interlace.engine.kv import ATTENTION, SharedCache, active_cache, shared_attention
 from interlace.layers import base_model_of
-from interlace.rows import Owners
+from interlace.rows import Owners, Rows
 
 AttentionInterface.register(ATTENTION, shared_attention)
 
 
-class Forward:
-    """A model made ready for sampling, and put back as it was.
-
-    Args:
-        model: a Hugging Face causal language model, attached or not, or PEFT's wrapper of one.
-        prefill_chunk: prompt positions computed in one pass.
-        packed: use packed weights; None where they help (on the CPU).
-    """
+class HFBackend(Backend):
+    """Hugging Face's modules with our attention; keys and values in a `SharedCache`."""
 
     name = "hf"
-    # Where a coupling may work: the seats that a decode step of this backend carries.
-    seats: tuple[Seat, ...] = ("input", "attention", "layer", "head")
+    seats = ("input", "attention", "layer", "head")
 
-    def __init__(self, model: nn.Module, prefill_chunk: int, packed: bool | None) -> None:
-        self.model = model
-        self.base: PreTrainedModel = base_model_of(model)
-        self._chunk = prefill_chunk
-        self._configs = _configs(self.base)
-        self._modules: list[nn.Module] = []
-        self._training: list[nn.Module] = []  # modules that were in training mode before a step
-        self._attention: list[tuple[Any, str]] = []  # configurations and what they named before
-        self._recorded: list[nn.Module] = []  # blocks that note their attention in a step
-        self._seen: list[Tensor] = []  # what they noted
-        self._takes_groups = is_attached(model)
-        parameters = inspect.signature(self.base.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        check_model(model, self.base)
-        use_packed = can_pack(self.base) if packed is None else packed
-        self._packed = PackedWeights(self.base) if use_packed else None
-        self._depth = 0
+    def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
+        super().__init__(model, prefill_chunk)
+        self._host: Twin | Borrowed | None = None
+        self._takes_groups = False
+        self._cache = SharedCache()
+        self._owners: Owners | None = None  # of the live rows, until one comes or goes
+        self._group_numbers = count()
         self._windows: list[int] = []  # of each layer, in the cache of the last prefill
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go in and logits come out."""
-        device: torch.device = self.base.device
-        return device
-
-    @property
-    def context(self) -> tuple[int | None, str]:
-        """The most positions that the model gets, if that has an end, and why it ends there."""
-        return context_of(self.base)
+        self._seen: list[Tensor] | None = None  # what blocks note in a step that is recorded
+        parameters = inspect.signature(self.base.forward).parameters
+        self._picks_logits = "logits_to_keep" in parameters
 
     def refresh(self) -> None:
-        """Follow weights and blocks that have changed since the last call."""
-        self.restore()
-        self._takes_groups = is_attached(self.model)
-        if self._takes_groups:
-            coupling = get_attachment(self.model).coupling
-            check_carried(coupling, self.seats, self.name, "Use model.generate instead.")
-        self._modules = list(self.base.modules())
-        if self._packed is not None:
-            self._packed.refresh()
+        self._check_coupling()
+        self._takes_groups = is_attached(self.base)
+        self._host = self._new_host()
 
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, packed weights; nests, and restores what it found."""
-        if self._depth:
-            yield
-            return
-        own = torch.is_autocast_enabled(self.device.type)  # packed products know no autocast
-        packed = self._packed.active() if self._packed and not own else contextlib.nullcontext()
-        try:
-            self._depth += 1
-            self._training = [m for m in self._modules if m.training]
-            for module in self._training:
-                module.training = False
-            with torch.inference_mode(), packed:
-                yield
-        finally:
-            self.restore()
+    def _new_host(self) -> Twin | Borrowed:
+        host = host_of(self.model)
+        host.patch(self._recorders(host.model))
+        return host
 
-    def restore(self) -> None:
-        """Put the model back as it was; again if need be, when an interrupt came in the middle."""
-        self._depth = 0
-        for module in self._training:
-            module.training = True
-        for config, name in self._attention:
-            config._attn_implementation_internal = name
-        if self._packed is not None:
-            self._packed.restore()
-        self._stop_recording()
-        self._training, self._attention = [], []
+    def _host_of_pass(self) -> Twin | Borrowed:
+        if self._host is None:
+            self.refresh()
+        assert self._host is not None
+        return self._host
 
+    # Prompts --------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
     def prefill(
-        self, token_ids: list[int]
-    ) -> tuple[list[tuple[Float[Tensor, "1 G U C"], Float[Tensor, "1 G U C"]]], Tensor]:
-        """A prompt's keys and values, and the logits `[1, V]` after its last token.
+        self, prompts: Sequence[Sequence[int]]
+    ) -> tuple[list[StoredPrompt], Float[Tensor, "B V"]]:
+        computed = [self._prefill(prompt) for prompt in prompts]
+        stored = [
+            self._cache.add_prompt(keys_values, len(prompt))
+            for prompt, (keys_values, _) in zip(prompts, computed, strict=True)
+        ]
+        return stored, torch.cat([logits for _, logits in computed])
 
-        At width 1, which is exact for every width: all rows of a group hold the same prompt
-        (METHOD.md). With the attention implementation that the model was loaded with.
-        """
+    def _prefill(
+        self, token_ids: Sequence[int]
+    ) -> tuple[list[tuple[Float[Tensor, "1 G U C"], Float[Tensor, "1 G U C"]]], Tensor]:
+        """With the attention implementation that the model was loaded with."""
         cache = DynamicCache(config=self.base.config)
-        ids = torch.tensor([token_ids], device=self.device)
+        ids = torch.tensor([list(token_ids)], device=self.device)
         positions = torch.arange(len(token_ids), device=self.device)[None]
-        with self.ready():
+        last_only = {"logits_to_keep": 1} if self._picks_logits else {}
+        host = self._host_of_pass()
+        with host.ready(None):
             for start in range(0, len(token_ids), self._chunk):
                 stop = start + self._chunk
-                out = self.model(
+                out = host.model(
                     input_ids=ids[:, start:stop],
                     position_ids=positions[:, start:stop],
                     past_key_values=cache,
                     use_cache=True,
-                    **self._last_only,
+                    **last_only,
                 )
         self._windows = windows_of(cache)
         return keys_and_values(self.base, cache), out.logits[:, -1].to(self.device)
 
+    # Rows -----------------------------------------------------------------------------------------
+
+    def open(self, prompt: StoredPrompt, maxima: Sequence[int]) -> list[Slot]:
+        self._owners = None
+        return self._cache.add_rows(prompt, next(self._group_numbers), maxima)
+
+    @torch.inference_mode()
     def decode(
-        self, tokens: list[int], cache: SharedCache, rows: Owners, recording: bool
+        self, tokens: Sequence[int], slots: Sequence[Slot], recording: bool = False
     ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "L R R"] | None]:
-        """The logits after one more token of every live row; on request, who attended to whom."""
+        cache = self._cache
+        if self._owners is None:
+            self._owners = Owners([row.owner for row in cache.rows], self.device)
+        cache.begin_step()
+        places = [slot.place for slot in slots]
         ids = torch.tensor(tokens, device=self.device)[:, None]
         positions = torch.tensor(cache.positions, device=self.device)[:, None]
-        groups = {"groups": rows} if self._takes_groups else {}
+        in_order = places == list(range(len(places)))
+        if not in_order:
+            ids = torch.empty_like(ids).index_copy_(0, torch.tensor(places, device=ids.device), ids)
+        self._seen = [] if recording else None
         token = active_cache.set(cache)
+        host = self._host_of_pass()
         try:
-            with self.ready(), self._shared_attention(), self._recorder(recording):
-                out = self.model(
+            with host.ready(ATTENTION):
+                out = host.model(
                     input_ids=ids,
                     position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,
-                    **groups,
+                    **({"groups": self._owners} if self._takes_groups else {}),
                 )
         finally:
             active_cache.reset(token)
+            seen, self._seen = self._seen, None
         if not cache.is_checked:
             check_step(self.base, self._windows, cache.asked)
             cache.is_checked = True
-        return out.logits[:, -1].to(self.device), torch.stack(self._seen) if self._seen else None
+        logits, weights = out.logits[:, -1].to(self.device), torch.stack(seen) if seen else None
+        if in_order:
+            return logits, weights
+        return logits[places], None if weights is None else weights[:, places][:, :, places]
 
-    @contextmanager
-    def _shared_attention(self) -> Iterator[None]:
-        """Hugging Face's layers look up their attention by the name in their configuration."""
-        before = [(config, config._attn_implementation_internal) for config in self._configs]
-        self._attention = before
-        try:
-            for config in self._configs:
-                config._attn_implementation_internal = ATTENTION
-            yield
-        finally:
-            for config, name in before:
-                config._attn_implementation_internal = name
-            self._attention = []
+    def advance(self) -> None:
+        self._cache.end_step()
 
-    @contextmanager
-    def _recorder(self, recording: bool) -> Iterator[None]:
-        """Have every block that can tell note who listens to whom, averaged over heads."""
-        self._seen = []
-        if not recording or not self._takes_groups:
-            yield
-            return
-        blocks = [self.base.get_submodule(n) for n in get_attachment(self.base).block_names]
-        try:
-            self._recorded = blocks
-            for block in self._recorded:
-                block.register_forward_pre_hook(self._note)
-            yield
-        finally:
-            self._stop_recording()
+    @torch.inference_mode()
+    def release(self, gone: Slot | StoredPrompt) -> None:
+        if isinstance(gone, StoredPrompt):
+            self._cache.remove_prompt(gone)
+        else:
+            self._cache.remove_row(gone)
+            self._owners = None
 
-    def _note(self, block: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(block, Coupling)
-        weights = block.attention_weights(*inputs)
-        if weights is not None:
-            self._seen.append(weights[0, 0].mean(dim=0).float().to(self.device))
+    def clear(self) -> None:
+        self._cache = SharedCache()
+        self._owners = None
 
-    def _stop_recording(self) -> None:
-        for block in self._recorded:
-            hooks = block._forward_pre_hooks
-            for key in [key for key, hook in hooks.items() if hook == self._note]:
-                del hooks[key]
-        self._recorded = []
+    @torch.inference_mode()
+    def room(self, maxima: Sequence[int], prompts: Sequence[int], memory: int) -> bool:
+        needed, at_most = self._cache.bytes_with(maxima, prompts)
+        if at_most > memory and (needed <= memory or not self._cache.rows):
+            self._cache.trim()
+        return needed <= memory
 
+    @property
+    def nbytes(self) -> int:
+        return self._cache.nbytes
 
-def _configs(model: PreTrainedModel) -> list[Any]:
-    """Every configuration object that the model's modules read."""
-    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    return [c for c in found.values() if hasattr(c, "_attn_implementation_internal")]
+    # Who attends to whom --------------------------------------------------------------------------
+
+    def _recorders(self, model: nn.Module) -> list[Patch]:
+        """Blocks that note their attention, averaged over heads, in a step that is recorded."""
+        if not self._takes_groups:
+            return []
+        base = base_model_of(model)
+        blocks = [base.get_submodule(name) for name in get_attachment(base).block_names]
+        return [
+            (block, "step", functools.partial(self._noted, block, block.step))
+            for block in blocks
+            if isinstance(block, Coupling) and "layer" in block.seats
+        ]
+
+    def _noted(
+        self, block: Coupling, step: Callable[[Tensor, Rows], Tensor], x: Any, rows: Rows
+    ) -> Tensor:
+        if self._seen is not None:
+            weights = block.attention_weights(x, rows)
+            if weights is not None:
+                self._seen.append(weights[0, 0].mean(dim=0).float().to(self.device))
+        return step(x, rows)

@@ -1,32 +1,30 @@
 """Weights packed for oneDNN on the CPU: 1.5 to 2 times a plain product at the row counts of
-decoding.
+decoding; and a Bridge block's decode step in as few operator calls as torch has.
 
 Packed copies are taken from the model's weights when a call begins and taken anew when those have
-changed, because a trainer samples from the very modules that it trains.
+changed, because a trainer samples from the very weights that it trains.
 
-Axes: R rows, I inputs, O outputs.
+Axes: R rows, I inputs, O outputs, D hidden size, H query heads, G key-value heads, C head dim.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from interlace.coupling.base import Coupling
 from interlace.coupling.bridge import BridgeBlock
-from interlace.engine.backends.bridge_step import BridgeStep
+from interlace.engine.backends.host import Patch
 from interlace.engine.partial_attention import fused_cpu
+from interlace.rows import Owners, Rows
 
 _PACKABLE = (torch.bfloat16, torch.float32)
-# The kinds whose decode step has a packed form, which stands in for `step`.
-STEPS = {BridgeBlock.kind: BridgeStep} if fused_cpu is not None else {}
 # A plain fp32 product of fewer rows is a matrix-vector product, which is as fast without packing.
 _FEWEST_FP32_ROWS = 4
 
@@ -48,14 +46,11 @@ class _Step:
 
 
 class PackedWeights:
-    """Packed copies of a model's linear weights: `refresh` makes stale ones anew, `active` uses
-    them."""
+    """Packed copies of a model's linear weights, kept from call to call by their modules' paths."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._packed: dict[tuple[int, str], _Packed] = {}
-        self._steps: dict[int, _Step] = {}
-        self._replacements: list[tuple[nn.Module, str, Any]] = []
+    def __init__(self) -> None:
+        self._packed: dict[tuple[str, str], _Packed] = {}
+        self._steps: dict[str, _Step] = {}
 
     @property
     def nbytes(self) -> int:
@@ -63,48 +58,34 @@ class PackedWeights:
         linears = sum(p.weight.numel() * p.weight.element_size() for p in self._packed.values())
         return linears + sum(s.step.nbytes for s in self._steps.values())
 
-    def refresh(self) -> None:
-        """Compare every weight with the one that was packed, and pack those that have changed."""
-        fresh: dict[tuple[int, str], _Packed] = {}
-        steps: dict[int, _Step] = {}
-        self._replacements = []
-        for module in self._model.modules():
+    def refresh(self, model: nn.Module) -> list[Patch]:
+        """Compare every weight with the one that was packed, pack those that have changed, and
+        return what has the modules of `model` use them."""
+        fresh: dict[tuple[str, str], _Packed] = {}
+        steps: dict[str, _Step] = {}
+        patches: list[Patch] = []
+        for path, module in model.named_modules():
             names = _packable_weights(module)
             if names and isinstance(module, Coupling) and module.kind in STEPS:
-                steps[id(module)] = self._fresh_step(module)
-                self._replacements.append((module, "step", steps[id(module)].step))
+                steps[path] = self._fresh_step(path, module)
+                patches.append((module, "step", steps[path].step))
                 continue
             for name in names:
-                fresh[id(module), name] = self._fresh(module, name)
+                fresh[path, name] = self._fresh(path, module, name)
             if isinstance(module, Coupling) and names:
-                products = {name: fresh[id(module), name] for name in names}
-                product = functools.partial(_block_product, products)
-                self._replacements.append((module, "_linear", product))
+                products = {name: fresh[path, name] for name in names}
+                patches.append((module, "_linear", functools.partial(_block_product, products)))
             elif names:
-                product = functools.partial(_product, fresh[id(module), names[0]])
-                self._replacements.append((module, "forward", product))
+                product = functools.partial(_product, fresh[path, names[0]])
+                patches.append((module, "forward", product))
         self._packed, self._steps = fresh, steps
+        return patches
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Within this context the model's linears use their packed weights."""
-        try:
-            for module, attribute, product in self._replacements:
-                module.__dict__[attribute] = product
-            yield
-        finally:
-            self.restore()
-
-    def restore(self) -> None:
-        """Have the linears use their own weights again."""
-        for module, attribute, _ in self._replacements:
-            module.__dict__.pop(attribute, None)
-
-    def _fresh_step(self, block: Any) -> _Step:
+    def _fresh_step(self, path: str, block: Any) -> _Step:
         weights = list(block.parameters())
         versions = [_version(weight) for weight in weights]
         samples = [_samples(weight) for weight in weights]
-        kept = self._steps.get(id(block))
+        kept = self._steps.get(path)
         if (
             kept is not None
             and kept.versions == versions
@@ -113,12 +94,12 @@ class PackedWeights:
             return kept
         return _Step(STEPS[block.kind](block), versions, samples)
 
-    def _fresh(self, module: nn.Module, name: str) -> _Packed:
+    def _fresh(self, path: str, module: nn.Module, name: str) -> _Packed:
         weight: Tensor = getattr(module, name)
         bias: Tensor | None = getattr(module, "bias", None)
         version = _version(weight)
         samples = _samples(weight)
-        kept = self._packed.get((id(module), name))
+        kept = self._packed.get((path, name))
         if kept is not None and kept.version == version and torch.equal(kept.samples, samples):
             kept.weight, kept.bias = weight, bias
             return kept
@@ -126,14 +107,16 @@ class PackedWeights:
         return _Packed(weight, bias, packed, version, samples)
 
 
-def can_pack(model: nn.Module) -> bool:
-    """Whether torch has the private operators that this needs, and the model is on the CPU."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and all(p.device.type == "cpu" for p in model.parameters())
-    )
+def why_not_packed(model: nn.Module) -> str | None:
+    """Why a model's weights cannot be packed: torch lacks the private operators that this needs, or
+    weights are not on the CPU. None if they can."""
+    operators = ("_reorder_linear_weight", "_linear_pointwise")
+    if not torch.backends.mkldnn.is_available() or not all(
+        hasattr(torch.ops.mkldnn, name) for name in operators
+    ):
+        return "this build of torch has no such operators"
+    elsewhere = {p.device.type for p in model.parameters()} - {"cpu"}
+    return f"weights lie on {', '.join(sorted(elsewhere))}" if elsewhere else None
 
 
 def _packable_weights(module: nn.Module) -> tuple[str, ...]:
@@ -172,3 +155,50 @@ def _product(packed: _Packed, x: Tensor) -> Tensor:
 
 def _block_product(products: dict[str, _Packed], x: Tensor, weight: str) -> Tensor:
     return _product(products[weight], x)
+
+
+class BridgeStep:
+    """Stands in for one Bridge block's `step`.
+
+    At one token a row the block's arithmetic is nothing and its calls are everything. Here the
+    norm's weight is folded into W_Q, W_K, W_V, its scale is applied after the product (one number a
+    row commutes with it), and the residual is added by the last product. Otherwise it is
+    `BridgeBlock.layer`.
+    """
+
+    def __init__(self, block: BridgeBlock) -> None:
+        self._block = block
+        norm = block.norm.weight.detach()
+        folded = (block.qkv_weight.detach().float() * norm.float()).to(norm.dtype)
+        self._qkv = torch.ops.mkldnn._reorder_linear_weight(folded)
+        self._o = torch.ops.mkldnn._reorder_linear_weight(block.o_weight.detach())
+        self._eps = torch.full((1,), float(block.norm.eps or 0), dtype=torch.float32)
+        self._per_dim = 1 / block.norm.weight.shape[0]
+        self._heads = [block.num_heads, block.num_kv_heads, block.num_kv_heads]
+        self._scale = block.head_dim**-0.5
+
+    @property
+    def nbytes(self) -> int:
+        """What the packed copies take, in bytes."""
+        weights = (self._block.qkv_weight, self._block.o_weight)
+        return sum(w.numel() * w.element_size() for w in weights)
+
+    def __call__(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """X + Bridge(Norm(X)), as the block itself computes it where this is not a decode step."""
+        if x.shape[1] != 1 or not isinstance(rows, Owners):
+            return self._block.layer(x, rows)
+        ops: Any = torch.ops.mkldnn
+        length = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
+        scale = torch.addcmul(self._eps, length, length, value=self._per_dim).rsqrt_()
+        qkv = ops._linear_pointwise(x, self._qkv, None, "none", [], "").mul_(scale)
+        heads = qkv.view(1, x.shape[0], -1, self._block.head_dim).transpose(1, 2)
+        q, k, v = heads.split(self._heads, 1)
+        mask = rows.additive_mask(x.dtype)
+        mixed = fused_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=self._scale)[0]
+        mixed = mixed.transpose(1, 2).reshape(x.shape[0], 1, -1)
+        result: Tensor = ops._linear_pointwise.binary(mixed, x, self._o, None, "add")
+        return result
+
+
+# The kinds whose decode step has a packed form.
+STEPS = {BridgeBlock.kind: BridgeStep} if fused_cpu is not None else {}

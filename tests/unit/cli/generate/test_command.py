@@ -340,17 +340,17 @@ def test_ctrl_c_keeps_the_columns_and_lets_finished_rows_vote(
 def test_ctrl_c_with_json_gives_the_line_so_far(
     generate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from interlace.engine.core import Runner
+    from interlace.engine.core import EngineCore
 
-    advance, calls = Runner.advance, []
+    advance, calls = EngineCore.advance, []
 
-    def interrupting(self: Runner) -> Any:
+    def interrupting(self: EngineCore) -> Any:
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
         return advance(self)
 
-    monkeypatch.setattr(Runner, "advance", interrupting)
+    monkeypatch.setattr(EngineCore, "advance", interrupting)
     status, out, _ = generate("--width", 3, "--ignore-eos", "--json", "10 11")
     assert status == 130
     line = json.loads(out)
@@ -421,17 +421,17 @@ def test_logits_that_are_no_numbers_are_reported_with_the_lines(
 def test_what_the_engine_remarks_is_shown(
     generate: Any, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from interlace.engine.core import Runner
+    from interlace.engine.core import EngineCore
 
-    advance, calls = Runner.advance, []
+    advance, calls = EngineCore.advance, []
 
-    def remarking(self: Runner) -> Any:
+    def remarking(self: EngineCore) -> Any:
         if not calls:
-            self._stats.notes.append("Out of memory at 64 rows: going on with at most 32 at once.")
+            self._note("Out of memory at 64 rows: going on with at most 32 at once.")
         calls.append(1)
         return advance(self)
 
-    monkeypatch.setattr(Runner, "advance", remarking)
+    monkeypatch.setattr(EngineCore, "advance", remarking)
     assert "going on with at most 32 at once" in generate(*FEW, "--input", prompts)[2]
 
 

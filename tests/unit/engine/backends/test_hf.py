@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams, detach
-from interlace.engine.backends.hf import Forward
+from interlace.engine.backends.hf import HFBackend
 from interlace.errors import GenerationError, GenerationInterrupted
 from support.architectures import attach_fresh, attach_random, build
 from support.engine import largest_gap
@@ -62,7 +63,7 @@ def test_a_call_leaves_the_model_as_it_was(training: str) -> None:
         model.model.layers[1].train()
     next(model.parameters()).requires_grad_(False)
     before = state_of(model)
-    Engine(model, packed=True).generate(PROMPTS, PARAMS.replace(record_attention="mean"))
+    Engine(model, backend="cpu").generate(PROMPTS, PARAMS.replace(record_attention="mean"))
     assert state_of(model) == before
 
 
@@ -75,7 +76,7 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(
     model = attach_random(build("llama")).train()
     fail_in_layer(model, error(), call)
     before = state_of(model)
-    engine = Engine(model, packed=True)
+    engine = Engine(model, backend="cpu")
     expected = GenerationInterrupted if error is KeyboardInterrupt else error
     with pytest.raises(expected):
         engine.generate(PROMPTS, PARAMS.replace(record_attention="layers"))
@@ -86,30 +87,9 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(
 def test_a_stream_leaves_the_model_alone_between_its_steps() -> None:
     model = attach_random(build("llama")).train()
     before = state_of(model)
-    stream = Engine(model, packed=True).stream([5, 6, 7], PARAMS)
+    stream = Engine(model, backend="cpu").stream([5, 6, 7], PARAMS)
     for _ in stream:
         assert state_of(model) == before
-    assert state_of(model) == before
-
-
-def test_an_interrupt_while_the_model_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = attach_random(build("llama")).train()
-    before = state_of(model)
-    engine = Engine(model, packed=True)
-    packed = engine._forward._packed
-    assert packed is not None
-    restore, calls = packed.restore, 0
-
-    def interrupted() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        restore()
-
-    monkeypatch.setattr(packed, "restore", interrupted)
-    with pytest.raises(GenerationInterrupted):
-        engine.generate(PROMPTS, PARAMS)
     assert state_of(model) == before
 
 
@@ -127,7 +107,7 @@ def test_sampling_during_training_leaves_gradients_unaffected() -> None:
         return [p.grad for p in model.parameters() if p.grad is not None]
 
     def sampled(model: PreTrainedModel) -> None:
-        Engine(model, packed=True).generate(PROMPTS, PARAMS)
+        Engine(model, backend="cpu").generate(PROMPTS, PARAMS)
 
     for a, b in zip(gradients(lambda model: None), gradients(sampled), strict=True):
         assert torch.equal(a, b)
@@ -190,8 +170,8 @@ def test_another_dtype_after_the_engine_was_made() -> None:
 
 
 def test_context_length_is_the_configurations() -> None:
-    assert Forward(build("llama"), 8, None).context == (64, "")
-    assert Forward(build("gpt2"), 8, None).context == (64, "")
+    assert HFBackend(build("llama"), 8).context == (64, "")
+    assert HFBackend(build("gpt2"), 8).context == (64, "")
 
 
 def test_a_model_outside_the_attention_interface_is_refused() -> None:
@@ -200,3 +180,30 @@ def test_a_model_outside_the_attention_interface_is_refused() -> None:
     config = transformers.BloomConfig(vocab_size=97, hidden_size=24, n_layer=2, n_head=2)
     with pytest.raises(GenerationError, match="BloomForCausalLM does not go through"):
         Engine(transformers.BloomForCausalLM(config))
+
+
+def test_two_engines_on_one_model_in_two_threads(backend: str) -> None:
+    """The model was left with our attention for good when their steps overlapped."""
+    model = attach_random(build("llama"))
+    ids = torch.tensor([PROMPTS[1]])
+    expected, before = model(input_ids=ids).logits, state_of(model)
+    own = [PARAMS.replace(seed=seed, max_new_tokens=20) for seed in range(2)]
+    alone = [Engine(model, backend=backend).generate(PROMPTS, params) for params in own]
+    together: list[Any] = [None, None]
+    start = threading.Barrier(2)
+
+    def call(place: int) -> None:
+        engine = Engine(model, backend=backend)
+        start.wait()
+        together[place] = [engine.generate(PROMPTS, own[place]) for _ in range(3)]
+
+    threads = [threading.Thread(target=call, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert state_of(model) == before
+    assert torch.equal(model(input_ids=ids).logits, expected)
+    for place in range(2):
+        for groups in together[place]:
+            assert [g.completions for g in groups] == [g.completions for g in alone[place]]

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
 from interlace.engine.backends import packed as packed_module
-from interlace.engine.backends.packed import PackedWeights, can_pack
+from interlace.engine.backends.packed import PackedWeights, why_not_packed
 from interlace.engine.types import GroupOutput
+from interlace.errors import GenerationError
 from support.architectures import attach_random, build
 from support.engine import largest_gap
 
@@ -21,7 +22,7 @@ PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]
 PARAMS = SamplingParams(width=5, max_new_tokens=9, seed=3)
 
 pytestmark = pytest.mark.skipif(
-    not can_pack(nn.Linear(2, 2)), reason="torch without oneDNN's private operators"
+    why_not_packed(nn.Linear(2, 2)) is not None, reason="torch without oneDNN's private operators"
 )
 
 
@@ -33,8 +34,8 @@ def logprobs(groups: list[GroupOutput]) -> Tensor:
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-5), (torch.bfloat16, 0.25)])
 def test_same_results_as_plain(kind: str, dtype: torch.dtype, allowed: float) -> None:
     model = attach_random(build("qwen2", dtype=dtype), kind)  # its linears have biases
-    packed = Engine(model, packed=True).generate(PROMPTS, PARAMS)
-    plain = Engine(model, packed=False).generate(PROMPTS, PARAMS)
+    packed = Engine(model, backend="cpu").generate(PROMPTS, PARAMS)
+    plain = Engine(model, backend="hf").generate(PROMPTS, PARAMS)
     if dtype == torch.float32:
         assert [g.completions for g in packed] != []
         assert (logprobs(packed) - logprobs(plain)).abs().max() < allowed
@@ -116,7 +117,7 @@ CHANGES: list[Callable[[PreTrainedModel], None]] = [
 )
 def test_changed_weights_are_followed(change: Callable[[PreTrainedModel], None]) -> None:
     model = attach_random(build("qwen2"))
-    engine = Engine(model, packed=True)
+    engine = Engine(model, backend="cpu")
     before = engine.generate(PROMPTS, PARAMS)
     change(model)
     after = engine.generate(PROMPTS, PARAMS)
@@ -129,31 +130,31 @@ def test_changed_weights_are_followed(change: Callable[[PreTrainedModel], None])
 def test_one_row_or_column_set_through_data_is_noticed(inputs: int, outputs: int) -> None:
     """As when a token's output embedding is set; torch's version counter does not see it."""
     linear = nn.Linear(inputs, outputs)
-    weights, x = PackedWeights(linear), torch.randn(4, inputs)
+    weights, x = PackedWeights(), torch.randn(4, inputs)
     for part in ((outputs // 3,), (slice(None), inputs // 3)):
         linear.weight.data[part] += 1.0
         expected = linear(x)
-        weights.refresh()
-        with weights.active(), torch.no_grad():
-            torch.testing.assert_close(linear(x), expected, atol=1e-4, rtol=1e-4)
+        (_, _, product), *_ = weights.refresh(linear)
+        with torch.no_grad():
+            torch.testing.assert_close(product(x), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_unchanged_weights_are_not_packed_again() -> None:
-    weights = PackedWeights(attach_random(build("llama")))
-    weights.refresh()
+    model, weights = attach_random(build("llama")), PackedWeights()
+    weights.refresh(model)
     first = {key: id(value.packed) for key, value in weights._packed.items()}
-    weights.refresh()
+    weights.refresh(model)
     assert {key: id(value.packed) for key, value in weights._packed.items()} == first
     assert weights.nbytes > 0
 
 
 def test_weights_of_modules_that_are_gone_are_let_go() -> None:
     model = build("llama")
-    weights = PackedWeights(model)
-    weights.refresh()
+    weights = PackedWeights()
+    weights.refresh(model)
     before = weights.nbytes
     model.model.layers[0].mlp.up_proj = nn.Identity()
-    weights.refresh()
+    weights.refresh(model)
     assert weights.nbytes < before
 
 
@@ -164,46 +165,23 @@ def test_other_types_and_kinds_of_weights_stay_as_they_are() -> None:
     model = nn.Sequential(
         nn.Linear(4, 4, dtype=torch.float16), Quantised(4, 4), nn.Linear(4, 4, device="meta")
     )
-    weights = PackedWeights(model)
-    weights.refresh()
-    with weights.active():
-        assert not any("forward" in module.__dict__ for module in model)
+    assert PackedWeights().refresh(model) == []
 
 
 def test_a_model_made_in_inference_mode() -> None:
     with torch.inference_mode():
         model = attach_random(build("qwen2"))
-    groups = Engine(model, packed=True).generate(PROMPTS, PARAMS)
+    groups = Engine(model, backend="cpu").generate(PROMPTS, PARAMS)
     assert largest_gap(model, groups) < 2e-5
 
 
 def test_under_autocast_the_models_own_linears_run() -> None:
     model = attach_random(build("qwen2"))
     with torch.autocast("cpu", torch.bfloat16):
-        groups = Engine(model, packed=True).generate(PROMPTS, PARAMS)
+        groups = Engine(model, backend="cpu").generate(PROMPTS, PARAMS)
         assert largest_gap(model, groups) < 0.25
-    plain = Engine(model, packed=True).generate(PROMPTS, PARAMS)
+    plain = Engine(model, backend="cpu").generate(PROMPTS, PARAMS)
     assert largest_gap(model, plain) < 2e-5  # and afterwards the packed ones again
-
-
-def test_active_restores_after_an_error_halfway() -> None:
-    """An interrupt can come while the replacements are being put in place."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    weights = PackedWeights(model)
-    weights.refresh()
-
-    class Interrupting(nn.Module):
-        def __getattribute__(self, name: str) -> Any:
-            if name == "__dict__" and "armed" in super().__getattribute__("__dict__"):
-                raise KeyboardInterrupt
-            return super().__getattribute__(name)
-
-    bad = Interrupting()
-    bad.__dict__["armed"] = True
-    weights._replacements.insert(1, (bad, "forward", None))
-    with pytest.raises(KeyboardInterrupt), weights.active():
-        raise AssertionError("not reached")
-    assert "forward" not in model[0].__dict__
 
 
 def test_without_the_private_operators_the_plain_path_runs(
@@ -215,7 +193,9 @@ def test_without_the_private_operators_the_plain_path_runs(
 
     monkeypatch.setattr(packed_module.torch.ops, "mkldnn", Missing())
     model = attach_random(build("qwen2"))
-    assert not can_pack(model)
+    assert why_not_packed(model) == "this build of torch has no such operators"
+    with pytest.raises(GenerationError, match="no such operators"):
+        Engine(model, backend="cpu")
     engine = Engine(model)
-    assert engine._forward._packed is None
+    assert engine.core.backend.name == "hf"
     assert largest_gap(model, engine.generate(PROMPTS, PARAMS)) < 2e-5

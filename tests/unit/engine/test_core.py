@@ -1,0 +1,234 @@
+"""The core as a server uses it: requests come and go while it runs, and each ends alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from interlace import Engine, SamplingParams
+from interlace.engine.core import EngineCore, Event
+from interlace.engine.request import make_requests
+from interlace.engine.state import Request
+from interlace.engine.types import EngineStats, GroupOutput
+from interlace.errors import GenerationError
+from support.architectures import VOCAB, attach_random, build
+from support.text import VOCAB as BYTE_VOCAB
+from support.text import byte_tokenizer, ids_of
+
+STOPS = tuple(range(VOCAB - 10, VOCAB))
+PARAMS = SamplingParams(width=3, max_new_tokens=12, seed=3)
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14], [15, 16, 17, 18]]
+MODEL = attach_random(build("llama"))
+
+
+def requests(core: EngineCore, prompts: Any, params: Any = PARAMS) -> list[Request]:
+    return make_requests(core.backend, None, prompts, params, None, EngineStats())
+
+
+def drain(core: EngineCore) -> dict[int, list[Event]]:
+    events: dict[int, list[Event]] = {}
+    while not core.is_idle:
+        for event in core.step():
+            events.setdefault(event.id, []).append(event)
+    return events
+
+
+def ids(group: GroupOutput | None) -> list[list[int]]:
+    assert group is not None
+    return [c.token_ids for c in group.completions]
+
+
+EXPECTED = [ids(group) for group in Engine(MODEL).generate(PROMPTS, PARAMS)]
+
+
+def test_requests_are_added_while_it_runs() -> None:
+    core = Engine(MODEL).core
+    first, second, third, fourth = requests(core, PROMPTS)
+    numbers = [core.add(first)]
+    for request in (second, third, fourth):
+        assert core.step() == core.step() == []
+        numbers.append(core.add(request))
+    events = drain(core)
+    assert [len(events[n]) for n in numbers] == [1, 1, 1, 1]
+    assert [ids(events[n][0].group) for n in numbers] == EXPECTED
+    assert core.step() == []
+
+
+def test_a_request_that_streams_gets_every_step_and_then_its_group() -> None:
+    core = Engine(MODEL).core
+    one, other = requests(core, PROMPTS[:2], PARAMS.replace(max_new_tokens=[3, 5, 1]))
+    number = core.add(one, streaming=True)
+    core.add(other)
+    events = drain(core)[number]
+    assert [event.group is None for event in events] == [True] * 4 + [False]
+    tokens = [event.step.tokens for event in events if event.step is not None]
+    assert [[t[w] for t in tokens if t[w] is not None] for w in range(3)] == ids(events[-1].group)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_after_abort_everything_is_returned(steps: int) -> None:
+    core = Engine(MODEL).core
+    number = core.add(requests(core, PROMPTS[:1])[0])
+    for _ in range(steps):
+        core.step()
+    partial = core.abort(number)
+    assert (partial is None) == (steps == 0)
+    if partial is not None:
+        assert ids(partial) == [row[:steps] for row in EXPECTED[0]]
+        assert {c.finish_reason for c in partial.completions} == {"interrupted"}
+    assert core.is_idle
+    assert core.backend.nbytes == 0
+    assert core.backend._cache.rows == core.backend._cache.prompts == []
+    assert core.abort(number) is None
+    assert core.step() == []
+
+
+def test_abort_of_one_leaves_no_row_and_no_prompt_of_it_behind() -> None:
+    core = Engine(MODEL, max_rows=9).core
+    numbers = [core.add(request) for request in requests(core, PROMPTS)]
+    core.step()
+    core.step()
+    cache = core.backend._cache
+    assert (len(cache.rows), len(cache.prompts)) == (9, 3)
+    core.abort(numbers[1])
+    assert (len(cache.rows), len(cache.prompts)) == (6, 2)
+    assert sorted(prompt.length for prompt in cache.prompts) == [2, 3]
+    core.abort(numbers[3])  # which has not begun
+    events = drain(core)
+    assert {n: ids(e[0].group) for n, e in events.items()} == {
+        numbers[0]: EXPECTED[0],
+        numbers[2]: EXPECTED[2],
+    }
+
+
+def test_a_prompt_kept_for_a_request_that_is_aborted_goes_with_it() -> None:
+    core = Engine(MODEL, max_rows=6).core
+    a, b = PROMPTS[:2]
+    short = PARAMS.replace(max_new_tokens=2)
+    numbers = [core.add(r) for r in requests(core, [a, b, a], [short, PARAMS, PARAMS])]
+    while core.step() == []:  # until the first has ended
+        pass
+    core.abort(numbers[1])
+    core.abort(numbers[2])
+    assert core.backend.nbytes == 0
+
+
+def nan_at(place: int) -> Any:
+    """Not-a-number logits for the rows of one prompt, in its second step."""
+
+    def spoil(module: Any, args: Any, out: Any) -> None:
+        if out.logits.shape[0] == 12:
+            out.logits[3 * place + 1, :, 7] = float("nan")
+
+    return spoil
+
+
+def raising(*args: Any) -> Any:
+    raise ZeroDivisionError("the user's")
+
+
+@pytest.mark.parametrize("how", ["nan", "processor", "shared processor", "prefill"])
+def test_a_request_that_fails_ends_alone(how: str) -> None:
+    model = attach_random(build("llama"))
+    core = Engine(model).core
+
+    def second_prompt_raises(tokens: Tensor, scores: Tensor) -> Tensor:
+        if any(row[: len(PROMPTS[1])] == PROMPTS[1] for row in tokens.tolist()):
+            raising()
+        return scores
+
+    def refuses_second(module: Any, args: Any) -> None:
+        if args[0].shape[1] == len(PROMPTS[1]):
+            raising()
+
+    own = [PARAMS] * 4
+    if how == "processor":
+        own[1] = PARAMS.replace(logits_processors=[raising])
+    if how == "shared processor":
+        own = [PARAMS.replace(logits_processors=[second_prompt_raises])] * 4
+    if how == "nan":
+        model.register_forward_hook(nan_at(1))
+    if how == "prefill":
+        model.model.embed_tokens.register_forward_pre_hook(refuses_second)
+    core.backend.refresh()
+    numbers = [core.add(request) for request in requests(core, PROMPTS, own)]
+    events = {number: each[-1] for number, each in drain(core).items()}
+    for place in (0, 2, 3):
+        assert ids(events[numbers[place]].group) == EXPECTED[place]
+    error = events[numbers[1]].error
+    assert isinstance(error, GenerationError if how == "nan" else ZeroDivisionError)
+    if how == "nan":
+        assert "prompt 1, row 1, step 1" in str(error)
+    assert core.backend.nbytes == 0
+
+
+def test_a_consensus_that_raises_ends_its_group_alone() -> None:
+    model = attach_random(build("llama", vocab_size=BYTE_VOCAB))
+    engine = Engine(model, byte_tokenizer())
+    own = [PARAMS.replace(max_new_tokens=[2, 5, 7])] * 3
+    expected = engine.generate([ids_of("ab")] * 3, own)
+    own[1] = own[1].replace(consensus=raising)
+    core = engine.core
+    made = make_requests(
+        core.backend, byte_tokenizer(), [ids_of("ab")] * 3, own, None, EngineStats()
+    )
+    numbers = [core.add(request) for request in made]
+    events = {number: each[-1] for number, each in drain(core).items()}
+    assert isinstance(events[numbers[1]].error, ZeroDivisionError)
+    for place in (0, 2):
+        assert ids(events[numbers[place]].group) == ids(expected[place])
+
+
+def test_one_group_without_memory_ends_alone() -> None:
+    """The others, which come after it, have memory enough."""
+    core = Engine(MODEL, max_rows=3).core
+    numbers = [core.add(request) for request in requests(core, PROMPTS)]
+    prefill, calls = core.backend.prefill, 0
+
+    def failing(prompts: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return prefill(prompts)
+
+    core.backend.prefill = failing  # type: ignore[method-assign]
+    core._admits_several = False
+    events = {number: each[-1] for number, each in drain(core).items()}
+    assert "Not enough memory for one group" in str(events[numbers[1]].error)
+    for place in (0, 2, 3):
+        assert ids(events[numbers[place]].group) == EXPECTED[place]
+
+
+def test_an_error_of_the_pass_ends_all_that_were_in_it_and_no_more() -> None:
+    model = attach_random(build("llama"))
+    core = Engine(model, max_rows=6).core
+    passes = 0
+
+    def hook(module: Any, args: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 4:
+            raise RuntimeError("shapes differ")
+
+    model.model.layers[1].mlp.register_forward_pre_hook(hook)
+    core.backend.refresh()
+    numbers = [core.add(request) for request in requests(core, PROMPTS)]
+    events = {number: each[-1] for number, each in drain(core).items()}
+    assert [type(events[n].error) for n in numbers[:2]] == [RuntimeError, RuntimeError]
+    assert [ids(events[n].group) for n in numbers[2:]] == EXPECTED[2:]
+
+
+def test_two_callers_of_the_core_have_statistics_of_their_own() -> None:
+    core = Engine(MODEL).core
+    one, other = requests(core, PROMPTS[:2]), requests(core, PROMPTS[2:3])
+    for request in one + other:
+        core.add(request)
+    drain(core)
+    assert (one[0].stats.sampled_tokens, other[0].stats.sampled_tokens) == (72, 36)
+    assert (one[0].stats.prefill_tokens, other[0].stats.prefill_tokens) == (8, 2)
+    assert one[0].stats.decode_steps == other[0].stats.decode_steps == 11
+    assert one[0].stats.alive_row_steps == 66

@@ -1,0 +1,183 @@
+"""Several callers of one engine: each gets what it would get alone, and nobody is held up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from interlace import Engine, SamplingParams
+from interlace.engine.types import GroupOutput
+from interlace.errors import GenerationInterrupted
+from support.architectures import VOCAB, attach_random, build
+from support.engine import largest_gap
+
+STOPS = tuple(range(VOCAB - 10, VOCAB))
+PARAMS = SamplingParams(width=3, max_new_tokens=14, stop_token_ids=STOPS, seed=3)
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14], [15, 16, 17, 18]]
+MODEL = attach_random(build("qwen3"))
+
+
+def ids(groups: list[GroupOutput]) -> list[list[list[int]]]:
+    return [[c.token_ids for c in group.completions] for group in groups]
+
+
+def in_threads(*functions: Callable[[], Any]) -> list[Any]:
+    """What the functions return, each in a thread of its own, all at once."""
+    results: list[Any] = [None] * len(functions)
+    start = threading.Barrier(len(functions))
+
+    def run(place: int) -> None:
+        start.wait()
+        results[place] = functions[place]()
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+EXPECTED = ids(Engine(MODEL).generate(PROMPTS, PARAMS))
+
+
+def test_threads_share_an_engine_and_get_what_they_would_get_alone() -> None:
+    engine, own = Engine(MODEL, max_rows=7), [PARAMS.replace(seed=s, width=2 + s) for s in range(3)]
+    expected = [ids(Engine(MODEL).generate(PROMPTS, params)) for params in own]
+
+    def caller(params: SamplingParams) -> Callable[[], Any]:
+        def call() -> Any:
+            rounds = [ids(engine.generate(PROMPTS, params)) for _ in range(2)]
+            return rounds, engine.stats.sampled_tokens
+
+        return call
+
+    for params, (rounds, sampled), wanted in zip(
+        own, in_threads(*map(caller, own)), expected, strict=True
+    ):
+        assert rounds == [wanted, wanted], params
+        assert sampled == sum(len(row) for group in wanted for row in group)
+    assert engine.core.is_idle
+    assert engine.core.backend.nbytes == 0
+
+
+def test_a_half_read_stream_and_another_call_in_the_same_thread() -> None:
+    """The stream's steps wait to be read; neither call waits for the other."""
+    engine = Engine(MODEL)
+    stream = engine.stream(PROMPTS[0], PARAMS.replace(stop_token_ids=()))
+    steps = [next(iter(stream))]
+    assert ids(engine.generate(PROMPTS[1:], PARAMS)) == EXPECTED[1:]
+    assert engine.stats.decode_steps > 0
+    steps += list(stream)
+    expected = Engine(MODEL).generate(PROMPTS[:1], PARAMS.replace(stop_token_ids=()))
+    assert [[step.tokens[w] for step in steps] for w in range(3)] == ids(expected)[0]
+    assert stream.group is not None
+    assert ids([stream.group]) == ids(expected)
+
+
+def test_a_stream_that_is_never_read_on_holds_nobody_up() -> None:
+    """Though no row is free beside it: its group advances with every step, and ends."""
+    engine = Engine(MODEL, max_rows=3)
+    stream = engine.stream(PROMPTS[0], PARAMS)
+    next(iter(stream))
+    assert ids(engine.generate(PROMPTS[1:], PARAMS)) == EXPECTED[1:]
+    stream.close()
+    assert stream.group is not None
+    assert ids([stream.group]) == EXPECTED[:1]  # it was finished by then
+    assert engine.core.backend.nbytes == 0
+
+
+def test_streams_side_by_side_and_one_thrown_away() -> None:
+    engine = Engine(MODEL)
+    streams = [engine.stream(prompt, PARAMS) for prompt in PROMPTS]
+    for stream in streams:
+        next(iter(stream))
+    del stream
+    del streams[2]
+    for place in (2, 0, 1):
+        rest = list(streams[place])
+        assert rest or len(EXPECTED[(0, 1, 3)[place]][0]) == 1
+        group = streams[place].group
+        assert group is not None
+        assert ids([group])[0] == EXPECTED[(0, 1, 3)[place]]
+    assert engine.core.is_idle
+
+
+def test_two_streams_read_in_two_threads() -> None:
+    engine = Engine(MODEL)
+
+    def read(prompt: list[int]) -> Callable[[], Any]:
+        def call() -> Any:
+            stream = engine.stream(prompt, PARAMS)
+            return list(stream), stream.group
+
+        return call
+
+    for (steps, group), wanted in zip(in_threads(*map(read, PROMPTS)), EXPECTED, strict=True):
+        assert ids([group])[0] == wanted
+        for w, row in enumerate(wanted):
+            assert [s.tokens[w] for s in steps if s.tokens[w] is not None] == row
+
+
+def test_a_call_that_fails_leaves_the_others_alone() -> None:
+    engine = Engine(MODEL)
+
+    def raising(*args: Any) -> Any:
+        raise ZeroDivisionError("the user's")
+
+    stream = engine.stream(PROMPTS[0], PARAMS)
+    steps = [next(iter(stream))]
+    with pytest.raises(ZeroDivisionError, match="the user's"):
+        engine.generate(PROMPTS[1:], PARAMS.replace(logits_processors=[raising]))
+    steps += list(stream)
+    assert stream.group is not None
+    assert ids([stream.group])[0] == EXPECTED[0]
+    assert engine.core.is_idle
+
+
+@pytest.mark.parametrize("call", range(2, 9))
+def test_an_interrupt_in_one_call_leaves_the_others_whole(
+    call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it comes in a step, between the tokens of rows of both calls too."""
+    from interlace.engine.state import Row
+
+    engine, append, calls = Engine(MODEL), Row.append, 0
+    stream = engine.stream(PROMPTS[0], PARAMS)
+    steps = [next(iter(stream))]
+
+    def interrupted(self: Row, drawn: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2 * call:
+            raise KeyboardInterrupt
+        append(self, drawn)
+
+    monkeypatch.setattr(Row, "append", interrupted)
+    with pytest.raises(GenerationInterrupted) as raised:
+        engine.generate(PROMPTS[1:], PARAMS)
+    monkeypatch.undo()
+    for index, group in raised.value.groups.items():
+        for got, whole in zip(ids([group])[0], EXPECTED[1 + index], strict=True):
+            assert got == whole[: len(got)]
+    steps += list(stream)
+    assert stream.group is not None
+    assert ids([stream.group])[0] == EXPECTED[0]
+    for w, row in enumerate(EXPECTED[0]):  # no step was shown twice, and none is missing
+        assert [s.tokens[w] for s in steps if s.tokens[w] is not None] == row
+    assert engine.core.is_idle
+    assert ids(engine.generate(PROMPTS, PARAMS)) == EXPECTED
+
+
+def test_weights_are_followed_while_a_stream_is_half_read() -> None:
+    model = attach_random(build("qwen2"))
+    engine = Engine(model)
+    stream = engine.stream(PROMPTS[0], PARAMS)
+    next(iter(stream))
+    for parameter in model.parameters():
+        parameter.data.mul_(1.1)
+    assert largest_gap(model, engine.generate(PROMPTS[1:], PARAMS)) < 2e-5
+    stream.close()
