@@ -116,7 +116,8 @@ def test_the_batch_is_that_of_all_processes(
     from interlace.training.trl_fields import translated
 
     given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, **WHOLE}
-    assert translated(given, OWN)["prompts_per_rollout"] == 4 * 3 * 5 // 6
+    found = translated(given, OWN)
+    assert (found["prompts_per_rollout"], found["mini_batches"]) == (4 * 3 * 5 // 6, 1)
 
 
 @pytest.mark.parametrize(
