@@ -18,6 +18,7 @@ from support.architectures import (
     attach_fresh,
     attach_random,
     build,
+    checkpointed,
     every_architecture,
     random_alive,
     random_ids,
@@ -149,7 +150,7 @@ def test_gradient_checkpointing_changes_no_gradient(name: str, reentrant: bool) 
         block = model.get_submodule(get_attachment(model).block_names[0])
         block.register_forward_pre_hook(lambda *_: passes.append(None))
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpointed(model, use_reentrant=reentrant)
             model.enable_input_require_grads()
         model(IDS, labels=IDS, groups=GROUPS, use_cache=False).loss.backward()
         assert len(passes) == (2 if checkpointing else 1), "the block is recomputed"

@@ -207,3 +207,13 @@ def random_alive(count: int, width: int, positions: int, seed: int = 4) -> torch
     generator = torch.Generator().manual_seed(seed)
     ends = torch.randint(1, positions + 3, (count, width, 1), generator=generator)
     return torch.arange(positions) < ends
+
+
+def checkpointed(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
+    """Switch gradient checkpointing on, under the name that this version of transformers has."""
+    found: Any = model
+    if hasattr(found, "activation_checkpointing_enable"):
+        found.activation_checkpointing_enable(options or None)
+    else:  # before 5.23
+        found.gradient_checkpointing_enable(options or None)
+    return model

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from interlace import Engine, SamplingParams, detach
 from interlace.engine.backends.hf import HFBackend
 from interlace.errors import GenerationError, GenerationInterrupted
-from support.architectures import attach_fresh, attach_random, build
+from support.architectures import attach_fresh, attach_random, build, checkpointed
 from support.engine import largest_gap
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]
@@ -126,13 +126,12 @@ def test_dropout_is_off_while_sampling_wherever_it_is_switched_on() -> None:
 def test_gradient_checkpointing_and_training_mode() -> None:
     model = attach_random(build("llama"))
     expected = Engine(model).generate(PROMPTS, PARAMS)
-    model.train()
-    model.activation_checkpointing_enable()
+    checkpointed(model.train())
     before = state_of(model)
     got = Engine(model).generate(PROMPTS, PARAMS)
     assert [g.completions for g in got] == [g.completions for g in expected]
     assert state_of(model) == before
-    assert model.is_activation_checkpointing
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
