@@ -1,5 +1,8 @@
 """A task from a JSONL file of your own: `jsonl:PATH`, a problem a line.
 
+A question is text, an answer text or a number; a row with anything else is refused, and so is a
+question that comes twice with different answers.
+
     get_task("jsonl:mine.jsonl", question="q", answer="a", checker="exact")
 
 The checkers are those of `checkers`: "number", "math" (default), "choice" and "exact". For "choice"
@@ -71,7 +74,7 @@ class JsonlTask(Task):
             raise TaskError(f"jsonl:PATH names a file, a problem a line; there is no {path!r}.")
 
         def to_example(row: Row) -> tuple[str, str, Mapping[str, Any]]:
-            asked, reference = str(column(row, [question])), str(column(row, [answer]))
+            asked, reference = _question(column(row, [question])), _answer(column(row, [answer]))
             listed = [] if choices is None else _listed(column(row, [choices]))
             if checker == "choice":
                 reference = _letter(reference, listed)
@@ -103,6 +106,27 @@ class JsonlTask(Task):
         if self.checker == "choice":
             return check_choice(example.answer, answer, example.data.get("choices", ()))
         return self._check(example.answer, answer)
+
+
+def _question(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TaskError(
+            f"A question is text; got {value!r:.60}. Name the column with the text: question=..., "
+            "or --option question=... on the command line; messages are no text."
+        )
+    return value
+
+
+def _answer(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        kind = "true or false" if isinstance(value, bool) else f"a {type(value).__name__}"
+        raise TaskError(
+            f"A reference answer is text or a number; got {kind}, {value!r:.60}. Write the answer "
+            'itself, "42" rather than ["42"].'
+        )
+    if isinstance(value, str) and not value.strip():
+        raise TaskError("A reference answer is not empty; leave out the rows without one.")
+    return str(value)
 
 
 def _listed(value: Any) -> list[str]:

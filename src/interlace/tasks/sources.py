@@ -69,7 +69,8 @@ def load_examples(
     """
     if size is not None:
         check_count("size", size)
-    if data is not None and is_file(data):
+    by_file = data is not None and is_file(data)
+    if data is not None and by_file:
         rows: Sequence[Row] = read_jsonl(data)
         chosen: Split = split or "all"
         by_hash = chosen != "all"
@@ -85,7 +86,12 @@ def load_examples(
         if by_hash and split_of(canonical) != chosen:
             continue
         identity = example_id(name, canonical)
-        found.setdefault(identity, Example(identity, question, answer, dict(more)))
+        known = found.setdefault(identity, Example(identity, question, answer, dict(more)))
+        if by_file and known.answer != answer:
+            raise TaskError(
+                f"A question has one reference answer; in {data!r} {question[:60]!r} has "
+                f"{known.answer[:40]!r} and {answer[:40]!r}. Keep the right one."
+            )
         if len(found) == size:
             break
     if not found or (size is not None and len(found) < size):
@@ -108,7 +114,7 @@ def read_jsonl(path: str) -> list[Row]:
         TaskError: if the file cannot be read or a line is no JSON object; names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"The file {path!r} cannot be read: {error}") from error
     rows: list[Row] = []

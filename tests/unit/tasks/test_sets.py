@@ -284,3 +284,58 @@ def test_jsonl_refusals(
 def test_jsonl_without_a_file() -> None:
     with pytest.raises(TaskError, match="there is no 'absent/file'"):
         get_task("jsonl:absent/file")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (["42"], r"text or a number; got a list"),
+        ({"v": 42}, r"text or a number; got a dict"),
+        (True, "got true or false"),
+        ("", "is not empty"),
+        ("  ", "is not empty"),
+    ],
+)
+def test_an_answer_is_text_or_a_number(tmp_path: Path, answer: object, message: str) -> None:
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"question": "Q?", "answer": answer}])
+    for checker in ("math", "exact"):
+        with pytest.raises(TaskError, match=message):
+            get_task(f"jsonl:{path}", checker=checker)
+
+
+def test_numbers_are_answers_and_messages_no_questions(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "Q?", "answer": 4.5}])
+    task = get_task(f"jsonl:{path}")
+    assert task.verify(task[0], r"\boxed{\frac{9}{2}}").correct
+    messages = [{"role": "user", "content": "Q?"}]
+    path = write_jsonl(tmp_path / "b.jsonl", [{"question": messages, "answer": "4"}])
+    with pytest.raises(TaskError, match=r"A question is text; got \[\{'role'"):
+        get_task(f"jsonl:{path}")
+
+
+def test_a_question_with_two_answers_is_refused_and_a_repeated_row_is_one(tmp_path: Path) -> None:
+    row = {"question": "Q?", "answer": "4"}
+    path = write_jsonl(tmp_path / "a.jsonl", [row, row])
+    assert len(get_task(f"jsonl:{path}")) == 1
+    path = write_jsonl(tmp_path / "b.jsonl", [row, {**row, "answer": "5"}])
+    with pytest.raises(TaskError, match=r"one reference answer; .* 'Q\?' has '4' and '5'"):
+        get_task(f"jsonl:{path}")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"question": "Q?", "answer": "4"}\n')
+    assert get_task(f"jsonl:{path}")[0].answer == "4"
+
+
+def test_a_verdict_does_not_depend_on_other_rows(tmp_path: Path) -> None:
+    """ "math" became "number" where every reference of the file was one."""
+    number = {"question": "N?", "answer": "72"}
+    formula = {"question": "F?", "answer": r"\sqrt{2}"}
+    answers = ["x+y=72", "f(3)=72", r"\sqrt{5184}", r"72\text{ m}", r"6 \times 12 = 72", "73"]
+    for name, rows in (("a", [number]), ("b", [number, formula])):
+        if formula in rows:
+            pytest.importorskip("math_verify")
+        task = get_task(f"jsonl:{write_jsonl(tmp_path / f'{name}.jsonl', rows)}")
+        right = [task.verify(task[0], rf"\boxed{{{answer}}}").correct for answer in answers]
+        assert right == [True] * 5 + [False]

@@ -42,7 +42,7 @@ def test_a_file_is_divided_by_the_hash_of_the_question(tmp_path: Path) -> None:
 
 
 def test_a_problem_that_comes_twice_counts_once(tmp_path: Path) -> None:
-    again = [*ROWS[:2], {"q": " Problem  0? ", "a": "other"}, ROWS[2]]
+    again = [*ROWS[:2], {"q": " Problem  0? ", "a": ROWS[0]["a"]}, ROWS[2]]
     assert load(write_jsonl(tmp_path / "rows.jsonl", again))[0] == ["0", "1", "2"]
 
 
