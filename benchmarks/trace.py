@@ -105,7 +105,9 @@ def make_trainer(model: Any, tokenizer: Any, folder: str, callback: TrainerCallb
     sizes = {"prompts_per_rollout": 4, "width": WIDTH, "max_new_tokens": 8, "max_steps": 2}
     args = interlace.GRPOConfig(output_dir=folder, **quiet, **sizes)
     task = interlace.tasks.get_task("tiny-countdown")
-    return interlace.GRPOTrainer(model, tokenizer, args, task, callbacks=[callback])
+    return interlace.GRPOTrainer(
+        model, None, args, train_dataset=task, processing_class=tokenizer, callbacks=[callback]
+    )
 
 
 def summary(found: set[CodeType]) -> dict[str, int]:
