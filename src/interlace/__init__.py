@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from interlace.training.arguments import GRPOConfig as GRPOConfig
     from interlace.training.arguments import WarmupConfig as WarmupConfig
     from interlace.training.batch import collate as collate
-    from interlace.training.batch import score as score
     from interlace.training.grpo import GRPOTrainer as GRPOTrainer
+    from interlace.training.scoring import score as score
     from interlace.training.warmup import WarmupTrainer as WarmupTrainer
 
 
@@ -85,7 +85,7 @@ _EXPORTS = {
     "new_parameters": "interlace.attaching",
     "pass_at_k": "interlace.evaluation.metrics",
     "save": "interlace.saving.checkpoint",
-    "score": "interlace.training.batch",
+    "score": "interlace.training.scoring",
     "synthesize": "interlace.answers.synthesis",
     "weighted_vote": "interlace.answers.vote",
 }

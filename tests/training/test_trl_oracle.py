@@ -40,8 +40,9 @@ import torch
 from torch import Tensor
 
 from interlace.training.advantages import advantages
-from interlace.training.batch import GroupBatch, Scores, collate_ids, score
+from interlace.training.batch import GroupBatch, collate_ids
 from interlace.training.losses import LossConfig, LossParts, denominator, policy_loss
+from interlace.training.scoring import Scores, score
 
 pytest.importorskip("trl", reason="needs the extra trl: pip install trl")
 

@@ -1,23 +1,19 @@
-"""Groups as tensors, and the teacher-forced pass over them: what a trainer feeds a model.
+"""Groups as tensors: what a trainer feeds a model.
 
-Axes: P groups, W width, R = P*W rows, L prompt columns, T completion columns, S = L + T, V
-    vocabulary.
+Axes: P groups, W width, R = P*W rows, L prompt columns, T completion columns, S = L + T.
 Prompts are padded on the left, completions on the right, so that completion token t of every row
 lies in column L + t.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from interlace.attaching import is_attached
 from interlace.engine.types import GroupOutput
 from interlace.errors import GroupError
 from interlace.rows import Groups
@@ -172,83 +168,3 @@ def collate_ids(
         mask,
         sampled if logprobs is not None else None,
     )
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a pass says of the sampled tokens; 0 where the completion mask is False.
-
-    Attributes:
-        logprobs: under the distribution that was sampled from (temperature, forbidden tokens).
-        entropy: of each position's distribution, in nats; without gradients unless asked for.
-    """
-
-    logprobs: Float[Tensor, "P W T"]
-    entropy: Float[Tensor, "P W T"] | None
-
-
-def score(
-    model: nn.Module,
-    batch: GroupBatch,
-    *,
-    temperature: float = 1.0,
-    forbidden: Sequence[int] = (),
-    entropy: bool = False,
-    entropy_gradients: bool = False,
-) -> Scores:
-    """The teacher-forced pass: whole groups, with the alive mask of sampling (invariant I7).
-
-    Args:
-        model: attached or not.
-        batch: the groups.
-        temperature: as in sampling; above 0.
-        forbidden: token ids that sampling excluded.
-        entropy: also give entropies.
-        entropy_gradients: let gradients flow through them, for an entropy bonus.
-    """
-    length = batch.completion_mask.shape[2]
-    positions = (batch.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    inner = _unwrapped(model)
-    extra: dict[str, Any] = {"groups": batch.groups} if is_attached(inner) else {}
-    if _can_keep_few(inner):  # logits of prompts would take most of the memory
-        extra["logits_to_keep"] = length + 1
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask.long(),
-        position_ids=positions,
-        use_cache=False,
-        **extra,
-    ).logits[:, -length - 1 : -1]
-    logits = logits.float() if logits.dtype != torch.float64 else logits
-    if temperature != 1:
-        logits = logits / temperature
-    if len(forbidden):
-        blocked = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        blocked[torch.as_tensor(forbidden, device=logits.device)] = True
-        logits = logits.masked_fill(blocked, float("-inf"))
-    shape = (batch.count, batch.width)
-    normaliser = logits.logsumexp(dim=-1)
-    ids = batch.completion_ids.flatten(0, 1)
-    # A forbidden id under the mask would give minus infinity times zero.
-    ids = ids.masked_fill(~batch.completion_mask.flatten(0, 1), int(logits[0, 0].argmax()))
-    logprobs = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - normaliser
-    keep = batch.completion_mask
-    logprobs = logprobs.unflatten(0, shape) * keep
-    if not entropy:
-        return Scores(logprobs, None)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradients):
-        probabilities = logits.softmax(dim=-1)
-        mean = (probabilities * logits.masked_fill(probabilities == 0, 0)).sum(dim=-1)
-        spread = (normaliser - mean).unflatten(0, shape) * keep
-    return Scores(logprobs, spread)
-
-
-def _can_keep_few(model: nn.Module) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The Hugging Face model inside data-parallel and compile wrappers."""
-    for attribute in ("_orig_mod", "module", "_orig_mod"):
-        model = getattr(model, attribute, model)
-    return model

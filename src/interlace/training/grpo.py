@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from interlace.engine.types import GroupOutput
 from interlace.errors import ConfigError
 from interlace.training.arguments import GRPOConfig
-from interlace.training.batch import GroupBatch, Scores, collate, score
+from interlace.training.batch import GroupBatch, collate
 from interlace.training.journal import Journal
 from interlace.training.losses import denominator, policy_loss
 from interlace.training.parameters import unwrapped
 from interlace.training.rollout import RolledGroup, Rollouts, describe
 from interlace.training.rollout_guard import RolloutGuard
+from interlace.training.scoring import Scores, score
 from interlace.training.tables import show_in_tensorboard
 from interlace.training.tally import LARGEST, SMALLEST
 from interlace.training.trainer import GroupTrainer, Part

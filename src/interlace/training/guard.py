@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
-from interlace.training.batch import GroupBatch, collate, score
+from interlace.training.batch import GroupBatch, collate
+from interlace.training.scoring import score
 
 LARGEST_GAP = 1e-4  # in nats, in fp32
 # Where fp32 itself is coarser than that (large logits), a gap of so many times its own rounding is

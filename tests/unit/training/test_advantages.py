@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlace.errors import ConfigError
 from interlace.training.advantages import STD_FLOOR, advantages, without_variance
+from support.largest import Largest
 
 # Two groups of width 2 for prompt 0, one for prompt 1 and one for prompt 2, in mixed order.
 REWARDS = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
@@ -156,19 +156,6 @@ def test_variance_is_that_of_the_set_at_any_place() -> None:
     prompts = torch.tensor([9, 4, 4, 9, 6])
     assert without_variance(rewards, prompts).tolist() == [False, True, True, False, True]
     assert without_variance(rewards, prompts, baseline="own").tolist() == [True] * 3 + [False, True]
-
-
-class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operator makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
 
 
 @pytest.mark.parametrize("baseline", ["prompt", "own", "others"])

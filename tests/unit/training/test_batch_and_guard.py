@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from interlace import Engine, SamplingParams
 from interlace.engine.types import GroupOutput
 from interlace.errors import GroupError, GuardError
-from interlace.training.batch import GroupBatch, collate, collate_ids, score
+from interlace.training.batch import GroupBatch, collate, collate_ids
 from interlace.training.guard import check_gap, measure_gap, sample_again
+from interlace.training.scoring import score
 from support.architectures import VOCAB, attach_random, build
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [15, 16]]

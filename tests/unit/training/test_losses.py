@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from interlace.training.batch import collate_ids, score
+from interlace.training.batch import collate_ids
 from interlace.training.losses import LossConfig, denominator, policy_loss
+from interlace.training.scoring import score
 from support.architectures import attach_random, build
 
 LOW, HIGH = 0.2, 0.28

@@ -14,8 +14,9 @@ import interlace
 from interlace.attaching import new_parameters
 from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments
-from interlace.training.batch import collate, score
+from interlace.training.batch import collate
 from interlace.training.grpo import GRPOTrainer
+from interlace.training.scoring import score
 from support.architectures import attach_random
 from support.number_model import WORDS, number_model, number_tokenizer
 from support.training import (

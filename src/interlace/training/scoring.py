@@ -1,0 +1,246 @@
+"""The teacher-forced pass over whole groups: log-probabilities of the sampled tokens.
+
+Axes: P groups, W width, R = P*W rows, T completion columns, N tokens that count, D hidden size,
+    V vocabulary.
+
+The model's own forward pass runs, through whatever wraps it (data-parallel and sharding wrappers,
+adapters), but its head computes log-probabilities in place of logits, chunk by chunk, where its
+weights are whole. What the model would do with logits after its head (scale them, cap them) it does
+to a row of probes instead, from which that is read, and checked in every pass. Where a head cannot
+be stood in for, the model's own logits are used, chunk by chunk, too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from interlace.attaching import get_attachment, is_attached
+from interlace.training.batch import GroupBatch
+from interlace.training.logprobs import CHUNK_BYTES, Distribution, Tail, sampled_logprobs
+from interlace.training.parameters import unwrapped
+
+# Small, large, and what a wrong scale or cap would show at.
+PROBES = (2.0**-10, 2.0**14, -(2.0**14), 0.5, -3.0, 17.0, -80.0)
+
+# What the models met so far do after their heads; None where it is neither a scale nor a cap.
+_TAILS: WeakKeyDictionary[nn.Module, Tail | None] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a pass says of the sampled tokens; 0 where the completion mask is False.
+
+    Attributes:
+        logprobs: under the distribution that was sampled from (temperature, forbidden tokens).
+        entropy: of each position's distribution, in nats; without gradients unless asked for.
+    """
+
+    logprobs: Float[Tensor, "P W T"]
+    entropy: Float[Tensor, "P W T"] | None
+
+
+def score(
+    model: nn.Module,
+    batch: GroupBatch,
+    *,
+    temperature: float = 1.0,
+    forbidden: Sequence[int] = (),
+    entropy: bool = False,
+    entropy_gradients: bool = False,
+) -> Scores:
+    """The teacher-forced pass: whole groups, with the alive mask of sampling (invariant I7).
+
+    Args:
+        model: attached or not.
+        batch: the groups.
+        temperature: as in sampling; above 0.
+        forbidden: token ids that sampling excluded.
+        entropy: also give entropies.
+        entropy_gradients: let gradients flow through them, for an entropy bonus.
+    """
+    distribution = Distribution(
+        temperature=temperature,
+        forbidden=tuple(forbidden),
+        entropy=entropy,
+        entropy_gradients=entropy and entropy_gradients,
+    )
+    found = _from_hidden_states(model, batch, distribution)
+    logprobs, spread = _from_logits(model, batch, distribution) if found is None else found
+    return Scores(_placed(logprobs, batch), _placed(spread, batch) if entropy else None)
+
+
+def _placed(values: Float[Tensor, " N"], batch: GroupBatch) -> Float[Tensor, "P W T"]:
+    """Values of the tokens that count, at their places."""
+    keep = batch.completion_mask
+    return values.new_zeros(keep.shape).masked_scatter(keep, values)
+
+
+def _forward(model: nn.Module, batch: GroupBatch) -> Tensor:
+    """The model's logits of the last positions, at least those before each completion token."""
+    inner = unwrapped(model)
+    extra: dict[str, Any] = {"groups": batch.groups} if is_attached(inner) else {}
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+        extra["logits_to_keep"] = batch.completion_mask.shape[2] + 1
+    logits: Tensor = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask.long(),
+        position_ids=(batch.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0),
+        use_cache=False,
+        **extra,
+    ).logits
+    return logits
+
+
+# From hidden states -------------------------------------------------------------------------------
+
+
+def _from_hidden_states(
+    model: nn.Module, batch: GroupBatch, distribution: Distribution
+) -> tuple[Tensor, Tensor] | None:
+    """Values of the tokens that count, or None if the head cannot be stood in for."""
+    inner = unwrapped(model)
+    head = _replaceable_head(model, inner)
+    for _ in range(2):  # in a second pass where the first one shows another tail than was thought
+        tail = _TAILS.get(inner, Tail())
+        if head is None or tail is None:
+            return None
+        stand_in = _StandIn(head, batch, replace(distribution, tail=tail))
+        with _in_place_of(head, stand_in):
+            said = _forward(model, batch)
+        seen = None if stand_in.found is None else _tail_of(said, stand_in.probes)
+        if seen == tail and stand_in.found is not None:
+            # The pass's output is in the graph, too, since hooks of wrappers hang on it.
+            return stand_in.found[0] + said.sum() * 0, stand_in.found[1]
+        _TAILS[inner] = seen
+    return None
+
+
+def _replaceable_head(model: nn.Module, inner: Any) -> nn.Linear | None:
+    """The model's head, if it is a plain linear layer that the model's own code calls."""
+    head: Any = inner.get_output_embeddings()
+    plain = (
+        head is not None and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
+    )
+    compiled = inner._compiled_call_impl is not None or any(
+        hasattr(wrapper, "_orig_mod") for wrapper in _wrappers(model)
+    )
+    coupled = is_attached(inner) and "head" in get_attachment(inner).coupling.seats
+    return head if plain and not compiled and not coupled else None
+
+
+def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    while isinstance(model, nn.Module):
+        yield model
+        model = getattr(model, "module", None) or getattr(model, "_orig_mod", None)  # type: ignore[assignment]
+
+
+class _StandIn:
+    """A head that computes log-probabilities, and gives the model probes to go on with.
+
+    Args:
+        head: Head that it stands in for.
+        batch: Batch of the pass.
+        distribution: Distribution that was sampled from.
+    """
+
+    def __init__(self, head: nn.Linear, batch: GroupBatch, distribution: Distribution) -> None:
+        self._head, self._batch, self._distribution = head, batch, distribution
+        self._calls = 0
+        count = head.out_features
+        self.probes = torch.tensor(PROBES).repeat(-(-count // len(PROBES)))[:count]
+        self.found: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        self._calls += 1
+        head, mask = self._head, self._batch.completion_mask.flatten(0, 1)
+        rows, length = mask.shape
+        fits = hidden.ndim == 3 and hidden.shape[0] == rows and hidden.shape[1] > length
+        if self._calls > 1 or not fits or isinstance(head.weight, DTensor):
+            self.found = None
+            return nn.Linear.forward(head, hidden.contiguous())
+        device = hidden.device.type
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            self.found = sampled_logprobs(
+                hidden[:, -length - 1 : -1][mask].to(dtype),
+                head.weight.to(dtype),
+                None if head.bias is None else head.bias.to(dtype),
+                self._batch.completion_ids.flatten(0, 1)[mask],
+                self._distribution,
+            )
+        logprobs = self.found[0]
+        nothing = torch.where(torch.zeros_like(logprobs, dtype=torch.bool), logprobs, 0.0).sum()
+        return self.probes.to(logprobs)[None, None] + nothing
+
+
+@contextmanager
+def _in_place_of(head: nn.Linear, stand_in: _StandIn) -> Iterator[None]:
+    # The module stays, with all hooks on it: wrappers gather its weights when it is called.
+    vars(head)["forward"] = stand_in
+    try:
+        yield
+    finally:
+        del vars(head)["forward"]
+
+
+@torch.no_grad()
+def _tail_of(said: Tensor, probes: Tensor) -> Tail | None:
+    """What makes these logits of the probes; None if nothing known does."""
+    values = said.detach().flatten().float().cpu()
+    if values.shape != probes.shape:
+        return None
+    small, large = float(values[0]), float(values[1])
+    scale = small / PROBES[0]
+    linear = math.isclose(large, scale * PROBES[1], rel_tol=1e-4)
+    tail = Tail(scale, math.inf if linear else large)
+    fits = torch.allclose(values, tail(probes.clone()), rtol=1e-5, atol=1e-6)
+    return tail if fits and scale > 0 and tail.cap > 0 else None
+
+
+# From the model's own logits ----------------------------------------------------------------------
+
+
+def _from_logits(
+    model: nn.Module, batch: GroupBatch, distribution: Distribution
+) -> tuple[Tensor, Tensor]:
+    """Values of the tokens that count, some rows at a time."""
+    mask = batch.completion_mask.flatten(0, 1)
+    length = mask.shape[1]
+    logits = _forward(model, batch)[:, -length - 1 : -1]
+    size = max(CHUNK_BYTES // (4 * length * logits.shape[2]), 1)
+    ids = batch.completion_ids.flatten(0, 1)
+    parts = [
+        checkpoint(_of_rows, *part, distribution, use_reentrant=False)
+        for part in zip(logits.split(size), ids.split(size), mask.split(size), strict=True)
+    ]
+    logprobs, entropy = (torch.cat(values) for values in zip(*parts, strict=True))
+    return logprobs, entropy
+
+
+def _of_rows(
+    logits: Float[Tensor, "R T V"],
+    ids: Int[Tensor, "R T"],
+    mask: Bool[Tensor, "R T"],
+    distribution: Distribution,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    y = distribution.of_logits(logits[mask])
+    normaliser = y.logsumexp(dim=1)
+    logprobs = y.gather(1, ids[mask][:, None])[:, 0] - normaliser
+    if not distribution.entropy:
+        return logprobs, torch.zeros_like(logprobs)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and distribution.entropy_gradients):
+        return logprobs, normaliser - (y.softmax(dim=1) * y).sum(dim=1)
