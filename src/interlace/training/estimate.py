@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import ConfigError
+from interlace.training.logprobs import CHUNK_BYTES, KEPT_BYTES
 from interlace.training.probe import Subject
 from interlace.training.responses import count_responses
 
@@ -59,10 +60,8 @@ class Setting:
         completion: T.
         mixed: whether passes run in 16 bits over wider weights.
         checkpointing: whether activations are computed again.
-        temperature_is_one: scales no logits.
         optimizer: its name.
         reference: whether a frozen copy is kept.
-        entropy: whether entropies are computed.
         processes: how many share the work.
         sharded: whether FSDP shards weights, gradients and states over them.
         cpu: whether it runs on the CPU.
@@ -76,10 +75,8 @@ class Setting:
     completion: int
     mixed: bool
     checkpointing: bool
-    temperature_is_one: bool
     optimizer: str
     reference: bool
-    entropy: bool
     processes: int = 1
     sharded: bool = False
     cpu: bool = False
@@ -186,10 +183,8 @@ def setting(
         completion=options.max_new_tokens,
         mixed=bool(options.bf16 or options.fp16),
         checkpointing=bool(options.gradient_checkpointing),
-        temperature_is_one=options.temperature == 1,
         optimizer=str(getattr(options.optim, "value", options.optim)),
         reference=bool(getattr(options, "kl_weight", 0)),
-        entropy=stage == "grpo",
         processes=processes,
         sharded=sharded,
         cpu=cpu,
@@ -219,7 +214,7 @@ def memory(subject: Subject, at: Setting) -> Memory:
     least["logits"] = at.group_rows * step
     training = {
         f"activations, {at.micro_rows} rows": at.micro_rows * _activations(subject, at),
-        "logits": at.micro_rows * _logits(subject, at),
+        "logits": _logits(subject, at),
     }
     if at.mixed:
         copies = 2 * (subject.old_parameters + subject.new_parameters)
@@ -267,14 +262,11 @@ def _activations(subject: Subject, at: Setting) -> int:
 
 
 def _logits(subject: Subject, at: Setting) -> int:
-    """Bytes of a row's logits and their gradients: of all positions as the model gives them, and
-    in float32 of the completion's."""
-    size = 2 if at.mixed else subject.itemsize
-    positions = at.prompt + at.completion
-    model = positions * subject.vocabulary * (2 * size + (4 if at.mixed else 0))
-    copies = 1 + (not at.temperature_is_one) + (size != 4 and not at.mixed)
-    own = at.completion * subject.vocabulary * 4 * (copies + (3 if at.entropy else 2))
-    return model + own
+    """Bytes of a pass's logits: those that are kept for the backward pass, if they are few, and
+    some chunks in work."""
+    everything = at.micro_rows * at.completion * subject.vocabulary * 4
+    kept = everything if everything <= KEPT_BYTES else 0
+    return kept + 4 * min(CHUNK_BYTES, everything)
 
 
 def ways_out(subject: Subject, at: Setting, available: int, stage: str) -> Iterator[str]:

@@ -236,3 +236,12 @@ def test_the_way_out_fits():
     assert memory(subject, fewer).peak <= there
     ways = list(ways_out(subject, start, subject.weight_bytes, "grpo"))
     assert any("grpo.train=new" in way for way in ways)
+
+
+def test_logits_are_a_few_chunks_however_many_there_are():
+    subject = probe(skeleton(), 4)
+    few, some, many = (
+        memory(dataclasses.replace(subject, vocabulary=size), at(micro_rows=64, max_new_tokens=800))
+        for size in (100, 50_000, 150_000)
+    )
+    assert few.training["logits"] < some.training["logits"] == many.training["logits"] < 2**29
