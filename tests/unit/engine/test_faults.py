@@ -37,7 +37,7 @@ def ids(groups: list[GroupOutput]) -> list[list[list[int]]]:
     return [[c.token_ids for c in group.completions] for group in groups]
 
 
-EXPECTED = ids(Engine(MODEL).generate(PROMPTS, PARAMS))
+EXPECTED = ids(Engine(MODEL, prefill_chunk=5).generate(PROMPTS, PARAMS))
 
 
 @contextmanager
@@ -74,9 +74,9 @@ def failing(
 def test_without_memory_fewer_groups_run_and_nothing_is_lost(
     error: BaseException, calls: tuple[int, ...]
 ) -> None:
-    """The first four passes are prefills; each failure comes in the middle of a pass, when some
-    layers have stored the new token already."""
-    engine = Engine(MODEL)
+    """Four passes are prefills, since no two prompts make a chunk. Each failure comes in the
+    middle of a pass, when some layers have stored the new token already."""
+    engine = Engine(MODEL, prefill_chunk=5)
     with failing(error, *calls):
         groups = engine.generate(PROMPTS, PARAMS)
     assert ids(groups) == EXPECTED
@@ -93,7 +93,7 @@ def test_without_memory_while_sampling(monkeypatch: pytest.MonkeyPatch, call: in
     """Rows of two kinds are sampled in two calls: none may get a token if the second fails. The
     groups are admitted together, in the first two calls, and one by one if that fails."""
     own = [PARAMS.replace(temperature=1 + p % 2, record_attention="mean") for p in range(4)]
-    expected = Engine(MODEL).generate(PROMPTS, own)
+    expected = Engine(MODEL, prefill_chunk=5).generate(PROMPTS, own)
     calls, real = 0, drawing_module.sample
 
     def sample(*args: Any) -> Any:
@@ -104,7 +104,7 @@ def test_without_memory_while_sampling(monkeypatch: pytest.MonkeyPatch, call: in
         return real(*args)
 
     monkeypatch.setattr(drawing_module, "sample", sample)
-    engine = Engine(MODEL)
+    engine = Engine(MODEL, prefill_chunk=5)
     groups = engine.generate(PROMPTS, own)
     assert len(engine.stats.notes) == 1
     assert ids(groups) == ids(expected)
@@ -115,7 +115,7 @@ def test_without_memory_while_sampling(monkeypatch: pytest.MonkeyPatch, call: in
 
 @pytest.mark.parametrize("call", [1, 2, 5])
 def test_one_group_without_memory_is_an_error_with_a_way_out(call: int) -> None:
-    engine = Engine(MODEL)
+    engine = Engine(MODEL, prefill_chunk=5)
     cause = torch.OutOfMemoryError("CUDA out of memory.")
     with (
         failing(cause, call),
@@ -127,7 +127,7 @@ def test_one_group_without_memory_is_an_error_with_a_way_out(call: int) -> None:
 
 
 def test_other_errors_are_not_taken_for_want_of_memory() -> None:
-    engine = Engine(MODEL)
+    engine = Engine(MODEL, prefill_chunk=5)
     with failing(RuntimeError("shapes differ"), 6), pytest.raises(RuntimeError, match="shapes"):
         engine.generate(PROMPTS, PARAMS)
     assert ids(engine.generate(PROMPTS, PARAMS)) == EXPECTED
@@ -153,7 +153,7 @@ def test_logits_that_are_no_numbers_name_prompt_row_and_step(
             out.logits[3 + 2, :, 7] = value
 
     handle = model.register_forward_hook(spoil)
-    engine, params = Engine(model), PARAMS.replace(temperature=temperature)
+    engine, params = Engine(model, prefill_chunk=5), PARAMS.replace(temperature=temperature)
     with pytest.raises(
         GenerationError, match=r"not numbers \(NaN or infinite\) at prompt 1, row 2, step 1\."
     ):
@@ -179,7 +179,7 @@ def test_processors_that_leave_no_token(temperature: float) -> None:
     with pytest.raises(
         GenerationError, match=r"No token is left .* prompt 0, row 0, step 1.*logits_processors"
     ):
-        Engine(MODEL).generate(PROMPTS[:1], params)
+        Engine(MODEL, prefill_chunk=5).generate(PROMPTS[:1], params)
 
 
 # Ctrl-C -------------------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ def assert_beginnings(got: dict[int, GroupOutput], expected: list[list[list[int]
 @pytest.mark.parametrize("call", [2, 4, 7, 10])
 def test_interrupted_groups_keep_their_tokens(call: int) -> None:
     params = PARAMS.replace(stop_token_ids=STOPS)
-    expected = ids(Engine(MODEL).generate(PROMPTS, params))
-    engine = Engine(MODEL)
+    expected = ids(Engine(MODEL, prefill_chunk=5).generate(PROMPTS, params))
+    engine = Engine(MODEL, prefill_chunk=5)
     with (
         failing(KeyboardInterrupt(), call),
         pytest.raises(GenerationInterrupted, match=r"unfinished and \d not begun") as raised,
@@ -235,7 +235,7 @@ def test_interrupted_in_the_callers_own_progress() -> None:
         if stats.decode_steps == 4:
             raise KeyboardInterrupt
 
-    engine = Engine(MODEL)
+    engine = Engine(MODEL, prefill_chunk=5)
     with pytest.raises(GenerationInterrupted) as raised:
         engine.generate(PROMPTS, PARAMS, progress=stop)
     assert_beginnings(raised.value.groups, EXPECTED)
@@ -244,7 +244,7 @@ def test_interrupted_in_the_callers_own_progress() -> None:
 
 def test_as_completed_interrupted_gives_what_was_not_handed_out() -> None:
     own = [PARAMS.replace(max_new_tokens=n) for n in (3, 12, 5, 12)]
-    completed, got = Engine(MODEL).as_completed(PROMPTS, own), []
+    completed, got = Engine(MODEL, prefill_chunk=5).as_completed(PROMPTS, own), []
     with failing(KeyboardInterrupt(), 12), pytest.raises(GenerationInterrupted) as raised:
         got.extend(completed)
     assert [index for index, _ in got] == [0, 2]
@@ -253,7 +253,7 @@ def test_as_completed_interrupted_gives_what_was_not_handed_out() -> None:
 
 
 def test_a_stream_interrupted_keeps_its_group() -> None:
-    engine, steps = Engine(MODEL), []
+    engine, steps = Engine(MODEL, prefill_chunk=5), []
     stream = engine.stream(PROMPTS[0], PARAMS)
     with failing(KeyboardInterrupt(), 6), pytest.raises(GenerationInterrupted) as raised:
         steps.extend(stream)
@@ -277,10 +277,10 @@ def test_interrupted_between_the_rows_of_a_step(monkeypatch: pytest.MonkeyPatch)
         append(self, drawn)
 
     params = PARAMS.replace(max_new_tokens=[5, 12, 12])  # the first row would have ended
-    expected = ids(Engine(MODEL).generate(PROMPTS[:1], params))
+    expected = ids(Engine(MODEL, prefill_chunk=5).generate(PROMPTS[:1], params))
     monkeypatch.setattr(Row, "append", interrupted)
     with pytest.raises(GenerationInterrupted) as raised:
-        Engine(MODEL).generate(PROMPTS[:1], params)
+        Engine(MODEL, prefill_chunk=5).generate(PROMPTS[:1], params)
     group = raised.value.groups[0]
     assert [c.token_ids for c in group.completions] == [row[:4] for row in expected[0]]
     assert [c.finish_reason for c in group.completions] == ["interrupted"] * 3

@@ -58,7 +58,7 @@ def test_no_more_rows_at_once_than_allowed_but_a_wider_group_runs_alone() -> Non
     handle = MODEL.model.embed_tokens.register_forward_pre_hook(
         lambda module, args: seen.append(args[0].shape[0])
     )
-    engine = Engine(MODEL, max_rows=5)
+    engine = Engine(MODEL, max_rows=5, prefill_chunk=7)  # no two prompts in one pass
     asked = prompts(3, 4, 5, 6, 7)
     own = [params(w, stop_token_ids=(), max_new_tokens=7) for w in (2, 2, 9, 1, 4)]
     groups = engine.generate(asked, own)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from interlace.engine.backends.hf import HFBackend
-from interlace.engine.backends.host import Borrowed, Twin
+from interlace.engine.backends.host import Borrowed, Twin, can_have_twin
 from interlace.engine.backends.packed import PackedWeights, why_not_packed
 from interlace.errors import GenerationError
 
@@ -28,19 +28,18 @@ class CPUBackend(HFBackend):
                 "'auto', which chooses."
             )
         self.packed = PackedWeights()
-        self._packed_host: Twin | Borrowed | None = None
+        self._packed_host: Twin | None = None
 
     def refresh(self) -> None:
         super().refresh()
-        self._packed_host = self._host
-        if isinstance(self._host, Twin):
+        self._packed_host = None
+        if can_have_twin(self.model):
             twin = Twin(self.model)
             twin.patch(self.packed.refresh(twin.model))
             twin.patch(self._recorders(twin.model))  # which call what is there by then
             self._packed_host = twin
 
     def _host_of_pass(self) -> Twin | Borrowed:
-        plain = super()._host_of_pass()
         if self._packed_host is None or torch.is_autocast_enabled(self.device.type):
-            return plain  # packed products know no autocast
+            return super()._host_of_pass()  # packed products know no autocast
         return self._packed_host

@@ -35,6 +35,8 @@ from interlace.rows import Owners, Rows
 
 AttentionInterface.register(ATTENTION, shared_attention)
 
+_MOST_PADDING = 2  # a prompt goes with others of at most so many times the shortest one's length
+
 
 class HFBackend(Backend):
     """Hugging Face's modules with our attention; keys and values in a `SharedCache`."""
@@ -57,26 +59,44 @@ class HFBackend(Backend):
     def refresh(self) -> None:
         self._check_coupling()
         self._takes_groups = is_attached(self.base)
-        self._host = self._new_host()
-
-    def _new_host(self) -> Twin | Borrowed:
-        host = host_of(self.model)
-        host.patch(self._recorders(host.model))
-        return host
+        self._host = None  # made by the first pass
 
     def _host_of_pass(self) -> Twin | Borrowed:
         if self._host is None:
-            self.refresh()
-        assert self._host is not None
+            self._host = host_of(self.model)
+            self._host.patch(self._recorders(self._host.model))
         return self._host
 
     # Prompts --------------------------------------------------------------------------------------
+
+    def passes(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Short prompts of like length together, as many as make one chunk."""
+        if self._has_windows():
+            return super().passes(lengths)
+        passes: list[list[int]] = []
+        for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+            length = lengths[place]
+            if passes:
+                fits = (len(passes[-1]) + 1) * length <= self._chunk
+                if fits and length <= _MOST_PADDING * lengths[passes[-1][0]]:
+                    passes[-1].append(place)
+                    continue
+            passes.append([place])
+        return passes
+
+    def _has_windows(self) -> bool:
+        """Whether a layer's cache keeps the last positions only: then of padded ones."""
+        cache = DynamicCache(config=self.base.config)
+        return any(windows_of(cache))
 
     @torch.inference_mode()
     def prefill(
         self, prompts: Sequence[Sequence[int]]
     ) -> tuple[list[StoredPrompt], Float[Tensor, "B V"]]:
-        computed = [self._prefill(prompt) for prompt in prompts]
+        if len(prompts) > 1 and not self._has_windows():
+            computed = self._prefill_together(prompts)
+        else:
+            computed = [self._prefill(prompt) for prompt in prompts]
         stored = [
             self._cache.add_prompt(keys_values, len(prompt))
             for prompt, (keys_values, _) in zip(prompts, computed, strict=True)
@@ -104,6 +124,38 @@ class HFBackend(Backend):
                 )
         self._windows = windows_of(cache)
         return keys_and_values(self.base, cache), out.logits[:, -1].to(self.device)
+
+    def _prefill_together(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> list[tuple[list[tuple[Float[Tensor, "1 G U C"], Float[Tensor, "1 G U C"]]], Tensor]]:
+        """Padded at their ends: no token sees those after it, so no mask is needed."""
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        cache = DynamicCache(config=self.base.config)
+        positions = torch.arange(longest, device=self.device).expand(len(prompts), -1)
+        ends = sorted({length - 1 for length in lengths})
+        if not self._picks_logits:
+            ends = list(range(longest))
+        wanted = {"logits_to_keep": torch.tensor(ends, device=self.device)}
+        host = self._host_of_pass()
+        with host.ready(None):
+            out = host.model(
+                input_ids=torch.tensor(padded, device=self.device),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **(wanted if self._picks_logits else {}),
+            )
+        self._windows = windows_of(cache)
+        stored = keys_and_values(self.base, cache)
+        return [
+            (
+                [(k[b : b + 1, :, :length], v[b : b + 1, :, :length]) for k, v in stored],
+                out.logits[b : b + 1, ends.index(length - 1)].to(self.device),
+            )
+            for b, length in enumerate(lengths)
+        ]
 
     # Rows -----------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import copy
 import functools
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -103,6 +104,10 @@ class Borrowed:
 _ABSENT = object()
 
 
+# Types of most attributes: what holds no module. Dictionaries are those of parameters and hooks.
+_SHARED = frozenset((bool, int, float, str, type(None), dict, OrderedDict, set, torch.Tensor))
+
+
 def host_of(model: nn.Module) -> Twin | Borrowed:
     """A twin of the model if it can have one, else the model itself."""
     return Twin(model) if can_have_twin(model) else Borrowed(model)
@@ -130,7 +135,10 @@ def _twin_of(model: nn.Module) -> nn.Module:
     twins: dict[int, nn.Module] = {id(m): object.__new__(type(m)) for m in modules}
     configs: dict[int, Any] = {}  # deepcopy's memory: a configuration in two places stays one
     for module in modules:
-        own = {k: _with_twins(v, twins, configs) for k, v in module.__dict__.items()}
+        own = dict(module.__dict__)
+        for name, value in module.__dict__.items():
+            if type(value) not in _SHARED:
+                own[name] = _with_twins(value, twins, configs)
         own["_modules"] = {
             name: None if child is None else twins[id(child)]
             for name, child in module._modules.items()
