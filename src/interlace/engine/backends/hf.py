@@ -47,6 +47,7 @@ class HFBackend(Backend):
     def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
         super().__init__(model, prefill_chunk)
         self._host: Twin | Borrowed | None = None
+        self._is_fresh = False
         self._takes_groups = False
         self._cache = SharedCache()
         self._owners: Owners | None = None  # of the live rows, until one comes or goes
@@ -59,7 +60,13 @@ class HFBackend(Backend):
     def refresh(self) -> None:
         self._check_coupling()
         self._takes_groups = is_attached(self.base)
-        self._host = None  # made by the first pass
+        self._host = None  # made by the first pass that needs it
+        self._is_fresh = True
+
+    def _fresh_host(self) -> Twin | Borrowed:
+        if not self._is_fresh:  # by whoever calls the core without the engine
+            self.refresh()
+        return self._host_of_pass()
 
     def _host_of_pass(self) -> Twin | Borrowed:
         if self._host is None:
@@ -111,7 +118,7 @@ class HFBackend(Backend):
         ids = torch.tensor([list(token_ids)], device=self.device)
         positions = torch.arange(len(token_ids), device=self.device)[None]
         last_only = {"logits_to_keep": 1} if self._picks_logits else {}
-        host = self._host_of_pass()
+        host = self._fresh_host()
         with host.ready(None):
             for start in range(0, len(token_ids), self._chunk):
                 stop = start + self._chunk
@@ -138,7 +145,7 @@ class HFBackend(Backend):
         if not self._picks_logits:
             ends = list(range(longest))
         wanted = {"logits_to_keep": torch.tensor(ends, device=self.device)}
-        host = self._host_of_pass()
+        host = self._fresh_host()
         with host.ready(None):
             out = host.model(
                 input_ids=torch.tensor(padded, device=self.device),
@@ -179,7 +186,7 @@ class HFBackend(Backend):
             ids = torch.empty_like(ids).index_copy_(0, torch.tensor(places, device=ids.device), ids)
         self._seen = [] if recording else None
         token = active_cache.set(cache)
-        host = self._host_of_pass()
+        host = self._fresh_host()
         try:
             with host.ready(ATTENTION):
                 out = host.model(
