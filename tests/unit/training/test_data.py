@@ -213,7 +213,7 @@ def test_the_warm_up_learns_what_rewards_call_right(tmp_path: Path) -> None:
         (7, "got int"),
         (["x"], "got list"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, str | int) else type(value).__name__,
 )
 def test_rows_that_do_not_fit(rows: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
