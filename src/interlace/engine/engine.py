@@ -219,6 +219,27 @@ class Engine:
         requests, stats = self._requests([prompt], params, [sample_id])
         return GroupStream(self, requests, stats)
 
+    def requests(
+        self,
+        prompts: Iterable[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        sample_ids: Sequence[int | str] | None = None,
+    ) -> list[Request]:
+        """What `core.add` takes: one request for each prompt, checked.
+
+        What they cost together is in the `stats` of each.
+
+        Args:
+            prompts: Prompts as in `generate`, like the other arguments.
+            params: Parameters as in `generate`.
+            sample_ids: Sample ids as in `generate`.
+
+        Raises:
+            GenerationError: as in `generate`.
+        """
+        return self._requests(list_of_prompts(prompts), params, sample_ids)[0]
+
     def _requests(
         self,
         prompts: list[Prompt],

@@ -28,6 +28,16 @@ def requests(core: EngineCore, prompts: Any, params: Any = PARAMS) -> list[Reque
     return make_requests(core.backend, None, prompts, params, None, EngineStats())
 
 
+def test_an_engine_makes_the_requests_of_its_core() -> None:
+    engine = Engine(MODEL)
+    made = engine.requests(PROMPTS, PARAMS)
+    numbers = [engine.core.add(request) for request in made]
+    events = drain(engine.core)
+    assert [ids(events[n][0].group) for n in numbers] == EXPECTED
+    assert made[0].stats is made[3].stats
+    assert made[0].stats.sampled_tokens == 144
+
+
 def drain(core: EngineCore) -> dict[int, list[Event]]:
     events: dict[int, list[Event]] = {}
     while not core.is_idle:

@@ -544,3 +544,13 @@ def test_the_default_type_of_tensors_does_not_matter() -> None:
 def test_names_are_there() -> None:
     assert interlace.Engine is Engine
     assert interlace.SamplingParams is SamplingParams
+
+
+def test_an_engine_for_what_load_reads() -> None:
+    engine = Engine.from_pretrained("tiny", max_rows=5, backend="hf", dtype="float32")
+    assert engine.core.backend.name == "hf"
+    group = engine.generate(["3 5 7 = 15"], PARAMS)[0]
+    model, tokenizer = interlace.load("tiny", dtype="float32")
+    assert ids([group]) == ids(Engine(model, tokenizer).generate(["3 5 7 = 15"], PARAMS))
+    with pytest.raises(GenerationError, match="packed is now backend"):
+        Engine.from_pretrained("tiny", packed=True)
