@@ -36,7 +36,6 @@ class CPUBackend(HFBackend):
         if can_have_twin(self.model):
             twin = Twin(self.model)
             twin.patch(self.packed.refresh(twin.model))
-            twin.patch(self._recorders(twin.model))  # which call what is there by then
             self._packed_host = twin
 
     def _host_of_pass(self) -> Twin | Borrowed:

@@ -53,7 +53,8 @@ class HFBackend(Backend):
         self._owners: Owners | None = None  # of the live rows, until one comes or goes
         self._group_numbers = count()
         self._windows: list[int] = []  # of each layer, in the cache of the last prefill
-        self._seen: list[Tensor] | None = None  # what blocks note in a step that is recorded
+        self._recording: Twin | Borrowed | None = None  # whose blocks note their attention
+        self._seen: list[Tensor] | None = None  # what they note in a step that is recorded
         parameters = inspect.signature(self.base.forward).parameters
         self._picks_logits = "logits_to_keep" in parameters
 
@@ -71,7 +72,6 @@ class HFBackend(Backend):
     def _host_of_pass(self) -> Twin | Borrowed:
         if self._host is None:
             self._host = host_of(self.model)
-            self._host.patch(self._recorders(self._host.model))
         return self._host
 
     # Prompts --------------------------------------------------------------------------------------
@@ -184,9 +184,12 @@ class HFBackend(Backend):
         in_order = places == list(range(len(places)))
         if not in_order:
             ids = torch.empty_like(ids).index_copy_(0, torch.tensor(places, device=ids.device), ids)
+        host = self._fresh_host()
+        if recording and self._recording is not host:
+            host.patch(self._recorders(host.model))
+            self._recording = host
         self._seen = [] if recording else None
         token = active_cache.set(cache)
-        host = self._fresh_host()
         try:
             with host.ready(ATTENTION):
                 out = host.model(
