@@ -19,13 +19,11 @@ from itertools import count
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from interlace.engine.backends.base import Backend
 from interlace.engine.drawing import Drawing, draw
-from interlace.engine.kv import StoredPrompt
 from interlace.engine.memory import is_out_of_memory
+from interlace.engine.prompt_store import PromptStore
 from interlace.engine.sampling import Workspace
 from interlace.engine.state import Request, Row, RunningGroup, Ticket
 from interlace.engine.stopping import RowText
@@ -60,14 +58,6 @@ class Event:
     error: Exception | None = None
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A prompt that is in the backend, with the logits after its last token."""
-
-    prompt: StoredPrompt
-    logits: Float[Tensor, " V"]
-
-
 class EngineCore:
     """Runs requests of any number of callers, all in the same passes.
 
@@ -89,7 +79,7 @@ class EngineCore:
         self._ids = count()
         self._waiting: deque[Ticket] = deque()
         self._running: list[RunningGroup] = []
-        self._prompts: dict[bytes, _Stored] = {}  # by their token ids
+        self._prompts = PromptStore(backend)
         self._torn: list[RunningGroup] = []  # whose rows may have got a part of a step
         self._admits_several = True
         self._workspace = Workspace()
@@ -241,13 +231,16 @@ class EngineCore:
         """Prefill prompts, unless they are stored, and draw their rows' first tokens, of several
         groups in one call."""
         tickets: list[Ticket] = [self._waiting[0]]
-        failed = self._store_prompts(tickets)  # first, since it shows what a position takes
+        failed = self._prompts.store(
+            [tickets[0].request]
+        )  # first, since it shows what a position takes
         for ticket in list(self._waiting)[1:]:
             enough = sum(t.request.params.width for t in tickets) >= _ROWS_ADMITTED
             if enough or not self._admits_several or not self._fits([*tickets, ticket]):
                 break
             tickets.append(ticket)
-        failed |= self._store_prompts([t for t in tickets if t.request.prompt_key not in failed])
+        others = [t.request for t in tickets if t.request.prompt_key not in failed]
+        failed |= self._prompts.store(others)
         groups = [RunningGroup(t, self._tokenizer, self._ask) for t in tickets]
         sound = [group for group in groups if group.request.prompt_key not in failed]
         rows = [row for group in sound for row in group.rows]
@@ -270,30 +263,6 @@ class EngineCore:
                 for row, slot in zip(group.rows, slots, strict=True):
                     row.slot = slot
         return drawing
-
-    def _store_prompts(self, tickets: Sequence[Ticket]) -> dict[bytes, Exception]:
-        """Compute the prompts that are not stored; those that cannot be, with what they raise."""
-        wanted = {t.request.prompt_key: t.request for t in tickets}
-        missing = {key: r for key, r in wanted.items() if key not in self._prompts}
-        failed: dict[bytes, Exception] = {}
-        many = list(missing.values())
-        passes = self.backend.passes([len(request.token_ids) for request in many])
-        while passes:
-            requests = [many[place] for place in passes.pop(0)]
-            try:
-                stored, logits = self.backend.prefill([r.token_ids for r in requests])
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                if len(requests) == 1:
-                    failed[requests[0].prompt_key] = error
-                else:  # each alone, so that only those fail that have to
-                    passes = [[many.index(request)] for request in requests] + passes
-                continue
-            for request, prompt, last in zip(requests, stored, logits, strict=True):
-                self._prompts[request.prompt_key] = _Stored(prompt, last)
-                request.stats.prefill_tokens += len(request.token_ids)
-        return failed
 
     def _decode(self, rows: list[Row]) -> Drawing:
         """Feed every live row's last token, and draw the next ones."""
@@ -381,14 +350,9 @@ class EngineCore:
         """Let go of prompts that no row answers, but for that of the group that comes next."""
         if self.is_idle:
             self._prompts.clear()
-            self.backend.clear()
             self._workspace = Workspace()
             return
-        ahead = self._waiting[0].request.prompt_key if self._waiting else None
-        for key, stored in list(self._prompts.items()):
-            if stored.prompt.users == 0 and key != ahead:
-                del self._prompts[key]
-                self.backend.release(stored.prompt)
+        self._prompts.tidy(self._waiting[0].request.prompt_key if self._waiting else None)
 
     def _ask(self, question: Callable[..., bool], *arguments: Any) -> Future[bool]:
         if self._executor is None:
