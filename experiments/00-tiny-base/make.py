@@ -181,7 +181,7 @@ def measure(folder: Path, seed: int, output: Path) -> dict[str, Any]:
         )
     ]
     raw = output / "records.jsonl"
-    lines = raw.read_text().splitlines()
+    lines = raw.read_text().split("\n")[:-1]
     with gzip.GzipFile(f"{raw}.gz", "wb", mtime=0) as file:
         file.write(raw.read_bytes())
     raw.unlink()

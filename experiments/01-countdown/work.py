@@ -154,7 +154,7 @@ def tidy(unit: Unit, places: Places) -> None:
     """Keep the numbers of a training run; delete what only a resumed run would need."""
     work, results = places.work(unit.name), places.results(unit.name)
     results.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in (work / unit.lines).read_text().splitlines()]
+    lines = [json.loads(line) for line in (work / unit.lines).read_text().split("\n")[:-1]]
     thin = [json.dumps(thinned(line)) + "\n" for line in lines]
     with gzip.GzipFile(results / f"{unit.lines}.gz", "wb", mtime=0) as file:
         file.write("".join(thin).encode())

@@ -108,7 +108,7 @@ def without_folder(text: str) -> str:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def with_gradient(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

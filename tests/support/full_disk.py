@@ -19,6 +19,7 @@ from typing import Any
 import transformers
 
 from interlace.errors import CheckpointError, RunError
+from interlace.locks import LOCK
 from support.training import at_step, grpo, metrics, same_bits, weights
 
 
@@ -50,7 +51,9 @@ def main(place: Path, kind: str) -> None:
         words |= {"The trained model could": "result"}
         stopped = next(name for word, name in words.items() if word in str(error))
     limit(resource.RLIM_INFINITY)
-    left = [p.name for p in folder.iterdir() if p.name.startswith((".", "partial"))]
+    left = [
+        p.name for p in folder.iterdir() if p.name.startswith((".", "partial")) and p.name != LOCK
+    ]
     again = grpo(folder, **options)
     again.run()
     ours, theirs = weights(again.model), weights(whole.model)

@@ -25,7 +25,7 @@ from interlace.evaluation.provenance import (
     qualified_name,
 )
 from interlace.evaluation.results import ArmResult
-from interlace.evaluation.run_folder import RunFolder, Store
+from interlace.evaluation.run_folder import RecordedGroups, RunFolder
 from interlace.evaluation.runs import report_of, result_of, write_report
 from interlace.evaluation.sampler import Progress, Sampler
 from interlace.tasks import Task
@@ -166,7 +166,7 @@ def _params(params: SamplingParams | None, seed: int | None) -> SamplingParams:
 
 def _store(
     output: str | Path | None, settings: Mapping[str, Any], overwrite: bool
-) -> AbstractContextManager[Store]:
+) -> AbstractContextManager[RecordedGroups]:
     if output is None:
-        return nullcontext(Store())
+        return nullcontext(RecordedGroups())
     return RunFolder(output, settings, overwrite=overwrite)

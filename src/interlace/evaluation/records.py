@@ -8,15 +8,14 @@ damage: only a last line without its newline can be such a remainder.
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from interlace.errors import RecordError
+from interlace.jsonl import BadLineError, as_line, parse, raw_lines
 
 RECORD_VERSION = 1
 
@@ -99,25 +98,27 @@ class GroupRecord:
         return (self.task, self.example_id, self.width, self.group)
 
     def to_line(self) -> str:
-        """The record as one line of JSON with its newline; optional fields only where given."""
+        """The record as one line of JSON with its newline."""
+        return as_line(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values; optional fields only where given."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         given = {name: value for name, value in values.items() if value is not None and value != {}}
-        return json.dumps({"v": RECORD_VERSION, **given}, allow_nan=False) + "\n"
+        return {"v": RECORD_VERSION, **given}
 
     @classmethod
-    def from_line(cls, line: str) -> GroupRecord:
+    def from_line(cls, line: str | bytes) -> GroupRecord:
         """The record of one line.
 
         Raises:
             RecordError: for damaged JSON, another version, unknown or missing fields, wrong types.
         """
         try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise RecordError(
-                f"A record is one line of JSON; got {line[:80]!r}: {error}."
-            ) from None
-        if not isinstance(values, dict) or values.pop("v", None) != RECORD_VERSION:
+            values = parse(line.encode() if isinstance(line, str) else line)
+        except BadLineError as error:
+            raise RecordError(f"A record is one line of JSON; this one {error}.") from error
+        if values.pop("v", None) != RECORD_VERSION:
             raise RecordError(
                 f'A record is a JSON object with "v": {RECORD_VERSION}; got {line[:80]!r}. '
                 "Read files of another version with the release that wrote them."
@@ -162,54 +163,32 @@ _ROW_TYPES: dict[str, tuple[type, ...]] = {
 _OPTIONAL = {*_OPTIONAL_ROWS, "scorers", "seconds"}
 
 
-def append_record(stream: IO[str], record: GroupRecord) -> None:
-    """Write one record and force it to the disk, so that a killed run keeps it."""
-    stream.write(record.to_line())
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
 def read_records(path: str | Path, *, drop_partial: bool = False) -> list[GroupRecord]:
     """All records of a file, in the order of their keys.
 
     Args:
         path: A JSONL file of one arm.
         drop_partial: Leave out a last line that an interrupted writer did not finish, instead of
-            refusing it. `trim_partial` removes it from the file.
+            refusing it.
 
     Raises:
         RecordError: for damaged lines, or two records of the same group.
     """
-    with open(path, encoding="utf-8", newline="\n") as stream:
-        lines = stream.readlines()
-    if lines and not lines[-1].endswith("\n"):
-        if not drop_partial:
+    records = []
+    for number, line in raw_lines(Path(path)):
+        if not line.endswith(b"\n"):
+            if drop_partial:
+                break
             raise RecordError(
-                f"{path}, line {len(lines)}: the last line has no end, as an interrupted run "
+                f"{path}, line {number}: the last line has no end, as an interrupted run "
                 "leaves it. Resume that run, or read with drop_partial=True."
             )
-        lines.pop()
-    records = []
-    for number, line in enumerate(lines, 1):
         try:
             records.append(GroupRecord.from_line(line))
         except RecordError as error:
-            raise RecordError(f"{path}, line {number}: {error}") from None
+            raise RecordError(f"{path}, line {number}: {error}") from error
     check_records(records)
     return sorted(records, key=lambda record: record.key)
-
-
-def trim_partial(path: str | Path) -> int:
-    """Cut an unfinished last line off a file, so that appending can go on.
-
-    Returns:
-        Bytes removed; 0 for a whole file.
-    """
-    with open(path, "r+b") as stream:
-        content = stream.read()
-        whole = content.rfind(b"\n") + 1
-        stream.truncate(whole)
-    return len(content) - whole
 
 
 def check_records(records: Iterable[GroupRecord]) -> None:

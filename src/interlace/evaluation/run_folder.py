@@ -13,16 +13,18 @@ The first three are all it takes: the others can be made again at any time.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from interlace.errors import RecordError, RunError
 from interlace.evaluation.provenance import differences
-from interlace.evaluation.records import GroupRecord, append_record, read_records, trim_partial
+from interlace.evaluation.records import GroupRecord, read_records
+from interlace.jsonl import BadLineError, Store, parse, read, read_object
 
 CONFIG, RECORDS, TIMINGS = "config.json", "records.jsonl", "timings.jsonl"
 RESULT, REPORT, FIGURES = "result.json", "report.md", "figures"
@@ -46,7 +48,7 @@ class Timing:
     seconds: float
 
 
-class Store:
+class RecordedGroups:
     """The groups of a run, in memory only.
 
     Attributes:
@@ -74,8 +76,10 @@ class Store:
             self.environments.append(dict(environment))
 
 
-class RunFolder(Store):
+class RunFolder(RecordedGroups):
     """A run being written. One process at a time; use as a context manager.
+
+    Nothing in the folder changes before it is certain that it is a run's.
 
     Args:
         path: The folder; made if missing.
@@ -102,53 +106,43 @@ class RunFolder(Store):
         super().__init__()
         self.path = Path(path)
         self.settings = settings
-        self._streams: list[IO[str]] = []
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._record_stream = self._opened(RECORDS)
-            self._timing_stream = self._opened(TIMINGS)
-        except OSError as error:
-            self._close()
-            raise RunError(f"The run folder {self.path} cannot be written: {error}.") from error
-        try:
-            self._lock()
-            if overwrite:
-                self._begin_anew()
-            for name in (RECORDS, TIMINGS):
-                trim_partial(self.path / name)  # what a kill left of a last line
-            self.environments = self._settle()
-            self.records = {r.key: r for r in read_records(self.path / RECORDS)}
-            self.timings = read_timings(self.path / TIMINGS)
-        except BaseException:
-            self._close()
-            raise
+        self._refuse_foreign(overwrite)
+        with ExitStack() as opened:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._record_store, self._timing_store = (
+                    opened.enter_context(Store(self.path / name, RunError, sync_seconds=seconds))
+                    for name, seconds in ((RECORDS, 0.0), (TIMINGS, math.inf))
+                )
+                if not overwrite:
+                    self.environments = self._settle()
+                    self.records = {
+                        r.key: r for r in read_records(self.path / RECORDS, drop_partial=True)
+                    }
+                    self.timings = read_timings(self.path / TIMINGS)
+                for store in (self._record_store, self._timing_store):
+                    store.begin(anew=overwrite)
+                if overwrite:
+                    for name in (CONFIG, RESULT, REPORT):
+                        (self.path / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise RunError(f"The run folder {self.path} cannot be written: {error}.") from error
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
     def append(self, record: GroupRecord) -> None:
         """Keep a group; a kill after this call does not lose it."""
-        try:
-            append_record(self._record_stream, record)
-        except OSError as error:
-            raise self._full(RECORDS, error) from error
+        self._record_store.append(record.to_json())
         super().append(record)
 
     def append_timing(self, timing: Timing) -> None:
         """Keep the seconds of a group."""
-        try:
-            self._timing_stream.write(json.dumps(vars(timing)) + "\n")
-            self._timing_stream.flush()
-        except OSError as error:
-            raise self._full(TIMINGS, error) from error
+        self._timing_store.append(vars(timing))
         super().append_timing(timing)
 
     def note_environment(self, environment: Mapping[str, Any]) -> None:
@@ -158,23 +152,40 @@ class RunFolder(Store):
         if len(self.environments) > known:
             self._write_config()
 
-    def _settle(self) -> list[dict[str, Any]]:
-        """Check the configuration of an earlier start, or write this one's."""
-        if (self.path / CONFIG).exists():
-            before = read_config(self.path)
-            changed = differences(before["settings"], self.settings)
-            if changed:
+    def _refuse_foreign(self, overwrite: bool) -> None:
+        """Raise if files of our names in the folder are not a run's."""
+        config = self.path / CONFIG
+        if config.exists():
+            try:
+                found = parse(config.read_bytes())
+            except (OSError, BadLineError):
+                found = {"schema": SCHEMA}  # damaged: only --overwrite goes on from here
+            if not str(found.get("schema")).startswith(SCHEMA.partition("/")[0]):
                 raise RunError(
-                    f"{self.path} holds a run with another configuration: {'; '.join(changed)}. Go "
-                    "on with the old one, choose another output folder, or overwrite it."
+                    f"{config} is not the configuration of a run but a file of something else, so "
+                    "the folder is left alone. Choose another output folder."
                 )
-            return list(before["environments"])
-        if (self.path / RECORDS).stat().st_size:
+            return
+        names = (RECORDS, TIMINGS, RESULT, REPORT)
+        full = [n for n in names if (self.path / n).exists() and (self.path / n).stat().st_size]
+        if full and not overwrite:
             raise RunError(
-                f"{self.path} has raw generations, but no {CONFIG} that says what they are of. "
+                f"{self.path} has {', '.join(full)}, but no {CONFIG} that says what they are of. "
                 "Choose another output folder, or overwrite it."
             )
-        return []
+
+    def _settle(self) -> list[dict[str, Any]]:
+        """The environments of an earlier start, if its configuration is this one's."""
+        if not (self.path / CONFIG).exists():
+            return []
+        before = read_config(self.path)
+        changed = differences(before["settings"], self.settings)
+        if changed:
+            raise RunError(
+                f"{self.path} holds a run with another configuration: {'; '.join(changed)}. Go "
+                "on with the old one, choose another output folder, or overwrite it."
+            )
+        return list(before["environments"])
 
     def _write_config(self) -> None:
         content = {
@@ -189,40 +200,6 @@ class RunFolder(Store):
             os.fsync(stream.fileno())
         partial.replace(self.path / CONFIG)
 
-    def _opened(self, name: str) -> IO[str]:
-        stream = (self.path / name).open("a", encoding="utf-8", newline="\n")
-        self._streams.append(stream)
-        return stream
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: two runs at once are the user's care
-            return
-        try:
-            fcntl.flock(self._record_stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"Another process is writing to {self.path}; wait for it, or choose another output "
-                "folder."
-            ) from error
-
-    def _begin_anew(self) -> None:
-        for stream in self._streams:
-            stream.truncate(0)
-        for name in (CONFIG, RESULT, REPORT):
-            (self.path / name).unlink(missing_ok=True)
-
-    def _full(self, name: str, error: OSError) -> RunError:
-        return RunError(
-            f"Writing to {self.path / name} failed after {len(self.records)} groups: {error}. Make "
-            "room and start the same run again: it goes on from there."
-        )
-
-    def _close(self) -> None:
-        for stream in self._streams:
-            stream.close()
-
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The `settings` and `environments` of a run folder.
@@ -232,17 +209,25 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     target = Path(path) / CONFIG
     try:
-        values = json.loads(target.read_text(encoding="utf-8"))
+        values = read_object(
+            target, RunError, "Choose another output folder, or overwrite this run."
+        )
     except FileNotFoundError:
         raise RunError(
             f"{path} is no run folder: it has no {CONFIG}. `interlace eval --output` makes one."
         ) from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{target} cannot be read: {error}.") from error
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+    if values.get("schema") != SCHEMA:
         raise RunError(
             f"{target} is no configuration of a run with the schema {SCHEMA!r}. Read it with the "
             "release that wrote it."
+        )
+    settings, places = values.get("settings"), values.get("environments")
+    if not (isinstance(settings, dict) and isinstance(places, list)) or not all(
+        isinstance(place, dict) for place in places
+    ):
+        raise RunError(
+            f"{target} is damaged: settings is an object, and environments a list of objects. "
+            "Choose another output folder, or overwrite this run."
         )
     return values
 
@@ -256,10 +241,17 @@ def read_timings(path: Path) -> list[Timing]:
     if not path.exists():
         return []
     found = []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1], 1):  # after the last newline: nothing, or a remainder
-        try:
-            found.append(Timing(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise RecordError(f"{path}, line {number} is no timing: {error}.") from None
+    for number, values in read(path, RecordError, own=True):
+        fits = (
+            values.keys() == {"example_id", "width", "seconds"}
+            and isinstance(values["example_id"], str)
+            and type(values["width"]) is int
+            and type(values["seconds"]) in (int, float)
+        )
+        if not fits:
+            raise RecordError(
+                f"{path}, line {number} is no timing; got {values!r:.80}. Choose another output "
+                "folder, or overwrite this run."
+            )
+        found.append(Timing(**values))
     return found

@@ -20,7 +20,7 @@ from interlace.evaluation.latency import time_groups
 from interlace.evaluation.plan import Job
 from interlace.evaluation.provenance import environment
 from interlace.evaluation.records import GroupRecord
-from interlace.evaluation.run_folder import Store, Timing
+from interlace.evaluation.run_folder import RecordedGroups, Timing
 from interlace.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Sampler:
             for index, example in enumerate(examples)
         }
 
-    def sample(self, store: Store, work: Sequence[Sequence[Job]]) -> Tally:
+    def sample(self, store: RecordedGroups, work: Sequence[Sequence[Job]]) -> Tally:
         """Sample all groups that are not recorded yet, call by call.
 
         Args:
@@ -152,7 +152,7 @@ class Sampler:
                 self._call(store, jobs, tally)
         return tally
 
-    def _call(self, store: Store, jobs: Sequence[Job], tally: Tally) -> None:
+    def _call(self, store: RecordedGroups, jobs: Sequence[Job], tally: Tally) -> None:
         before, tally.width = tally.tokens, jobs[0].width
 
         def follow(stats: EngineStats) -> None:
@@ -181,7 +181,7 @@ class Sampler:
         for remark in self._engine.stats.notes:
             tally.note(remark)
 
-    def time(self, store: Store, jobs: Sequence[Job], tally: Tally) -> None:
+    def time(self, store: RecordedGroups, jobs: Sequence[Job], tally: Tally) -> None:
         """Time those groups, each alone, that are not timed yet."""
         done = {(timing.example_id, timing.width) for timing in store.timings}
         left = [job for job in jobs if (job.example.id, job.width) not in done]

@@ -7,7 +7,6 @@ the hash of each question (see `seeds.split_of`) when a split is asked for.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import MissingDependencyError, TaskError
+from interlace.jsonl import read
 from interlace.tasks.base import Example, Split
 from interlace.tasks.generated import check_count, example_id
 from interlace.tasks.seeds import split_of
@@ -113,22 +113,7 @@ def read_jsonl(path: str) -> list[Row]:
     Raises:
         TaskError: if the file cannot be read or a line is no JSON object; names the line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"The file {path!r} cannot be read: {error}") from error
-    rows: list[Row] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TaskError(f"Line {number} of {path!r} is no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise TaskError(f"Line {number} of {path!r} is no JSON object: {line[:60]!r}")
-        rows.append(row)
-    return rows
+    return [row for _, row in read(Path(path), TaskError)]
 
 
 def column(row: Row, names: Sequence[str]) -> Any:

@@ -8,9 +8,8 @@ A ready data set of responses has texts instead: {"prompt": text or messages, "r
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from interlace.engine.engine import Engine
 from interlace.engine.prompts import encode
 from interlace.engine.types import SamplingParams
 from interlace.errors import DataFileError, GenerationError
+from interlace.jsonl import Store, read
 from interlace.tasks.base import Task
 from interlace.training.arguments import WarmupConfig
 from interlace.training.schedule import draw_indices, sampling_seed
@@ -64,7 +64,23 @@ def sample_responses(
         "temperature": args.temperature,
         "seed": int(args.seed),
     }
-    done = _done(path, sampling)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Store(path) as store:
+        done = _done(path, sampling)
+        store.begin()
+        _sample_rest(engine, task, args, mine, sampling, done, store, quiet=share[0] > 0)
+
+
+def _sample_rest(
+    engine: Engine,
+    task: Task,
+    args: WarmupConfig,
+    mine: Sequence[int],
+    sampling: dict[str, Any],
+    done: set[str],
+    store: Store,
+    quiet: bool,
+) -> None:
     # A chunk that a kill cut off is sampled whole again: in low precision a row's tokens can depend
     # on what shares its batch.
     chunks = [
@@ -72,46 +88,49 @@ def sample_responses(
         for start in range(0, len(mine), _CHUNK)
     ]
     chunks = [chunk for chunk in chunks if any(example.id not in done for example in chunk)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     params = SamplingParams(
         width=1,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         seed=sampling_seed(int(args.seed), -1),
     )
-    quiet = args.disable_tqdm or share[0] > 0
-    for chunk in track(chunks, "Sampling responses", disable=bool(quiet)):
+    hidden = bool(args.disable_tqdm or quiet)
+    for chunk in track(chunks, "Sampling responses", disable=hidden):
         prompts = [task.prompt(example) for example in chunk for _ in range(args.samples)]
         groups = engine.generate(prompts, params)
-        with path.open("a", encoding="utf-8") as file:
-            for index, example in enumerate(chunk):
-                if example.id in done:
-                    continue
-                own = groups[index * args.samples : (index + 1) * args.samples]
-                rows = [group.completions[0] for group in own]
-                right = [
-                    row.token_ids
-                    for row in rows
-                    if row.finish_reason == "stop" and task.verify(example, row.text).correct
-                ]
-                entry = {
+        for index, example in enumerate(chunk):
+            if example.id in done:
+                continue
+            own = groups[index * args.samples : (index + 1) * args.samples]
+            rows = [group.completions[0] for group in own]
+            right = [
+                row.token_ids
+                for row in rows
+                if row.finish_reason == "stop" and task.verify(example, row.text).correct
+            ]
+            store.append(
+                {
                     "example": example.id,
                     "sampling": sampling,
                     "prompt_token_ids": own[0].prompt_token_ids,
                     "completions": right,
                 }
-                file.write(json.dumps(entry) + "\n")
+            )
 
 
 def _done(path: Path, sampling: dict[str, Any]) -> set[str]:
     """The problems that a file has already, if they were sampled in the same way."""
     done = set()
-    for entry in _read_lines(path, repair=True):
+    for number, entry in read(path, own=True):
         if entry.get("sampling") != sampling:
             raise DataFileError(
                 f"{path} holds responses that were sampled otherwise: {entry.get('sampling')}, and "
                 f"now {sampling}. Use another output_dir, delete the file, or pass it as "
                 "warmup.data to train on it as it is."
+            )
+        if not isinstance(entry.get("example"), str):
+            raise DataFileError(
+                f"{path}, line {number} names no problem. Delete the file to sample it anew."
             )
         done.add(entry["example"])
     return done
@@ -138,7 +157,7 @@ def read_responses(
     problems = overlong = 0
     fewest, most = args.fewest_correct, args.max_new_tokens
     for path in paths:
-        for number, entry in enumerate(_read_lines(path), start=1):
+        for number, entry in read(path):
             problems += 1
             item = _item(entry, tokenizer, f"{path.name}, line {number}", vocabulary)
             fitting = [row for row in item.completions if len(row) <= most]
@@ -168,7 +187,7 @@ def count_responses(path: Path) -> int:
     Raises:
         DataFileError: for a file that cannot be read.
     """
-    return sum(1 for _ in _read_lines(path))
+    return sum(1 for _ in read(path))
 
 
 def _item(entry: dict[str, Any], tokenizer: Any, place: str, vocabulary: int) -> Item:
@@ -222,24 +241,3 @@ def _checked(item: Item, place: str, vocabulary: int, tokenizer: Any = None) -> 
 
 def _are_ids(row: Any) -> bool:
     return isinstance(row, list) and all(type(token) is int for token in row)
-
-
-def _read_lines(path: Path, repair: bool = False) -> Iterator[dict[str, Any]]:
-    """The lines' objects; with `repair`, a last line that a kill cut off is taken away."""
-    if repair and not path.exists():
-        return
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise DataFileError(f"The responses {path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict) or (repair and not line.endswith(b"\n")):
-                raise ValueError("not a whole JSON object")
-        except ValueError as error:
-            if repair and number == len(lines):
-                path.write_bytes(b"".join(lines[:-1]))
-                return
-            raise DataFileError(f"{path}, line {number}: {error}") from error
-        yield entry

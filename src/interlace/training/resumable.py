@@ -8,12 +8,14 @@ folder that `interlace.load` reads.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
@@ -63,6 +65,7 @@ class ResumableTrainer(Trainer):
         self.folder = Path(str(args.output_dir))
         self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
         self._owes_checkpoint = False
+        self.folder_is_held = False
 
     # What a trainer says.
 
@@ -83,9 +86,14 @@ class ResumableTrainer(Trainer):
 
         Returns:
             The folder that `interlace.load` reads.
+
+        Raises:
+            RunError: if another run is at work in the folder.
+            CheckpointError: if there are checkpoints, and none is whole.
         """
-        self.train(resume_from_checkpoint=checkpoints.last_checkpoint(self.folder))
-        return self.save_model()
+        with self._holding_folder():
+            self.train(resume_from_checkpoint=bool(checkpoints.all_checkpoints(self.folder)))
+            return self.save_model()
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's loop, without writing the result: see `run` and `save_model`.
@@ -101,8 +109,11 @@ class ResumableTrainer(Trainer):
         Raises:
             ConfigError: if there is no checkpoint, or it lies beyond the run's end.
         """
+        with self._holding_folder():
+            return self._train(self._checkpoint(resume_from_checkpoint), *args, **kwargs)
+
+    def _train(self, last: Path | None, *args: Any, **kwargs: Any) -> Any:
         self.prepare()
-        last = self._checkpoint(resume_from_checkpoint)
         step = 0 if last is None else checkpoints.step_of(last)
         if self.args.max_steps < step:
             raise ConfigError(
@@ -117,17 +128,56 @@ class ResumableTrainer(Trainer):
         base: Any = super()
         return base.train(None if last is None else str(last), *args, **kwargs)
 
+    @contextmanager
+    def _holding_folder(self) -> Iterator[None]:
+        """Keep other runs out of the folder, unless whoever called does so already."""
+        if self.folder_is_held or not self.is_world_process_zero():
+            yield
+            return
+        with checkpoints.held(self.folder):
+            self.folder_is_held = True
+            try:
+                yield
+            finally:
+                self.folder_is_held = False
+
+    def _last_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from; the first process looks, and tells the others."""
+        said: list[str | None] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                best = checkpoints.best_checkpoint(self.folder, self._whole_model())
+                said[0] = None if best is None else str(best)
+            except CheckpointError as error:
+                said[1] = str(error)
+        if self.args.world_size > 1:
+            broadcast_object_list(said)
+        if said[1] is not None:
+            raise CheckpointError(said[1])
+        return None if said[0] is None else Path(said[0])
+
     def _checkpoint(self, wanted: Any) -> Path | None:
         if not wanted:
             return None
-        found = checkpoints.last_checkpoint(self.folder) if wanted is True else Path(wanted)
+        if wanted is True:
+            found = self._last_checkpoint()
+        else:
+            found = Path(wanted)
+            if found.is_dir() and checkpoints.is_checkpoint(found):
+                checkpoints.check(found, self._whole_model())
         if found is None or not found.is_dir() or not checkpoints.is_checkpoint(found):
+            known = checkpoints.all_checkpoints(self.folder)
             raise ConfigError(
                 f"resume_from_checkpoint is a folder checkpoint-N, or True for the last one in "
                 f"output_dir; got {str(wanted)!r}, and {self.folder} "
-                + ("has none." if checkpoints.last_checkpoint(self.folder) is None else "has some.")
+                + ("has some." if known else "has none.")
             )
         return found
+
+    def _whole_model(self) -> Any:
+        """The model, unless its weights are saved in shards."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return None if sharded else self.model
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: `interlace.save` pushes what `interlace.load` reads."""
@@ -194,11 +244,11 @@ class ResumableTrainer(Trainer):
                 checkpoints.publish(unfinished, self.folder / name)
         except (OSError, RuntimeError, SafetensorError) as error:  # as each file's writer has it
             shutil.rmtree(unfinished, ignore_errors=True)  # it would go on filling the disk
-            last = checkpoints.last_checkpoint(self.folder)
+            kept = checkpoints.all_checkpoints(self.folder)
             raise CheckpointError(
                 f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
-                f"The last good one is {last.name if last else 'none'}; make room and run the same "
-                "command again to go on from there."
+                f"The last good one is {kept[0].name if kept else 'none'}; make room and run the "
+                "same command again to go on from there."
             ) from error
         if self.args.should_save:
             self._drop_old_checkpoints()
@@ -230,3 +280,40 @@ class ResumableTrainer(Trainer):
             base._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             checkpoints.read_trained(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        base: Any = super()
+        with _reading(checkpoint):
+            base._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and not self.is_fsdp_enabled:
+                _check_moments(self.optimizer)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        base: Any = super()
+        with _reading(checkpoint):
+            base._load_rng_state(checkpoint)
+
+
+@contextmanager
+def _reading(checkpoint: str | None) -> Iterator[None]:
+    """Whatever a file of a checkpoint makes its reader raise is one error of ours."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint} cannot be gone on with: {checkpoints.first_line(error)}. "
+            "Move it away to go on from the one before, or begin anew with --restart."
+        ) from error
+
+
+def _check_moments(optimizer: Any) -> None:
+    """Raise for moments of another shape than their weight's: arithmetic would broadcast them."""
+    state = getattr(optimizer, "optimizer", optimizer).state
+    for parameter, values in state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moment = values.get(name) if isinstance(values, dict) else None
+            if isinstance(moment, Tensor) and moment.shape != parameter.shape:
+                raise CheckpointError(
+                    f"optimizer.pt has {name} of shape {list(moment.shape)} for a weight of shape "
+                    f"{list(parameter.shape)}"
+                )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,11 @@ from interlace.errors import ConfigError
 from interlace.models.loading import load
 from interlace.training.recipe import Recipe, Stage
 from interlace.training.rewarding import named_rewards
-from interlace.training.run_folder import Note, prepare_folder, starting_folder
+from interlace.training.run_folder import Note, holding, prepare_folder, starting_folder
 
 if TYPE_CHECKING:
     from interlace.tasks.base import Task
+    from interlace.training.trainer import GroupTrainer
 
 # Options of interlace.load that say where the recipe's model is, not how to load it.
 _YES = ("1", "true", "yes", "y", "t", "on")  # as accelerate reads it
@@ -56,10 +58,22 @@ def train(
     args = recipe.arguments(stage)
     _refuse_empty_processes()
     first = args.process_index == 0
-    # The first process settles the folder; the others then find it settled, or refuse it too.
-    with args.main_process_first(local=False):
-        prepare_folder(recipe, stage, restart=restart, first=first, note=note)
-    if first:
+    with ExitStack() as held:
+        # The first process settles the folder; the others then find it settled, or refuse it too.
+        with args.main_process_first(local=False):
+            if first:  # before anything moves: not from under a run at work
+                held.enter_context(holding(recipe.folder(stage)))
+            moved = prepare_folder(recipe, stage, restart=restart, first=first, note=note)
+            if moved:
+                held.enter_context(holding(recipe.folder(stage)))
+        return _trained(recipe, stage, start, task, args, note)
+
+
+def _trained(
+    recipe: Recipe, stage: Stage, start: Path | None, task: Task, args: Any, note: Note
+) -> Path:
+    """Load the model and train it, in a folder that is this run's."""
+    if args.process_index == 0:
         model, tokenizer = build_model(recipe, stage, start, note)
     else:  # the same model, of which the first process says what is to say
         with warnings.catch_warnings():
@@ -71,10 +85,13 @@ def train(
     if stage == "warmup":
         from interlace.training.warmup import WarmupTrainer
 
-        return Path(WarmupTrainer(model, None, args, task, evaluated, tokenizer).run())
-    from interlace.training.grpo import GRPOTrainer
+        trainer: GroupTrainer = WarmupTrainer(model, None, args, task, evaluated, tokenizer)
+    else:
+        from interlace.training.grpo import GRPOTrainer
 
-    return Path(GRPOTrainer(model, None, args, task, evaluated, tokenizer).run())
+        trainer = GRPOTrainer(model, None, args, task, evaluated, tokenizer)
+    trainer.folder_is_held = True
+    return trainer.run()
 
 
 def _say_nothing(text: str) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import yaml
 from interlace import __version__
 from interlace.errors import ConfigError, RunError
 from interlace.files import is_complete, locate
+from interlace.locks import LOCK
 from interlace.saving.manifest import MANIFEST
-from interlace.training.checkpoints import RESULT
+from interlace.training.checkpoints import RESULT, held
 from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
 from interlace.training.sections import OPERATIONAL
 from interlace.training.trl_fields import RENAMED
@@ -79,7 +81,7 @@ def prepare_folder(
     restart: bool = False,
     first: bool = True,
     note: Note = warnings.warn,
-) -> None:
+) -> bool:
     """Make sure that the stage's folder is this recipe's, and write the resolved recipe there.
 
     Args:
@@ -89,6 +91,9 @@ def prepare_folder(
         first: whether this process is the one that changes the folder; others only look.
         note: is told where it went.
 
+    Returns:
+        Whether something was moved aside, and the folder is a new one.
+
     Raises:
         RunError: if the folder holds another run, or something else.
     """
@@ -97,9 +102,8 @@ def prepare_folder(
     if stage == "grpo":
         start = starting_folder(recipe, stage)
         now["blocks"] = _blocks_word(recipe, start)
-    if restart and first:
-        _move_aside(folder, note)
-    begun = folder.exists() and any(entry.name != RECIPE for entry in folder.iterdir())
+    moved = restart and first and _move_aside(folder, note)
+    begun = bool(_content(folder) - {RECIPE})
     if (folder / RECIPE).exists() and begun:
         changed = blocking_differences(_read(folder / RECIPE), now, stage)
         if changed:
@@ -108,7 +112,7 @@ def prepare_folder(
                 "with it, choose another output_dir, or begin anew with --restart, which moves the "
                 "folder aside."
             )
-        return
+        return moved
     if begun:
         raise RunError(
             f"{folder} is not empty and has no {RECIPE} that says what it is. Choose another "
@@ -116,6 +120,31 @@ def prepare_folder(
         )
     if first:
         _write(folder / RECIPE, now, stage)
+    return moved
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a stage's folder; one of something else is left untouched.
+
+    Raises:
+        RunError: if another run is at work there.
+    """
+    content = _content(folder)
+    if content and RECIPE not in content:
+        yield  # `prepare_folder` refuses it, or moves it aside
+        return
+    with held(folder):
+        yield
+
+
+def _content(folder: Path) -> set[str]:
+    if not folder.exists():
+        return set()
+    try:
+        return {entry.name for entry in folder.iterdir()} - {LOCK}
+    except OSError as error:
+        raise RunError(f"The run folder {folder} cannot be read: {error}.") from error
 
 
 def _blocks_word(recipe: Recipe, start: Path | None) -> str:
@@ -154,8 +183,10 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}. --restart moves its folder aside."
+        ) from error
     if not isinstance(values, dict):
         raise RunError(f"{path} is no recipe. --restart moves its folder aside.")
     for section in filter(lambda own: isinstance(own, dict), values.values()):
@@ -185,11 +216,12 @@ def _write(path: Path, values: Mapping[str, Any], stage: Stage) -> None:
         raise RunError(f"The run folder {path.parent} cannot be written: {error}") from error
 
 
-def _move_aside(folder: Path, note: Note) -> None:
-    if not folder.exists():
-        return
+def _move_aside(folder: Path, note: Note) -> bool:
+    if not _content(folder):
+        return False
     number = 1
     while (target := folder.with_name(f"{folder.name}.before-{number}")).exists():
         number += 1
     folder.rename(target)
     note(f"What was in {folder} is now in {target}.")
+    return True

@@ -21,7 +21,7 @@ from interlace.cli.main import main
 from interlace.engine.types import SamplingParams
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.measure import measure
-from interlace.evaluation.records import GroupRecord, append_record
+from interlace.evaluation.records import GroupRecord
 from support.number_model import number_engine, sums
 from support.synthetic_arms import BASE, BRIDGE, PMATCH, RLVR, Arm
 
@@ -46,7 +46,7 @@ def run(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monkey
 def written(name: str, records: list[GroupRecord]) -> str:
     with Path(name).open("w", encoding="utf-8") as stream:
         for record in records:
-            append_record(stream, record)
+            stream.write(record.to_line())
     return name
 
 

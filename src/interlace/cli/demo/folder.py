@@ -7,15 +7,16 @@ at work; and only a demo's folder is ever moved.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from interlace.cli.demo.plan import PLAN, Plan, as_json, check_packaged
 from interlace.errors import RunError
+from interlace.jsonl import read_object
+from interlace.locks import LOCK, locked_folder
 
-LOCK, PARTIAL = ".lock", "plan.tmp"
+PARTIAL = "plan.tmp"
 
 
 @contextmanager
@@ -61,27 +62,12 @@ def _check_content(folder: Path) -> None:
         )
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> AbstractContextManager[None]:
     """Refuse a second demo in the same folder at the same time."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two at once are the user's care
-        yield
-        return
-    path = folder / LOCK
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # What was opened may have been moved aside since: then the new folder is another's.
-            mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
-            raise RunError(
-                f"Another demo is at work in {folder}; wait for it, or choose another --output."
-            )
-        yield
+    return locked_folder(
+        folder,
+        RunError(f"Another demo is at work in {folder}; wait for it, or choose another --output."),
+    )
 
 
 def _write_plan(plan: Plan) -> bool:
@@ -98,10 +84,7 @@ def _write_plan(plan: Plan) -> bool:
 def _check_same(path: Path, now: dict[str, object]) -> None:
     from interlace.evaluation.provenance import differences
 
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}. --restart begins anew.") from error
+    before = read_object(path, RunError, "--restart begins anew.")
     changed = differences(before, now)
     if changed:
         raise RunError(

@@ -42,7 +42,7 @@ class Follower:
             return
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
-        for line in whole.splitlines():
+        for line in whole.split(b"\n")[:-1]:
             self.count += 1
             if keep:
                 self.lines.append(json.loads(line))

@@ -90,7 +90,7 @@ def _aggregation(settings: Settings, engine: Engine) -> Aggregation:
 def _print_json(settings: Settings, engine: Engine, prompt: Any) -> int:
     """The group as one line; after Ctrl-C as far as it went, without an outcome."""
     from interlace.cli.generate.outcome import line_of, responses_of
-    from interlace.cli.generate.results import as_line
+    from interlace.jsonl import as_line
 
     aggregation = _aggregation(settings, engine)
     interrupted = False
@@ -239,7 +239,7 @@ def _sample(
 
 
 def _to_stdout(line: dict[str, Any]) -> None:
-    from interlace.cli.generate.results import as_line
+    from interlace.jsonl import as_line
 
     sys.stdout.write(as_line(line))
     sys.stdout.flush()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import DataFileError, GenerationError
+from interlace.jsonl import BadLineError, parse, raw_lines
 
 MAX_SHOWN = 5
 
@@ -38,10 +39,6 @@ class Record:
     columns: dict[str, Any]
 
 
-class BadLineError(ValueError):
-    """What is wrong with one line."""
-
-
 def read_records(
     path: Path, field: str, encode: Encode, skip_bad: bool = False
 ) -> tuple[list[Record], list[str]]:
@@ -60,14 +57,14 @@ def read_records(
         DataFileError: if the file cannot be read, or has bad lines and `skip_bad` is False.
     """
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        lines = list(raw_lines(path))
     except OSError as error:
         raise DataFileError(f"The prompts in {path} cannot be read: {error}.") from error
     records: list[Record] = []
     bad: list[str] = []
     ids: dict[str | int, int] = {}
     seen: Counter[str] = Counter()
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         if not line.strip():
             continue
         try:
@@ -96,7 +93,11 @@ def _record(
     ids: dict[str | int, int],
     seen: Counter[str],
 ) -> Record:
-    columns = _object(line)
+    columns = parse(line)
+    try:
+        json.dumps(columns, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadLineError("has half of a surrogate pair, which is no character") from error
     if field not in columns and field == "prompt" and "messages" in columns:
         field = "messages"
     if field not in columns:
@@ -117,27 +118,6 @@ def _record(
         raise BadLineError(str(error)) from error
     seen[digest] += 1
     return Record(number, name, prompt, token_ids, seen[digest] - 1, columns)
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadLineError(f"is not UTF-8 at byte {error.start + 1}") from error
-    except json.JSONDecodeError as error:
-        near = error.doc[max(error.pos - 20, 0) : error.pos + 20]
-        raise BadLineError(
-            f"is not JSON: {error.msg} at character {error.pos + 1}, near {near!r}"
-        ) from error
-    except (ValueError, RecursionError) as error:  # numbers with too many digits; deep nesting
-        raise BadLineError(f"is not JSON that can be read: {error}") from error
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise BadLineError("has half of a surrogate pair, which is no character") from error
-    if not isinstance(value, dict):
-        raise BadLineError(f"is {_short(value)} and not an object such as {{'prompt': '...'}}")
-    return value
 
 
 def _complaint(path: Path, bad: Sequence[str]) -> str:

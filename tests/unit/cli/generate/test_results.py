@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from interlace.cli.generate.results import Results, as_line
+from interlace.cli.generate.results import Results
 from interlace.errors import DataFileError
 from support.jsonl import read_lines
 
@@ -96,22 +96,79 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     assert finish(path, settings={"width": 3}) == 3
 
 
-@pytest.mark.parametrize(
-    "content", [b"precious notes\n", b'{"text": 1}\n', b"[1]\n", b"[" * 9999 + b"\n"]
-)
+FOREIGN = [
+    pytest.param(b'{"model_type": "llama"}', id="config.json of one line"),
+    pytest.param(bytes(range(256)) * 3, id="binary"),
+    pytest.param(b"\x00" * 5000, id="zeros"),
+    pytest.param(b"precious notes\nwithout an end", id="text"),
+    pytest.param(b"", id="empty"),
+    pytest.param(b'{"id": "a", "text": 1}\n{"id": "b"', id="foreign JSONL with our ids"),
+    pytest.param(b"[" * 9999 + b"\n", id="deep nesting"),
+    pytest.param(b'{"id": ' + b"9" * 5000 + b"}\n", id="long number"),
+]
+
+
+@pytest.mark.parametrize("content", FOREIGN)
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "out.jsonl"
+    path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(DataFileError, match=r"Line 1 of .* is no result of this command"):
+    with pytest.raises(DataFileError, match=r"the file may be anything, so it is left alone"):
         Results(path, IDS, SETTINGS)
     assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"precious notes\n", b'{"text": 1}\n', b"[1]\n", b"null\n", b"[" * 9999 + b"\n", b"\xff\n"],
+)
+def test_a_line_of_something_else_is_left_alone(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "out.jsonl"
+    finish(path, ids=["a"])
+    whole = path.read_bytes() + line + b'{"cut'
+    path.write_bytes(whole)
+    with pytest.raises(DataFileError, match=r"Line 2 of .* is no result of this command"):
+        Results(path, IDS, SETTINGS)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("settings", [b"null", b"[1]", b"{", b"\xff", b"[" * 99_999, b"9" * 5000])
+def test_damaged_settings_are_an_error_with_the_way_out(tmp_path: Path, settings: bytes) -> None:
+    path = tmp_path / "out.jsonl"
+    finish(path)
+    (tmp_path / "out.jsonl.settings.json").write_bytes(settings)
+    before = path.read_bytes()
+    with pytest.raises(DataFileError, match=r"settings.json cannot be read: .*--overwrite it"):
+        Results(path, IDS, SETTINGS)
+    assert path.read_bytes() == before
+    assert finish(path, overwrite=True) == 0
+
+
+def test_settings_of_something_else_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.settings.json").write_text('{"theme": "dark"}')
+    with pytest.raises(DataFileError, match="not hold the settings of a run"):
+        Results(tmp_path / "out.jsonl", IDS, SETTINGS)
+    assert os.listdir(tmp_path) == ["out.jsonl.settings.json"]
+
+
+def test_texts_may_hold_line_ends_of_other_kinds(tmp_path: Path) -> None:
+    """Sixteen records, twelve of them with U+2028, U+2029 or U+0085 in the text."""
+    path, ids = tmp_path / "out.jsonl", [f"{number}" for number in range(16)]
+    with Results(path, ids, SETTINGS) as results:
+        for number, name in enumerate(ids):
+            results.append({"id": name, "text": "a" + "\u2028\u2029\x85 "[number % 4] + "b"})
+    whole = path.read_bytes()
+    assert whole.count(b"\n") == 16
+    path.write_bytes(whole[:-3])
+    with Results(path, ids, SETTINGS) as results:
+        assert results.done == 15
 
 
 def test_lines_without_their_settings_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     finish(path)
     (tmp_path / "out.jsonl.settings.json").unlink()
-    with pytest.raises(DataFileError, match="settings they were made with cannot be read"):
+    with pytest.raises(DataFileError, match=r"is there, but out\.jsonl\.settings\.json is not"):
         Results(path, IDS, SETTINGS)
 
 
@@ -119,7 +176,7 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with Results(path, IDS, SETTINGS) as first:
         first.append({"id": "a"})
-        with pytest.raises(DataFileError, match="Another run is writing"):
+        with pytest.raises(DataFileError, match="Another process is writing"):
             Results(path, IDS, SETTINGS, overwrite=True)
         first.append({"id": "b"})
     assert [line["id"] for line in read_lines(path)] == ["a", "b"]
@@ -142,18 +199,12 @@ def test_a_full_disk_is_explained_and_the_run_goes_on_later(tmp_path: Path) -> N
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, before[1]))
         try:
-            with pytest.raises(DataFileError, match=r"failed after 1 lines: .*File too large"):
+            with pytest.raises(
+                DataFileError, match=r"Writing to .*out.jsonl failed: .*File too large"
+            ):
                 results.append({"id": "b"})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not path.read_bytes().endswith(b"\n")
     assert finish(path) == 1
     assert path.read_bytes() == whole.read_bytes()
-
-
-def test_a_line_is_json_whatever_the_numbers() -> None:
-    value = {"a": [float("nan"), (1.5, float("inf"))], "b": "é\n"}
-    line = as_line(value)
-    assert line.endswith("\n")
-    assert line.count("\n") == 1
-    assert json.loads(line) == {"a": [None, [1.5, None]], "b": "é\n"}
