@@ -21,6 +21,7 @@ import math
 import re
 from fractions import Fraction
 
+from interlace.answers.arithmetic import value_of
 from interlace.answers.normalise import (
     MAX_CHARACTERS,
     form_of,
@@ -100,7 +101,10 @@ def number_in(answer: str) -> Fraction | None:
     (Fraction(72, 1), Fraction(72, 1), None)
     """
     form = _right(normalise_answer(answer))
-    return form if isinstance(form, Fraction) else _among_words(form)
+    if isinstance(form, Fraction):
+        return form
+    value = None if form is None or len(form) > MAX_CHARACTERS else value_of(form)
+    return _among_words(form) if value is None else value
 
 
 def _among_words(form: str | None) -> Fraction | None:

@@ -13,8 +13,10 @@ The rule, in order:
    comma before a blank or within brackets separates; `1,000` is a number. `(3, 5)`, `[3, 5]` and
    `[3, 5)` are pairs, points or intervals: their order and their brackets count.
 5. What has a value becomes an exact fraction: `1,000`, `.5`, `1/2`, `\frac12`, `1 1/2`,
-   `3\times10^4`, `1e3`, `2^{10}`, `5!`, `\sqrt{16}`, `(7-3)*2`. Nothing is rounded: 0.333 is not
-   1/3.
+   `3\times10^4`, `1e3`, `2^{10}`, `5!`, `\sqrt{16}`. Nothing is rounded: 0.333 is not 1/3.
+   Plain arithmetic such as `(7-3)*2` stays as it is written: in a game of numbers the expression is
+   the answer, and two of one value may be one right and one wrong. Where the value is the answer,
+   `symbolically_equal` compares it.
 6. All else is text: blanks beside signs go, and case goes unless the text is a formula. A closing
    "!" is punctuation after a word, and a factorial after a number, a bracket or a small letter.
 
@@ -73,6 +75,7 @@ _NAMED = re.compile(
     r"(?:_(?:\w|\{[^{}]*\}))?(?:\([^()=]*\))?"
 )
 _ELEMENT = re.compile(r"\s*[A-Za-z]\s*\\in\b\s*")
+_ARITHMETIC = re.compile(r"[0-9+\-*/(). ]+")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?([0-9]{1,2})\}?")
 _CONJUNCTION = re.compile(r"\b(?:and|or)\b")
@@ -122,7 +125,7 @@ def form_of(plain: str) -> Fraction | str | None:
     if not plain:
         return None
     value = _number(plain)
-    if value is None and not _WORD.search(plain):
+    if value is None and not _WORD.search(plain) and not _ARITHMETIC.fullmatch(plain):
         value = value_of(plain)
     if value is not None:
         return value

@@ -177,3 +177,12 @@ def test_powers_that_no_timer_could_interrupt_do_not_reach_math_verify(name, mon
     monkeypatch.setattr(symbolic, "_ask", lambda first, second: pytest.fail(f"asked {first}"))
     for text in (HOSTILE[name], rf"\left({HOSTILE[name]}\right)^{{2}}"):
         assert not symbolically_equal(text, "x+1")
+
+
+def test_plain_arithmetic_is_the_answer_itself_but_equal_by_value() -> None:
+    """In a game of numbers `6*7+1` may be right where `(6+1)*7-6` is wrong: two votes. Where the
+    value counts, equality knows it. Fails if the normal form computes, or equality does not."""
+    assert normalise_answer("6*7+1") != normalise_answer("(6+1)*7-6")
+    assert normalise_answer("6 * 7 + 1") == normalise_answer("6*7+1")
+    assert symbolically_equal("6*7+1", "43")
+    assert normalise_answer("6*7+1 = 43") == 43

@@ -200,7 +200,7 @@ def test_scorers_of_ones_own(run):
         ((*SUMS, "--memory", "0"), "--memory is a number of GiB above 0"),
         ((*SUMS, "--task-options", "size"), "takes NAME=VALUE, such as digits=2; got 'size'"),
         ((*SUMS, "--task-options.sizes", "3"), "Did you mean 'size'?"),
-        ((*SUMS, "--scorer", "a=nowhere.py:f"), "cannot be found"),
+        ((*SUMS, "--scorer", "a=nowhere.py:f"), "cannot be imported"),
         (("--task", "chain-arithmatic"), "Did you mean 'chain-arithmetic'?"),
         ((*SUMS, "--widht", "4"), "Did you mean '--widths'?"),
         (("--from", "nowhere"), "leave out --model"),
