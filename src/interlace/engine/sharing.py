@@ -19,6 +19,7 @@ from interlace.engine.types import GroupOutput
 from interlace.errors import GenerationInterrupted
 
 _TURN = 1e-4  # seconds
+_LOOK = 0.01  # seconds between looks into the box while another thread steps
 
 
 class Call:
@@ -105,8 +106,8 @@ class SharedCore:
 
     def advance_for(self, call: Call) -> None:
         """Have the core do one step, unless another thread has brought the call an event."""
-        with self._held():
-            if not call.box and call.open:
+        with self._held(call) as is_held:
+            if is_held and not call.box and call.open:
                 self.core.advance()
                 self._deliver()
 
@@ -138,21 +139,29 @@ class SharedCore:
             self._calls.pop(number, None)
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _held(self, call: Call | None = None) -> Iterator[bool]:
+        """Hold the core; False where its holder brought `call` an event before it was free.
+
+        The holder may wait long, for a vote that is compared, and have stepped the call before.
+        """
         me = threading.get_ident()
         if self._wanting:  # Python's locks take no turns: whoever asks again would get it again
             time.sleep(_TURN)
         self._wanting.add(me)
         try:
-            with self._lock:
+            while not self._lock.acquire(timeout=_LOOK):
+                if call is not None and call.box:
+                    yield False
+                    return
+            try:
                 self._wanting.discard(me)
                 self._holder = me
-                try:
-                    self._let_go()
-                    yield
-                    self._let_go()
-                finally:
-                    self._holder = None
+                self._let_go()
+                yield True
+                self._let_go()
+            finally:
+                self._holder = None
+                self._lock.release()
         finally:
             self._wanting.discard(me)
 

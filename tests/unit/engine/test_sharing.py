@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from interlace import Engine, SamplingParams
+from interlace.engine.core import Event
 from interlace.engine.types import GroupOutput
 from interlace.errors import GenerationInterrupted
 from support.architectures import VOCAB, attach_random, build
@@ -181,3 +182,22 @@ def test_weights_are_followed_while_a_stream_is_half_read() -> None:
         parameter.data.mul_(1.1)
     assert largest_gap(model, engine.generate(PROMPTS[1:], PARAMS)) < 2e-5
     stream.close()
+
+
+def test_a_caller_that_was_brought_its_event_does_not_wait_for_the_holder() -> None:
+    """The holder may wait for a vote's comparison after it has stepped the others to their end; a
+    caller that had asked for the core before then waited with its event in its box."""
+    engine = Engine(MODEL)
+    sharing = engine._sharing
+    requests = engine.requests([PROMPTS[0]], PARAMS)
+    with sharing.call(requests) as call:
+        (number,) = call.open
+        found: list[Event] = []
+        with sharing._held():
+            reader = threading.Thread(target=lambda: found.extend(call.events()))
+            reader.start()
+            while reader.ident not in sharing._wanting:
+                assert reader.is_alive()
+            call.box.append(Event(number))
+            reader.join()
+        assert found == [Event(number)]
