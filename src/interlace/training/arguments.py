@@ -200,6 +200,9 @@ class GRPOConfig(GroupArguments):
         old_logprobs: "sampled" takes them from the engine, "recomputed" from the training pass;
             "auto" is "sampled" in fp32 and "recomputed" in lower precision.
         guard: check invariant I7 on the first micro-batch of every rollout. Leave it on.
+        guard_every: Number of rollouts from one exact check to the next in lower precision, where a
+            group is sampled again in fp32; the first rollout has one. In between gaps are held
+            against the last that was found clean.
         log_completions: groups of a rollout that are written to completions.jsonl.
     """
 
@@ -224,6 +227,7 @@ class GRPOConfig(GroupArguments):
     reward_weights: list[float] | None = None
     old_logprobs: OldLogprobs = "auto"
     guard: bool = True
+    guard_every: int = 10
     log_completions: int = 2
 
     learning_rate: float = 1e-6
@@ -253,7 +257,9 @@ class GRPOConfig(GroupArguments):
 
     def _check(self) -> None:
         super()._check()
-        at_least_one(self, "prompts_per_rollout", "num_generations", "mini_batches", "passes")
+        at_least_one(
+            self, "prompts_per_rollout", "num_generations", "mini_batches", "passes", "guard_every"
+        )
         self._check_widths()
         refuse_left_out_copies(self.credit, self.leave_one_out)
         if self.prompts_per_rollout % self.mini_batches:

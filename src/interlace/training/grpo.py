@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,13 +40,13 @@ class RolledPart(Part):
 
     Attributes:
         advantages: one a row.
-        group: one of the groups, for the guard.
+        groups: what the engine gave, for the guard.
         old_logprobs: under the model that sampled; None takes this pass's own.
         reference_logprobs: under the frozen reference, if the loss has a KL.
     """
 
     advantages: Float[Tensor, "P W"] | None = None
-    group: GroupOutput | None = None
+    groups: list[GroupOutput] = field(default_factory=list)
     old_logprobs: Float[Tensor, "P W T"] | None = None
     reference_logprobs: Float[Tensor, "P W T"] | None = None
 
@@ -114,10 +114,9 @@ class GRPOTrainer(GroupTrainer):
         scores = self._score(model, part.batch, entropy=True)
         within = self.state.global_step % self.args.steps_per_rollout
         if self.args.guard and first and within == 0:
-            assert part.group is not None
             model, logprobs = unwrapped(self.model), scores.logprobs.detach()
             with self.timed("guard"):
-                self._guard.check(model, part.batch, logprobs, part.group, fp32=self._in_fp32())
+                self._guard.check(model, part.batch, logprobs, part.groups, fp32=self._in_fp32())
         old = scores.logprobs.detach() if part.old_logprobs is None else part.old_logprobs
         parts = policy_loss(
             scores.logprobs,
@@ -200,7 +199,7 @@ class GRPOTrainer(GroupTrainer):
         return RolledPart(
             batch,
             advantages=gains.to(self.args.device),
-            group=entries[0].group,
+            groups=[e.group for e in entries],
             old_logprobs=old,
         )
 

@@ -26,6 +26,9 @@ LARGEST_GAP = 1e-4  # in nats, in fp32
 # Where fp32 itself is coarser than that (large logits), a gap of so many times its own rounding is
 # looked at again in float64, as one in lower precision is in fp32.
 ROUNDINGS, COARSEST_GAP = 4.0, 1e-2
+# In lower precision, between two exact checks: a gap, mean or largest, of so many times that of the
+# last exactly checked rollout is checked exactly, and a mean of so many more is an error.
+SUSPICIOUS, WRONG = 3.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,43 @@ def check_gap(gap: Gap, largest: float = LARGEST_GAP) -> None:
         "micro-batches or shuffled, weights that changed after sampling, dropout in either pass, "
         "or another temperature."
     )
+
+
+def is_suspicious(gap: Gap, clean: Gap) -> bool:
+    """Whether a gap in lower precision is larger than noise like that of a clean one makes it."""
+    pairs = (gap.mean, clean.mean), (gap.largest, clean.largest)
+    return any(not now <= SUSPICIOUS * before for now, before in pairs)
+
+
+def check_record(batch: GroupBatch, groups: Sequence[GroupOutput]) -> None:
+    """Raise unless a batch says what the engine recorded, to the token: all rows in order, and
+    siblings seeing each until its last token was sampled.
+
+    No rounding hides a fault here, in any precision.
+
+    Args:
+        batch: what trains.
+        groups: what the engine gave for it.
+
+    Raises:
+        GuardError: with the first row that differs.
+    """
+    rows = [(g.prompt_token_ids, c.token_ids) for g in groups for c in g.completions]
+    alive_for = [count for group in groups for count in group.alive_positions()]
+    alive, attention = batch.alive.flatten(0, 1).cpu(), batch.attention_mask.cpu()
+    ids = batch.input_ids.cpu()
+    for row, (prompt, completion) in enumerate(rows):
+        start = int(attention[row].int().argmax())
+        # Nothing sees the columns of a row's padding, whatever the mask says of them.
+        own = alive[row, start:]
+        seen = torch.arange(len(own)) < alive_for[row]
+        if ids[row, attention[row]].tolist() != [*prompt, *completion] or not own.equal(seen):
+            raise GuardError(
+                f"The tokens or the alive mask of row {row} of a batch that is to train differ "
+                f"from those of sampling: the engine recorded {len(prompt) + len(completion)} "
+                f"tokens, alive for {alive_for[row]}. Usual causes: an alive mask that is late or "
+                "that is the completion mask, a group split over micro-batches or shuffled."
+            )
 
 
 def sample_again(

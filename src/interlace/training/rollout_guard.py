@@ -1,7 +1,9 @@
 """The guard of invariant I7 on the rollouts of a run: what it compares, and how exactly.
 
 In fp32 the pass that trains is compared as it is; a gap that fp32's own rounding may explain is
-looked at again in float64 (decision 0012). In lower precision one group is sampled again in fp32.
+looked at again in float64 (decision 0012). In lower precision one group is sampled again in fp32 in
+the first rollout and every `guard_every`-th; in between the gap is held against the last one that
+was found clean, and what the batch says against what the engine recorded, which is exact.
 
 Axes: P groups, W width, T completion positions.
 """
@@ -18,14 +20,18 @@ from torch import Tensor, nn
 
 from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput
+from interlace.errors import GuardError
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch
 from interlace.training.guard import (
     COARSEST_GAP,
     LARGEST_GAP,
+    WRONG,
     Gap,
     allowed_gap,
     check_gap,
+    check_record,
+    is_suspicious,
     measure_rounding,
     sample_again,
 )
@@ -64,13 +70,15 @@ class RolloutGuard:
         self._skeleton = skeleton
         self._reduce = reduce
         self._tally = tally
+        self._clean: Gap | None = None  # of the last rollout that was checked exactly when due
+        self._unchecked = 0  # rollouts since
 
     def check(
         self,
         model: nn.Module,
         batch: GroupBatch,
         logprobs: Float[Tensor, "P W T"],
-        group: GroupOutput,
+        groups: Sequence[GroupOutput],
         *,
         fp32: bool,
     ) -> None:
@@ -80,27 +88,64 @@ class RolloutGuard:
             model: the unwrapped model, which is as it was when it sampled; it is not changed.
             batch: what was sampled.
             logprobs: of the pass that trains.
-            group: one of the batch, to sample again.
+            groups: the batch's; where it must be, that with the largest gap is sampled again.
             fp32: whether weights and passes are in fp32 or wider.
 
         Raises:
             GuardError: if sampling and training disagree; in every process alike.
         """
         assert batch.sampled_logprobs is not None
-        off = (logprobs - batch.sampled_logprobs).abs()[batch.completion_mask]
-        gap = Gap(self._largest(float(off.max())), float(off.mean()), off.numel())
+        apart = (logprobs - batch.sampled_logprobs).abs() * batch.completion_mask
+        off, group = apart[batch.completion_mask], groups[int(apart.amax(dim=(1, 2)).argmax())]
+        mean = float(off.mean()) if off.numel() else 0.0
+        worst = float(off.max()) if off.numel() else 0.0
+        gap = Gap(self._largest(worst), mean, off.numel())
         self._tally.extreme("sampled_gap/max", gap.largest, LARGEST)
         self._tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
-        wide = torch.float32
         if fp32:
-            beyond = LARGEST_GAP < gap.largest <= COARSEST_GAP
-            if not beyond or self._args.device.type == "mps":  # which has no float64
-                check_gap(gap)
-                return
-            wide = torch.float64
-            if self._skeleton is None:
-                check_gap(gap, self._allowed_gap(model, batch, logprobs))
-        self._check_in_wider(model, group, wide)
+            self._check_in_fp32(model, batch, logprobs, group, gap)
+        else:
+            self._check_in_low_precision(model, group, gap)
+        self._check_record(batch, groups)
+
+    def _check_in_fp32(
+        self,
+        model: nn.Module,
+        batch: GroupBatch,
+        logprobs: Float[Tensor, "P W T"],
+        group: GroupOutput,
+        gap: Gap,
+    ) -> None:
+        beyond = LARGEST_GAP < gap.largest <= COARSEST_GAP
+        if not beyond or self._args.device.type == "mps":  # which has no float64
+            check_gap(gap)
+            return
+        if self._skeleton is None:
+            check_gap(gap, self._allowed_gap(model, batch, logprobs))
+        self._check_in_wider(model, group, torch.float64)
+
+    def _check_record(self, batch: GroupBatch, groups: Sequence[GroupOutput]) -> None:
+        fault: GuardError | None = None
+        try:
+            check_record(batch, groups)
+        except GuardError as error:
+            fault = error
+        if self._largest(float(fault is not None)):
+            raise fault or GuardError("The guard stopped another process; see what it says.")
+
+    def _check_in_low_precision(self, model: nn.Module, group: GroupOutput, gap: Gap) -> None:
+        """Exactly in the first rollout and then seldom; in between against the gap of the last one
+        that was checked exactly."""
+        now = Gap(gap.largest, self._largest(gap.mean), gap.tokens)
+        self._unchecked += 1
+        clean = self._clean
+        due = clean is None or self._unchecked >= self._args.guard_every
+        if clean is not None and clean.mean and not now.mean <= WRONG * clean.mean:
+            check_gap(now, WRONG * clean.mean)
+        if due or clean is None or is_suspicious(now, clean):
+            self._check_in_wider(model, group, torch.float32)
+        if due:  # a gap that was suspicious is no measure for the next ones
+            self._clean, self._unchecked = now, 0
 
     def _allowed_gap(
         self, model: nn.Module, batch: GroupBatch, logprobs: Float[Tensor, "P W T"]

@@ -14,7 +14,10 @@ from transformers import PreTrainedModel
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
 from interlace.training import batch as batches
+from interlace.training import guard
 from interlace.training.batch import GroupBatch
+from interlace.training.grpo import GRPOTrainer
+from interlace.training.rollout_guard import RolloutGuard
 from support.training import (
     assert_close,
     gradients,
@@ -188,6 +191,75 @@ def test_I7_stale_packed_weights_stop_the_run(
     with pytest.raises(GuardError, match="weights that changed after sampling"):
         run(tmp_path, "fp32", width=3)
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]  # the second rollout's are stale
+
+
+# In lower precision exactly checked rollouts are few; these faults begin in the second rollout.
+
+LOW = ["bf16 weights", "bf16 autocast"]
+in_low_precision = pytest.mark.parametrize("precision", LOW)
+
+
+def from_the_second_rollout(monkeypatch: pytest.MonkeyPatch, sabotage: Any) -> None:
+    begun = []
+    begin = GRPOTrainer._begin_rollout
+    collate = batches.collate
+
+    def counting(self: GRPOTrainer, number: int) -> None:
+        begun.append(number)
+        begin(self, number)
+
+    def wrong(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
+        batch = collate(groups, pad_token_id)
+        return batch if len(begun) < 2 else sabotage(batch)
+
+    monkeypatch.setattr(GRPOTrainer, "_begin_rollout", counting)
+    for place in ("grpo", "guard"):
+        monkeypatch.setattr(f"interlace.training.{place}.collate", wrong)
+
+
+@in_low_precision
+@pytest.mark.parametrize("sabotage", [late, visible, split])
+@pytest.mark.parametrize("alone", ["_check_in_low_precision", "_check_record"])
+def test_I7_between_exact_checks_a_wrong_batch_stops_the_run(
+    precision: str, sabotage: Any, alone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either alone is enough: what the engine recorded, at once, and the bound on the gap, which
+    sees what is above the noise, in one of two rollouts."""
+    from_the_second_rollout(monkeypatch, sabotage)
+    (other,) = {"_check_in_low_precision", "_check_record"} - {alone}
+    monkeypatch.setattr(RolloutGuard, other, lambda *arguments: None)
+    with pytest.raises(GuardError, match="differ from those of sampling"):
+        run(tmp_path, precision, width=3, guard_every=100, prompts_per_rollout=8, mini_batches=1)
+    steps = [line["step"] for line in metrics(tmp_path)]
+    assert steps == [1] or (alone == "_check_in_low_precision" and steps == [1, 2])
+
+
+def test_I7_between_exact_checks_stale_packed_weights_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interlace.engine.backends.cpu import CPUBackend
+
+    refresh = CPUBackend.refresh
+    monkeypatch.setattr(
+        CPUBackend, "refresh", lambda self: None if self._packed_host else refresh(self)
+    )
+    with pytest.raises(GuardError, match="weights that changed after sampling"):
+        run(tmp_path, "bf16 weights", width=3, guard_every=100, learning_rate=0.05)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize(("every", "checks"), [(1, 3), (2, 2), (10, 1)])
+def test_I7_exact_checks_come_first_and_then_seldom(
+    every: int, checks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    again = guard.sample_again
+    monkeypatch.setattr(
+        "interlace.training.rollout_guard.sample_again",
+        lambda *a, **k: made.append(1) or again(*a, **k),
+    )
+    run(tmp_path, "bf16 weights", width=3, guard_every=every)
+    assert len(made) == checks
 
 
 def test_I7_the_guard_can_be_turned_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
