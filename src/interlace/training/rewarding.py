@@ -8,7 +8,7 @@ import inspect
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,20 @@ class Verdicts:
     """
 
     def __init__(self, task: Task) -> None:
-        self._verify = task.verify
+        self._verify, self._verify_many = task.verify, task.verify_many
         self._known: dict[tuple[str, str], Verdict] = {}
         self.task = copy.copy(task)
         vars(self.task)["verify"] = self.verify
+
+    def reach(self, pairs: Iterable[tuple[Example, str]]) -> None:
+        """Reach the verdicts of many texts at once, where the task judges in child processes; each
+        one once, in the order of the pairs. Elsewhere they are reached when they are asked for."""
+        if not self.task.judges_in_children:
+            return
+        wanted = {(example.id, text): (example, text) for example, text in pairs}
+        missing = {key: pair for key, pair in wanted.items() if key not in self._known}
+        found = self._verify_many(missing.values())
+        self._known.update(zip(missing, found, strict=True))
 
     def verify(self, example: Example, text: str) -> Verdict:
         """As the task's."""

@@ -127,6 +127,11 @@ class Judge:
         """
         self._verdicts.forget()
         texts = [completion.text for group in groups for completion in group.completions]
+        if not isinstance(self._verdicts.task, RowsTask):  # whose rows nothing but rewards judge
+            owned = [owner for owner, g in zip(owners, groups, strict=True) for _ in g.completions]
+            self._verdicts.reach(
+                (example, text) for (_, example), text in zip(owned, texts, strict=True)
+            )
         extras: dict[str, list[Any]] = {}
 
         def log_extra(column: str, values: Any) -> None:

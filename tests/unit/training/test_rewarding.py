@@ -6,8 +6,10 @@ import functools
 import inspect
 import pickle
 import sys
+import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,3 +213,51 @@ def test_a_text_is_judged_once() -> None:
     assert judge.task.verify(TASK[1], TEXTS[0]).correct
     assert len(asked) == 5
     assert TASK.verify(TASK[1], TEXTS[3]).correct is False
+
+
+class Meeting(Evens):
+    """A task whose verdicts wait until two of them are under way."""
+
+    judges_in_children = True
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.asked: list[tuple[str, str]] = []
+        self._two = threading.Barrier(2)
+
+    def verify(self, example: Example, text: str) -> Verdict:
+        self.asked.append((example.id, text))
+        self._two.wait(timeout=60)
+        return super().verify(example, text)
+
+
+def test_verdicts_of_a_rollout_are_reached_side_by_side_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hangs, and then fails, if they are reached one after the other."""
+    monkeypatch.setattr("interlace.tasks.base.verifier_pool", lambda: SimpleNamespace(size=2))
+    task = Meeting(5)
+    judge = Verdicts(task)
+    pairs = [(task[i % 5], f"The answer is {i % 4}") for i in range(20)]
+    judge.reach([*pairs, *pairs])
+    assert len(task.asked) == 20
+    expected = [Evens(5).verify(example, text) for example, text in pairs]
+    assert [judge.verify(example, text) for example, text in pairs] == expected
+    assert len(task.asked) == 20
+    assert len({verdict.correct for verdict in expected}) == 2
+
+
+def test_a_rollout_has_its_verdicts_reached_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    reach = Verdicts.reach
+
+    def noting(self: Verdicts, pairs: Any) -> None:
+        listed = list(pairs)
+        seen.append(len(listed))
+        reach(self, listed)
+
+    monkeypatch.setattr(Verdicts, "reach", noting)
+    grpo(tmp_path, max_steps=1).train()
+    assert seen == [24]
