@@ -58,5 +58,5 @@ def test_this_machine_has_memory() -> None:
 
 def test_an_engines_own_budget_goes_before() -> None:
     engine = Engine(build("llama"), memory_budget=12345)
-    assert engine._memory() == 12345
-    assert Engine(build("llama"))._memory() > 2**20
+    assert engine._limits().memory == 12345
+    assert Engine(build("llama"))._limits().memory > 2**20
