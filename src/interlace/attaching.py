@@ -125,6 +125,7 @@ class ModelWithBlocks(Swapped, GroupedGeneration, WholeSaving):
 
 def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None) -> Attachment:
     """Add fresh blocks to `model` in place; until trained they change nothing (W_O is zero).
+    Equation (10).
 
     Args:
         model: Model to attach to: a loaded Hugging Face causal language model, or PEFT's wrapper.

@@ -39,7 +39,7 @@ class GenerationRecord(StoppingCriteriaList):
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Bool[Tensor, " R"]:
         """The decisions after one sampled token, which is fed next: not alive if it finished its
-        row."""
+        row. Equation (7)."""
         stopped = super().__call__(input_ids, scores, **kwargs)
         self.finished = self.finished | stopped.to(self.finished.device)
         self.alive = torch.cat([self.alive, ~self.finished[:, None]], dim=1)

@@ -167,11 +167,11 @@ class Groups(Rows):
         return count
 
     def to_groups(self, rows: Shaped[Tensor, "R *rest"]) -> Shaped[Tensor, "P W *rest"]:
-        """View a tensor of rows `[R, ...]` as groups `[P, W, ...]`."""
+        """View a tensor of rows `[R, ...]` as groups `[P, W, ...]`. Equation (6)."""
         return rows.unflatten(0, (self.count(rows.shape[0]), self.width))
 
     def to_rows(self, groups: Shaped[Tensor, "P W *rest"]) -> Shaped[Tensor, "R *rest"]:
-        """View a tensor of groups `[P, W, ...]` as rows `[R, ...]`."""
+        """View a tensor of groups `[P, W, ...]` as rows `[R, ...]`. Equation (6)."""
         if groups.shape[1] != self.width:
             raise GroupError(f"Expected [P, {self.width}, ...], got {list(groups.shape)}.")
         return groups.flatten(0, 1)
@@ -382,6 +382,7 @@ def _check_start(start: Tensor, count: int | None) -> None:
 
 
 def _alive_or_self(alive: Bool[Tensor, "P W S"]) -> Bool[Tensor, "P S W W"]:
+    """Which rows a row sees: the alive ones of its group, and itself. Equation (4)."""
     itself = torch.eye(alive.shape[1], dtype=torch.bool, device=alive.device)
     return alive.transpose(1, 2).unsqueeze(2) | itself
 

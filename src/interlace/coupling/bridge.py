@@ -106,13 +106,13 @@ class BridgeBlock(Coupling):
 
     def reset_parameters(self) -> None:
         """Unit-variance projections of a normalised input; W_O zero, so that the attached model is
-        the base model."""
+        the base model. Equation (5)."""
         nn.init.ones_(self.norm.weight)
         nn.init.normal_(self.qkv_weight, std=self.qkv_weight.shape[1] ** -0.5)
         nn.init.zeros_(self.o_weight)
 
     def layer(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """X + Bridge(Norm(X)).
+        """X + Bridge(Norm(X)). Equation (1).
 
         Raises:
             GroupError: if the width does not divide R, or the alive mask is not `[P, W, S]` of this
@@ -121,7 +121,7 @@ class BridgeBlock(Coupling):
         return x + self.added(x, rows)
 
     def added(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """Bridge(Norm(X)), what the block adds to X."""
+        """Bridge(Norm(X)), what the block adds to X. Equations (1), (8)."""
         count = rows.check(x.shape[0], x.shape[1])
         normed = self.norm(x)
         if count == x.shape[0]:  # width 1
@@ -148,6 +148,7 @@ class BridgeBlock(Coupling):
     def _project(
         self, normed: Float[Tensor, "R S D"], count: int
     ) -> tuple[Float[Tensor, "P W S H C"], Float[Tensor, "P W S G C"], Float[Tensor, "P W S G C"]]:
+        """Queries, keys and values of every row, head and position. Equation (2)."""
         qkv = (
             self._linear(normed, "qkv_weight")
             .unflatten(0, (count, -1))
@@ -173,7 +174,10 @@ def _attend(
     v: Float[Tensor, "P W S G C"],
     visible: Bool[Tensor, "P S W W"] | None,
 ) -> Float[Tensor, "R S HC"]:
-    """softmax(mask(Q K^T / sqrt(C))) V at each position of each group, heads concatenated."""
+    """softmax(mask(Q K^T / sqrt(C))) V at each position of each group, heads concatenated.
+
+    Equation (3).
+    """
     p, w, s, _, _ = q.shape
     if _fused_is_faster(q):
         query, key, value = (t.permute(0, 2, 3, 1, 4).flatten(0, 1) for t in (q, k, v))
@@ -191,7 +195,7 @@ def _weights(
     visible: Bool[Tensor, "P S W W"] | None,
 ) -> Float[Tensor, "P S G Q W W"]:
     """softmax(mask(Q K^T / sqrt(C))), the Q = H/G query heads of a key-value head beside each
-    other."""
+    other. Equation (3)."""
     w, kv_heads = k.shape[1], k.shape[3]
     query = q.unflatten(3, (kv_heads, -1)).permute(0, 2, 3, 4, 1, 5).flatten(3, 4)
     scores = (query @ k.permute(0, 2, 3, 4, 1)).unflatten(3, (-1, w)) * q.shape[-1] ** -0.5

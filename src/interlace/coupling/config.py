@@ -134,11 +134,17 @@ class BlockConfig(CouplingConfig):
 
     @property
     def projection_width(self) -> int:
-        """q + k + v + o: the columns that one block adds to a layer, each of D parameters."""
+        """q + k + v + o: the columns that one block adds to a layer, each of D parameters.
+
+        Equation (9).
+        """
         return 2 * self.head_dim * (self.num_heads + self.num_kv_heads)
 
     def parameters_per_layer(self, hidden_size: int) -> int:
-        """New parameters in one layer of hidden size D: D (q + k + v + o) and the norm's D."""
+        """New parameters in one layer of hidden size D: D (q + k + v + o) and the norm's D.
+
+        Equation (9).
+        """
         return hidden_size * (self.projection_width + 1)
 
     def resolve(self, hidden_size: int, num_layers: int, base_parameters: int) -> BlockConfig:

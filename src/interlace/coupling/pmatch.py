@@ -35,7 +35,7 @@ class PMatchConfig(BlockConfig):
 
     @property
     def mlp_size(self) -> int:
-        """The MLP's hidden size, (q + k + v + o) / 2."""
+        """The MLP's hidden size, (q + k + v + o) / 2. Equation (11)."""
         return self.projection_width // 2
 
     def facts(self) -> dict[str, str]:
@@ -88,7 +88,7 @@ class PMatchBlock(Coupling):
         return x + self.added(x, rows)
 
     def added(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """W_O SiLU(W_in Norm(X)), what the block adds to X."""
+        """W_O SiLU(W_in Norm(X)), what the block adds to X. Equation (11)."""
         rows.check(x.shape[0], x.shape[1])
         inner = F.silu(self._linear(self.norm(x), "in_weight"))
         return self._linear(inner, "o_weight")

@@ -26,7 +26,10 @@ def bridge_reference(
     width: int,
     alive: Bool[Tensor, "P W S"] | None = None,
 ) -> Float[Tensor, "R S D"]:
-    """What `block(x, Groups(width, alive))` must return, one row, position and head at a time."""
+    """What `block(x, Groups(width, alive))` must return, one row, position and head at a time.
+
+    Equations (1), (2), (3).
+    """
     heads, kv_heads, dim = block.num_heads, block.num_kv_heads, block.head_dim
     w_q, w_k, w_v = block.qkv_weight.split([heads * dim, kv_heads * dim, kv_heads * dim])
     rows, positions, _ = x.shape

@@ -56,6 +56,6 @@ def merge(
     b: Float[Tensor, "B G N C"],
     b_lse: Float[Tensor, "B G N"],
 ) -> Float[Tensor, "B G N C"]:
-    """The attention over both parts' keys, from the attention over each; exact."""
+    """The attention over both parts' keys, from the attention over each; exact. Equation (13)."""
     share = torch.sigmoid(b_lse - a_lse).unsqueeze(-1).to(a.dtype)
     return torch.lerp(a, b, share)

@@ -46,7 +46,7 @@ class Workspace:
 def row_keys(
     seed: int, prompt_token_ids: Sequence[int], sample_id: int | str, width: int
 ) -> UInt64[np.ndarray, " W"]:
-    """The 64-bit stream key of each row of a group."""
+    """The 64-bit stream key of each row of a group. Equation (14)."""
     digest = hashlib.blake2b(digest_size=32)
     digest.update(f"{seed}|{type(sample_id).__name__}:{sample_id}|".encode())
     digest.update(np.asarray(prompt_token_ids, dtype="<i8").tobytes())
@@ -61,7 +61,10 @@ def row_keys(
 def uniforms(
     keys: UInt64[np.ndarray, " R"], steps: Int[np.ndarray, " R"]
 ) -> Float[np.ndarray, " R"]:
-    """A number in [0, 1) for each row at its step (SplitMix64, the row's key its seed)."""
+    """A number in [0, 1) for each row at its step (SplitMix64, the row's key its seed).
+
+    Equation (14).
+    """
     x = keys + (steps.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

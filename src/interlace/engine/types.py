@@ -116,6 +116,7 @@ class GroupOutput:
 
     def alive_positions(self) -> list[int]:
         """For each row, how many of its fed positions are alive when the group is fed again whole.
+        Equation (15).
 
         A position is alive if its token was fed while the row was unfinished: the prompt, and every
         token but the one that finished the row (METHOD.md).

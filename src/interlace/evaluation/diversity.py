@@ -17,6 +17,7 @@ from interlace.evaluation.votes import answer_runs
 
 def distinct_answers(classes: Int[np.ndarray, "D k"]) -> Int[np.ndarray, "D"]:
     """How many different answers each draw holds, 0 to k; rows without an answer do not count.
+    Equation (20).
 
     >>> distinct_answers(np.array([[0, 1, 0, -1], [-1, -1, -1, -1]])).tolist()
     [2, 0]
@@ -27,6 +28,7 @@ def distinct_answers(classes: Int[np.ndarray, "D k"]) -> Int[np.ndarray, "D"]:
 
 def answer_entropy(classes: Int[np.ndarray, "D k"]) -> Float[np.ndarray, "D"]:
     """Entropy of the answers of each draw, in bits: 0 if all agree, log2(k) if all differ.
+    Equation (20).
 
     The plug-in estimate from the k rows (it grows with k, so compare equal k). Rows without an
     answer do not count; a draw without any answer has entropy 0.
@@ -42,7 +44,7 @@ def answer_entropy(classes: Int[np.ndarray, "D k"]) -> Float[np.ndarray, "D"]:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams over all n-grams of the texts of one group, 0 to 1.
+    """Different n-grams over all n-grams of the texts of one group, 0 to 1. Equation (20).
 
     Source: arXiv 1510.03055. n-grams are of words between white space and never cross from one text
     to the next. The share falls with the length of the texts, so read it beside their length.

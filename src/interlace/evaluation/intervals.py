@@ -166,7 +166,7 @@ def mean_interval(
 def difference_interval(
     differences: Sequence[Float[np.ndarray, "_"]], level: float = LEVEL, *, shares: bool = True
 ) -> Estimate:
-    """A mean of paired differences with a t interval over problems.
+    """A mean of paired differences with a t interval over problems. Equation (22).
 
     With several tasks the mean is that of the tasks' means, each task counting once, and problems
     are strata within tasks. Where fewer than ten problems differ at all, a t interval is too short
@@ -210,7 +210,7 @@ def difference_interval(
 
 
 def seed_interval(values: Sequence[float], level: float = LEVEL) -> Estimate:
-    """A mean over training seeds with a t interval.
+    """A mean over training seeds with a t interval. Equation (21).
 
     Args:
         values: One number a seed: the mean over problems in that seed's run (or of its paired

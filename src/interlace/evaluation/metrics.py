@@ -40,7 +40,7 @@ def pass_at_k(
 def pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, *, coupled: bool = False
 ) -> float | Float[np.ndarray, "*shape"]:
-    """Chance that a k-subset of n rows holds a correct one: 1 - C(n-c, k) / C(n, k).
+    """Chance that a k-subset of n rows holds a correct one: 1 - C(n-c, k) / C(n, k). Equation (16).
 
     Source: arXiv 2107.03374, eq. 1. With k = n it is the coverage of a group, any@W.
 
@@ -75,6 +75,7 @@ def g_pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, tau: Tau, *, coupled: bool = False
 ) -> float | Float[np.ndarray, "*shape"]:
     """Chance that a k-subset of n rows holds at least `required_correct(tau, k)` correct ones.
+    Equation (17).
 
     Source: arXiv 2412.13147, eq. 5. tau = 1 asks for all k; tau = 0 is pass@k.
 
@@ -108,6 +109,7 @@ def mg_pass_at_k(
     n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike, *, coupled: bool = False
 ) -> float | Float[np.ndarray, "*shape"]:
     """(2/k) sum of G-Pass@k_{i/k} for i = ceil(k/2)+1 .. k: the area under G-Pass@k for tau > 1/2.
+    Equation (18).
 
     Source: arXiv 2412.13147, eq. 8. As published, the sum reaches 1 for even k only: at most
     (k-1)/k for odd k, and always 0 for k = 1.
@@ -156,6 +158,7 @@ def upper_tails(n: int, c: npt.ArrayLike, k: int) -> Float[np.ndarray, "*shape {
 
 def required_correct(tau: Tau, k: int) -> int:
     """max(ceil(tau k), 1), the correct rows that G-Pass@k_tau asks for, in exact arithmetic.
+    Equation (17).
 
     With floats ceil(7/25 * 25) is 8. A `Fraction`, a whole number, a `Decimal` or a string ("0.28",
     "7/25") is taken as it is; a float stands for the simplest fraction within 1e-12 of it, so that
@@ -230,6 +233,7 @@ def _over_counts(
 
 
 def _check(n: int, c: int, k: int, coupled: bool) -> None:
+    """Refuse counts that do not fit, and subsets of coupled rows. Equation (19)."""
     if not (0 <= c <= n and 1 <= k <= n):
         raise MetricError(
             f"Counts need 0 <= c <= n and 1 <= k <= n; got n = {n}, c = {c}, k = {k}. "

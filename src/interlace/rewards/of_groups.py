@@ -15,6 +15,7 @@ from interlace.tasks.base import Task
 
 class SelfConsistency(Reward):
     """1 for a completion that gives its group's majority answer, else 0. Needs no reference.
+    Equation (23).
 
     The vote is `interlace.majority_vote`: ties go to the answer seen first, and a completion
     without an answer does not vote and gets 0. Alone this reward is largest when all rows of a

@@ -39,7 +39,7 @@ class Correctness(Reward):
 
 
 class StepVerification(Reward):
-    """The share of checkable intermediate steps that hold; 0 without any.
+    """The share of checkable intermediate steps that hold; 0 without any. Equation (24).
 
     With a task, and `examples`, the steps are `task.steps`; otherwise the distinct equations in the
     text, such as "12 + 7 = 19". True but idle equations count there: combine it with correctness.

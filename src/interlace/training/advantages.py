@@ -33,7 +33,7 @@ def advantages(
     leave_one_out: bool = False,
     credit: Credit = "row",
 ) -> Float[Tensor, "P W"]:
-    """How much better each row did than was to be expected of its prompt.
+    """How much better each row did than was to be expected of its prompt. Equations (25), (26).
 
     Args:
         rewards: each row's reward.

@@ -50,7 +50,10 @@ class Gap:
 def measure_gap(
     model: nn.Module, batch: GroupBatch, *, temperature: float, forbidden: Sequence[int]
 ) -> Gap:
-    """How far the training pass is from what the engine recorded for the same tokens."""
+    """How far the training pass is from what the engine recorded for the same tokens.
+
+    Equation (29).
+    """
     assert batch.sampled_logprobs is not None
     again = score(model, batch, temperature=temperature, forbidden=forbidden).logprobs
     difference = (again - batch.sampled_logprobs.to(again.dtype)).abs()[batch.completion_mask]

@@ -77,6 +77,7 @@ class LossParts:
 
 def denominator(kind: Kind, completion_mask: Bool[Tensor, "P W T"], max_completion: int) -> float:
     """What a whole batch's sums are divided by; add it up over the batch's parts and processes.
+    Equation (28).
 
     Args:
         kind: the loss's kind.
@@ -100,7 +101,7 @@ def policy_loss(
     reference_logprobs: Float[Tensor, "P W T"] | None = None,
     entropy: Float[Tensor, "P W T"] | None = None,
 ) -> LossParts:
-    """The clipped policy-gradient loss of (a part of) a batch.
+    """The clipped policy-gradient loss of (a part of) a batch. Equations (27), (28).
 
     Args:
         logprobs: of the sampled tokens under the model that trains, with gradients.

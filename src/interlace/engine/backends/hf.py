@@ -113,7 +113,7 @@ class HFBackend(Backend):
     def _prefill(
         self, token_ids: Sequence[int]
     ) -> tuple[list[tuple[Float[Tensor, "1 G U C"], Float[Tensor, "1 G U C"]]], Tensor]:
-        """With the attention implementation that the model was loaded with."""
+        """With the attention implementation that the model was loaded with. Equation (12)."""
         cache = DynamicCache(config=self.base.config)
         ids = torch.tensor([list(token_ids)], device=self.device)
         positions = torch.arange(len(token_ids), device=self.device)[None]
