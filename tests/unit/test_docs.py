@@ -65,6 +65,11 @@ def test_site_names_the_source_below_each_equation() -> None:
     assert "`Groups.to_rows` in `src/interlace/rows.py`" in below
 
 
+def test_reference_has_every_public_name() -> None:
+    pages = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    assert sorted(re.findall(r"^::: interlace\.(\w+)$", pages, re.M)) == interlace.__all__
+
+
 def anchors_of(page: Path) -> set[str]:
     """The anchors of a page's headings, as MkDocs and GitHub form them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
