@@ -45,7 +45,8 @@ from units import EXTRA, HERE, MAIN, TUNING, Config, Places, plan
 
 from interlace.evaluation.results import ArmResult
 
-ROOT, FRONT = HERE.parents[1], 6  # the first columns stand in the repository's README, too
+# The repository's README has the first columns of three arms.
+ROOT, FRONT, FRONT_ARMS = HERE.parents[1], 6, ("rlvr", "pmatch", "bridge-mixed")
 FIXED, MIXED = "bridge8", "bridge-mixed"
 LAST = 15  # rollouts by which learning rates are chosen
 NOTHING = {"value": None, "low": None, "high": None}
@@ -114,8 +115,9 @@ def main_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[
 
 
 def front_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
-    """The table of the repository's README: the first columns of the final models' one."""
-    lines = next(iter(values["budgets"].values()))["table"]
+    """The table of the repository's README: a part of the final models' one."""
+    table = next(iter(values["budgets"].values()))["table"]
+    lines = [line for line in table if line["arm"] in FRONT_ARMS]
     return {"results": arms_table(lines, labels, COLUMNS[:FRONT])}
 
 

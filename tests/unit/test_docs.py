@@ -49,6 +49,18 @@ def test_python_in_page_runs(page: Path) -> None:
     exec(compile(python_of(page), page, "exec"), {"__name__": "__main__"})
 
 
+def test_readme_is_short_and_shows_what_its_example_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    shown = text.split("```text\n")[1].split("```")[0].splitlines()
+    exec(FENCE.search(text)["code"], {"__name__": "__main__"})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 9
+    assert [*printed[:3], "...", printed[-1]] == shown
+
+
 def test_every_equation_has_its_source_and_every_source_its_equation() -> None:
     page = (DOCS / "equations.md").read_text(encoding="utf-8")
     numbers = [int(n) for n in re.findall(r"^### Equation (\d+):", page, re.M)]
