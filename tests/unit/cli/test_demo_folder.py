@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from interlace.cli.demo import command
-from interlace.cli.demo import plan as plans
-from interlace.cli.demo.folder import claimed
-from interlace.cli.demo.options import HELD_OUT, Settings, build_parser, settle
-from interlace.cli.demo.plan import Plan
+import interlace.cli.demo as demo
+import interlace.cli.demo.outcome as outcome
+from interlace.cli.demo import build_parser, claimed, settle
+from interlace.cli.demo.work import PLAN, Settings
 from interlace.cli.main import main
 from interlace.errors import ConfigError, RunError
 from support.demo_runs import MINIATURE, start, wait_for
@@ -23,27 +22,27 @@ from support.demo_runs import MINIATURE, start, wait_for
 
 def test_another_demo_in_the_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with claimed(Plan(folder, MINIATURE)):
+    with claimed(folder, MINIATURE):
         pass
     other = Settings(**{**vars(MINIATURE), "seed": 3})
     with (
         pytest.raises(RunError, match=r"settings.seed was 0 and is 3.*--restart"),
-        claimed(Plan(folder, other)),
+        claimed(folder, other),
     ):
         pass
 
 
 def test_restart_moves_the_folder_aside(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with claimed(Plan(folder, MINIATURE)):
+    with claimed(folder, MINIATURE):
         pass
     other = Settings(seed=3)
-    with claimed(Plan(folder, other), restart=True) as known:
+    with claimed(folder, other, restart=True) as known:
         assert not known
-        assert (tmp_path / "run.before-1" / plans.PLAN).exists()
-        with pytest.raises(RunError, match="at work"), claimed(Plan(folder, other)):
+        assert (tmp_path / "run.before-1" / PLAN).exists()
+        with pytest.raises(RunError, match="at work"), claimed(folder, other):
             pass
-    with claimed(Plan(folder, other)) as known:
+    with claimed(folder, other) as known:
         assert known
 
 
@@ -51,8 +50,7 @@ def test_folder_moved_aside_between_opening_and_locking_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    plan = Plan(folder, MINIATURE)
-    with claimed(plan):
+    with claimed(folder, MINIATURE):
         pass
     flock = fcntl.flock
 
@@ -63,7 +61,7 @@ def test_folder_moved_aside_between_opening_and_locking_is_not_taken(
         flock(*arguments)
 
     monkeypatch.setattr(fcntl, "flock", after_another_restart)
-    with pytest.raises(RunError, match="at work"), claimed(plan, restart=True):
+    with pytest.raises(RunError, match="at work"), claimed(folder, MINIATURE, restart=True):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"run", "moved"}
 
@@ -71,15 +69,15 @@ def test_folder_moved_aside_between_opening_and_locking_is_not_taken(
 def test_output_here_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for given, name in ((".", tmp_path.name), ("..", tmp_path.parent.name), ("a/b", "b")):
-        _, folder = settle(build_parser("interlace demo").parse_args(["--output", given]))
+        folder, _ = settle(build_parser("interlace demo").parse_args(["--output", given]))
         assert folder.name == name
 
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the folder is at stake: nothing is trained and nothing shown."""
-    monkeypatch.setattr(command, "_work", lambda *_: None)
-    monkeypatch.setattr(command, "_show", lambda *_: None)
+    monkeypatch.setattr(demo, "_work", lambda *_: None)
+    monkeypatch.setattr(outcome, "show", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -130,8 +128,8 @@ def test_quick_without_packaged_arms_says_so(
 ) -> None:
     only_base = tmp_path / "packaged"
     only_base.mkdir()
-    (only_base / "tiny").symlink_to(plans.PACKAGED / "tiny")
-    monkeypatch.setattr(plans, "PACKAGED", only_base)
+    (only_base / "tiny").symlink_to(demo.PACKAGED / "tiny")
+    monkeypatch.setattr(demo, "PACKAGED", only_base)
     assert main(["demo", "--quick", "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "no packaged tiny-rlvr, tiny-pmatch, tiny-bridge" in error
@@ -145,7 +143,7 @@ def test_quick_without_packaged_arms_says_so(
         (["--quick", "--rollouts", "10"], "trains nothing"),
         (["--rollouts", "0"], "at least 1; got 0"),
         (["--problems", "1"], "2 to 395"),
-        (["--problems", str(HELD_OUT + 1)], "2 to 395"),
+        (["--problems", str(Settings().problems + 1)], "2 to 395"),
         (["--seed", "-1"], "from 0 on"),
     ],
 )

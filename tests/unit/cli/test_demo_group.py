@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from interlace.cli.demo.group_view import NOTE, GroupView
-from interlace.cli.demo.sharing import beyond, outcome_of
-from interlace.cli.demo.spread import Found, choose, following
+from interlace.cli.demo.outcome import NOTE, Found, GroupView, beyond, counts, taken_over, worth
 from interlace.tasks import Task, get_task
 
 HIT, OTHER, MISS = "( 3 + 5 ) * 7 = 56", "7 * ( 5 + 3 ) = 56", "( 3 + 5 ) + 7 = 15"
@@ -52,13 +50,13 @@ def test_find_that_is_a_siblings_is_told_from_another() -> None:
 def test_rows_alone_have_the_same_find_unseen() -> None:
     group = found([MISS, HIT], [MISS, MISS, OTHER], coupled=False)
     assert marks(group) == [["miss", "first"], ["miss", "miss", "unseen"]]
-    assert group.count("same") == 0
+    assert group.marks().count("same") == 0
 
 
 def test_hit_that_a_row_writes_again_is_neither_found_nor_the_same() -> None:
     group = found([HIT, HIT, HIT], [MISS, OTHER, HIT])
     assert marks(group) == [["first", "again", "again"], ["miss", "same", "again"]]
-    assert group.count("same") == 1
+    assert group.marks().count("same") == 1
 
 
 def test_hits_at_the_same_try_are_all_first() -> None:
@@ -69,13 +67,13 @@ def test_most_the_same_as_a_single_rows_find_is_chosen() -> None:
     quiet = found([MISS, MISS], [MISS, MISS])
     lucky = found([MISS, HIT], [MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, HIT])
     single = found([MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, MISS], [MISS, MISS, MISS])
-    assert choose({"a": quiet, "b": lucky, "c": single}) == "c"
+    assert max((quiet, lucky, single), key=worth) is single
 
 
-def test_following_counts_tries_of_rows_without_a_find() -> None:
+def test_what_is_counted_are_tries_of_rows_without_a_find() -> None:
     group = found([MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, MISS, MISS])
     # Second tries: three before any sibling has hit, of which one hits. After: rows 2 and 3.
-    assert following([group]) == {"after": [1, 3], "before": [1, 3]}
+    assert counts([group]).tolist() == [1, 3, 1, 3]
 
 
 def test_tries_end_at_the_models_verdict_or_at_the_end() -> None:
@@ -91,17 +89,8 @@ def view() -> GroupView:
                   and e.data["numbers"] == [3, 4, 9]]  # fmt: skip
     hit, miss = "( 3 * 4 ) + 9 = 21", "( 3 + 4 ) + 9 = 16"
     return GroupView(
-        {
-            "example": example.id,
-            "prompt": "3 4 9 -> 21 :",
-            "together": [f"{miss} ; {hit} yes {hit}", f"{miss} ; {miss} ; {hit}"],
-            "alone": [f"{hit} yes", f"{miss} ; {hit}"],
-            "groups": 7,
-            "problems": 5,
-            "beyond_alone": None,
-            "following_together": {"after": [3, 4], "before": [1, 10]},
-            "following_alone": {"after": [0, 0], "before": [1, 20]},
-        }
+        {example.id: [f"{miss} ; {hit} yes {hit}", f"{miss} ; {miss} ; {hit}"]},
+        {example.id: [f"{hit} yes", f"{miss} ; {hit}"]},
     )
 
 
@@ -120,14 +109,14 @@ def test_group_as_plain_text(view: GroupView) -> None:
         "* first find   > same as a sibling's earlier find   ~ the same, unseen: no row sees "
         f"another   + another find   = hits again\n{NOTE}"
     )
-    assert "picked out of 7" in view.sentences()[0]
+    assert "picked out of 1" in view.sentences()[0]
     assert "alone, which see nobody, 1 did" in view.sentences()[0]
-    assert view.sentences()[1].startswith("Over all 7 groups of 5 problems")
-    assert "75 % (3 of 4 tries)" in view.sentences()[1]
+    assert view.sentences()[1].startswith("Over all 1 groups of 1 problems")
+    assert "100 % (1 of 1 tries)" in view.sentences()[1]
 
 
 @pytest.mark.parametrize(
-    ("beyond_alone", "claimed_to_be"),
+    ("difference", "said"),
     [
         (None, "too little to compare"),
         ([0.42, 0.38, 0.47], r"\+42 points \[\+38, \+47\]: that much is taken over"),
@@ -135,13 +124,22 @@ def test_group_as_plain_text(view: GroupView) -> None:
     ],
 )
 def test_only_what_coupled_rows_have_beyond_rows_alone_is_taken_over(
-    view: GroupView, beyond_alone: list[float] | None, claimed_to_be: str
+    view: GroupView, difference: list[float] | None, said: str
 ) -> None:
-    view.outcome = {**view.outcome, "beyond_alone": beyond_alone}
-    picked, everywhere, verdict, _ = view.sentences()
-    assert re.search(claimed_to_be, verdict)
-    assert "taken over" not in picked + everywhere
-    assert "took over" not in picked + everywhere
+    assert re.search(said, taken_over(difference))
+    picked, everywhere, _, before = view.sentences()
+    assert not re.search("taken over|took over", picked + everywhere + before)
+
+
+def test_text_of_the_model_does_not_steer_the_terminal() -> None:
+    example = get_task("tiny-countdown")[0]
+    hostile = "\x1b[31m( 3 [/b] \x9b2J \u202e 4 ) + 9 = 16"
+    view = GroupView({example.id: [hostile] * 2}, {example.id: [hostile]})
+    console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None)
+    console.print(view.frame(console))
+    for text in (view.plain(), console.file.getvalue()):  # type: ignore[attr-defined]
+        assert "[31m(3[/b]2J4)+9" in text
+        assert not re.search("\x1b\\[31m|[\x9b\u202e]", text)  # rich's own bold is one
 
 
 def test_coupled_and_alone_are_counted_over_the_same_problems() -> None:
@@ -151,18 +149,21 @@ def test_coupled_and_alone_are_counted_over_the_same_problems() -> None:
     spreads = [hit, *[f"{miss} ; {hit}"] * 7]
     together = {example.id: [miss] * 8 + spreads, other.id: [miss] * 16}
     alone = {example.id: [hit, *[f"{miss} ; {miss}"] * 7] * 2, other.id: [miss] * 16}
-    outcome = outcome_of(get_task("tiny-countdown"), together, alone)
-    assert (outcome["problems"], outcome["groups"]) == (2, 4)
-    assert (outcome["example"], outcome["together"]) == (example.id, spreads)
-    assert outcome["following_together"]["after"] == [7, 7]
-    assert outcome["following_alone"]["after"] == [0, 14]  # both sets of eight
-    assert outcome["beyond_alone"] == [1.0, 1.0, 1.0]
+    view = GroupView(together, alone)
+    assert (view.problems, view.groups) == (2, 4)
+    assert [len(row) for row in view.together.rows] == [1, *[2] * 7]  # the group that spreads
+    everywhere, difference = view.sentences()[1:3]
+    assert "100 % (7 of 7 tries)" in everywhere
+    assert "0 % (0 of 14 tries)" in everywhere  # both sets of eight
+    assert "+100 points [+100, +100]" in difference
 
 
 def test_difference_to_rows_alone_has_an_interval_over_problems() -> None:
     generator = np.random.default_rng(0)
     tries = np.full((200, 1), 10)
-    coupled, apart = (np.hstack([generator.binomial(10, p, (200, 1)), tries]) for p in (0.6, 0.2))
+    coupled, apart = (
+        np.hstack([generator.binomial(10, p, (200, 1)), tries, tries, tries]) for p in (0.6, 0.2)
+    )
     found = beyond(coupled, apart)
     assert found is not None
     _, low, high = found
@@ -176,7 +177,7 @@ def test_difference_to_rows_alone_has_an_interval_over_problems() -> None:
 
 
 def test_group_step_by_step_shows_what_is_written_and_colours_finds(view: GroupView) -> None:
-    def shown(step: int | None, width: int) -> str:
+    def shown(step: int, width: int) -> str:
         console = Console(file=io.StringIO(), width=width, force_terminal=True,
                           color_system="truecolor")  # fmt: skip
         console.print(view.frame(console, step))
@@ -188,9 +189,9 @@ def test_group_step_by_step_shows_what_is_written_and_colours_finds(view: GroupV
     assert shown(14, 140).count("(3*4") == 3  # in both groups and that row
     assert shown(20, 140).count(found_alone) == 2
     assert "\x1b[1;36m>(3*4)+9=21" not in shown(20, 140)
-    assert "\x1b[1;36m>(3*4)+9=21" in shown(None, 140)
-    assert "\x1b[1;33m~(3*4)+9=21" in shown(None, 140)
-    beside = [line for line in shown(None, 140).splitlines() if "rows alone" in line]
+    assert "\x1b[1;36m>(3*4)+9=21" in shown(40, 140)
+    assert "\x1b[1;33m~(3*4)+9=21" in shown(40, 140)
+    beside = [line for line in shown(40, 140).splitlines() if "rows alone" in line]
     assert "rows see each other" in beside[0]
-    below = [line for line in shown(None, 80).splitlines() if "rows alone" in line]
+    below = [line for line in shown(40, 80).splitlines() if "rows alone" in line]
     assert "rows see each other" not in below[0]

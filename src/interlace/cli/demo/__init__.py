@@ -1,6 +1,433 @@
-"""`interlace demo`: the whole method in minutes on a laptop, from training to a report."""
+"""`interlace demo`: the whole method in minutes on a laptop, from training to a report.
 
-from interlace.cli.demo.command import run
-from interlace.cli.demo.options import build_parser
+The folder of a demo holds
 
-__all__ = ["build_parser", "run"]
+plan.json                        what was asked for; another demo is refused
+<arm>/warmup, <arm>/grpo         runs of `interlace train`
+evaluation/<name>                runs of `interlace.evaluate`
+logs/                            what the two child processes said
+report.md, result.json, figures  the outcome
+
+and all of these go on after a kill. This process only looks on: it starts the two children, follows
+the files that they write, and shows the outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import interlace
+from interlace.cli.demo.work import METRICS, PLAN, Job, Settings, lanes, model_of
+from interlace.errors import ConfigError, RunError, WorkerError
+from interlace.files import is_complete
+from interlace.jsonl import read, read_object
+from interlace.locks import LOCK, locked_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import ProgressColumn
+
+QUICK_PROBLEMS, PACKAGED_ROLLOUTS = 200, 120  # rollouts: of experiments/01-countdown/package.py
+# As in interlace.models.source, which loads torch: the process that only looks on does without.
+PACKAGED = Path(interlace.__file__).parent / "models" / "packaged"
+INTERRUPTED = 130
+SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_LINES, SECONDS_TO_END = 1.0, 15.0, 5.0
+RECENT = 8  # rollouts whose mean is shown
+SHOWN_LINES = 200
+DEFAULTS = Settings()
+EPILOG = """\
+what happens:
+  1. From one tiny model (0.4 M parameters, packaged) two arms are trained side by side, each in a
+     process of its own: Bridge (a warm-up of the new weights, then GRPO at widths 1, 2, 4 and 8)
+     and RLVR-only (the same GRPO, nothing attached). The puzzle: reach a target with three numbers.
+  2. Base, RLVR-only and Bridge answer the same held-out problems at widths 1 to 16, with 16 rows a
+     problem at every width.
+  3. One group of eight rows is replayed, picked because it shows best how a find spreads; beside it
+     the same prompt and the same weights with every row alone.
+  4. A report with tables, figures and the group is written; its path is printed.
+
+examples:
+  Everything, in about 4 minutes on two free cores:
+    interlace demo
+  A look at it without training, in about a minute, at packaged arms (120 rollouts each):
+    interlace demo --quick
+  Longer training lifts every arm; another seed shows how much is chance:
+    interlace demo --rollouts 400 --output runs/demo-400
+    interlace demo --seed 1 --output runs/demo-seed-1
+
+After Ctrl-C or a kill the same command goes on where it was. It needs no network, no GPU, and less
+than 4 GB of memory.
+"""
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The options of `interlace demo`."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="See the method work, honestly, on a laptop: train, evaluate, look inside a "
+        "group, read what\nthe numbers mean and what they do not.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", metavar="FOLDER", default=None,
+        help="folder of the demo (default: runs/demo, or runs/demo-quick)")  # fmt: skip
+    add("--quick", action="store_true",
+        help=f"ask packaged arms ({PACKAGED_ROLLOUTS} rollouts) instead of training")  # fmt: skip
+    add("--seed", type=int, default=0, help="seed of training and sampling (default: 0)")
+    add("--rollouts", type=int, default=None, metavar="N",
+        help="rollouts of GRPO for each arm, 64 prompts x 8 responses and four optimizer steps on "
+        f"them (default: {DEFAULTS.rollouts})")  # fmt: skip
+    add("--problems", type=int, default=None, metavar="N",
+        help=f"held-out problems (default: all {DEFAULTS.problems}, with --quick "
+        f"{QUICK_PROBLEMS})")  # fmt: skip
+    add("--restart", action="store_true",
+        help="begin anew; the folder's earlier demo, unless at work, is moved aside")  # fmt: skip
+    return parser
+
+
+def settle(arguments: argparse.Namespace) -> tuple[Path, Settings]:
+    """The folder and the settings that a command line asks for.
+
+    Raises:
+        ConfigError: for a value out of its range, or --rollouts with --quick.
+    """
+    quick, most = arguments.quick, DEFAULTS.problems
+    if quick and arguments.rollouts is not None:
+        raise ConfigError("--quick trains nothing, so it takes no --rollouts; drop one of them.")
+    rollouts = DEFAULTS.rollouts if arguments.rollouts is None else arguments.rollouts
+    problems = arguments.problems
+    if problems is None:
+        problems = QUICK_PROBLEMS if quick else most
+    if rollouts < 1:
+        raise ConfigError(f"--rollouts is at least 1; got {rollouts}.")
+    if not 2 <= problems <= most:
+        raise ConfigError(f"--problems is 2 to {most}, all held-out ones; got {problems}.")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed is a whole number from 0 on; got {arguments.seed}.")
+    path = Path(arguments.output or f"runs/demo{'-quick' * quick}").expanduser()
+    # The folder that is moved aside needs a name, which "." has only as an absolute path.
+    folder = path if path.name.strip(".") else Path(os.path.abspath(path))
+    return folder, Settings(quick, arguments.seed, rollouts, problems)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo, or go on with it; the exit status is 130 after Ctrl-C."""
+    from rich.console import Console
+
+    folder, settings = settle(arguments)
+    return carry_out(folder, settings, Console(), restart=arguments.restart)
+
+
+def carry_out(folder: Path, settings: Settings, console: Console, *, restart: bool = False) -> int:
+    """Run the demo, or go on with it, in a folder.
+
+    Args:
+        folder: Folder of the demo.
+        settings: Settings of the demo.
+        console: Console to show it on.
+        restart: Whether an earlier demo there is moved aside.
+
+    Raises:
+        ConfigError: for --quick in a build without packaged arms.
+        RunError: if the folder holds something else, another demo is at work in it, or it cannot
+            be written, as on a full disk.
+    """
+    from interlace.terminal import say
+
+    began = time.monotonic()
+    with claimed(folder, settings, restart) as known:
+        say(console, _greeting(folder, settings, known))
+        try:
+            _work(folder, settings, console)
+            from interlace.cli.demo.outcome import show
+
+            show(folder, settings, console, time.monotonic() - began)
+        except KeyboardInterrupt:
+            say(console, f"\nInterrupted. What is done is kept in {folder}; the same command goes "
+                "on from there.")  # fmt: skip
+            return INTERRUPTED
+        except BrokenPipeError:  # a reader that has seen enough, such as `head`
+            raise
+        except OSError as error:
+            raise RunError(
+                f"The demo could not write or read its files in {folder}: {error}. Make room "
+                "there and run the same command again: it goes on from what is done."
+            ) from error
+    return 0
+
+
+def _greeting(folder: Path, settings: Settings, known: bool) -> str:
+    if known:
+        return f"Going on with the demo in {folder}."
+    if settings.quick:
+        return (
+            f"Asking the packaged arms, trained with {PACKAGED_ROLLOUTS} rollouts of GRPO each, "
+            "held-out puzzles: reach a target with three numbers. Two processes, one core each."
+        )
+    return (
+        "Training Bridge and RLVR-only from one tiny model, then asking both held-out puzzles: "
+        "reach a target with three numbers. Two processes, one core each, everything in "
+        f"{folder}. Ctrl-C is safe: the same command goes on."
+    )
+
+
+# The folder -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator[bool]:
+    """Make the folder this demo's, keep others out of it, and say whether it was before.
+
+    The lock is held before anything moves, so that --restart cannot pull the folder from under a
+    demo at work; and only a demo's folder is ever moved.
+    """
+    _check_packaged(settings)
+    busy = RunError(
+        f"Another demo is at work in {folder}; wait for it, or choose another --output."
+    )
+    with ExitStack() as held:
+        try:
+            found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+            if PLAN not in found and found - {LOCK, f".{PLAN}"}:
+                raise RunError(
+                    f"{folder} is not empty and holds no demo (no {PLAN}), so it is left alone, "
+                    "with --restart, too. Choose another folder with --output."
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked_folder(folder, busy))
+            if restart and (folder / PLAN).exists():
+                _move_aside(folder)
+                folder.mkdir()
+                held.enter_context(locked_folder(folder, busy))
+            known = _same_plan(folder, settings)
+        except OSError as error:
+            raise RunError(
+                f"The demo needs a folder that it can write to; {folder} is none: {error}. Choose "
+                "another folder with --output."
+            ) from error
+        yield known
+
+
+def _check_packaged(settings: Settings) -> None:
+    arms = settings.arms if settings.quick else ["base"]
+    names = [model_of(PACKAGED, settings, arm) for arm in arms]
+    missing = [name for name in names if not is_complete(PACKAGED / name)]
+    if not missing:
+        return
+    way_out = "Install it anew: the file of 2 MB belongs to the package."
+    if settings.quick:
+        way_out = "Run `interlace demo` without --quick: it trains its arms itself, in minutes."
+    raise ConfigError(
+        f"This build of Interlace has no packaged {', '.join(missing)}, which "
+        f"{'--quick needs' if settings.quick else 'the demo starts from'}. {way_out}"
+    )
+
+
+def _same_plan(folder: Path, settings: Settings) -> bool:
+    """Whether the folder's plan is this one; without any it is written."""
+    from interlace.evaluation.provenance import differences
+
+    now = {"settings": dataclasses.asdict(settings), "interlace": interlace.__version__}
+    path, partial = folder / PLAN, folder / f".{PLAN}"
+    if not path.exists():
+        partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return False
+    changed = differences(read_object(path, RunError, "--restart begins anew."), now)
+    if changed:
+        raise RunError(
+            f"{folder} holds another demo: {'; '.join(changed)}. Give the old options to go on "
+            "with it, another --output, or --restart, which moves it aside."
+        )
+    return True
+
+
+def _move_aside(folder: Path) -> None:
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    folder.rename(target)
+
+
+# The two child processes ------------------------------------------------------------------------
+
+
+class Children:
+    """Runs the lanes, each in a process of its own, which ends when this one does.
+
+    Args:
+        folder: Folder of the demo.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._logs = folder / "logs"
+        self._logs.mkdir(exist_ok=True)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Children:
+        try:
+            for lane in (0, 1):
+                self._start(lane)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            if process.stdin is not None:
+                process.stdin.close()
+        until = time.monotonic() + SECONDS_TO_END
+        for process in self._processes:
+            try:
+                process.wait(max(until - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def wait(self, look: Callable[[], None]) -> None:
+        """Until all have ended well.
+
+        Args:
+            look: Function to call now and then.
+
+        Raises:
+            WorkerError: with what a process said, if it failed.
+        """
+        while any(process.poll() is None for process in self._processes):
+            self._check()
+            look()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        self._check()
+        look()
+
+    def _start(self, lane: int) -> None:
+        # -P: a json.py of the current folder is not the one that is meant.
+        program = [sys.executable, "-P", "-m", "interlace.cli.demo.work"]
+        alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                 "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
+                 "PYTHONUNBUFFERED": "1"}  # fmt: skip
+        with self._log(lane).open("wb") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    [*program, str(self._folder), str(lane)],
+                    stdin=subprocess.PIPE,  # closes with this process, however it ends
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | alone,
+                    start_new_session=True,  # Ctrl-C goes to the parent alone, which ends them
+                )
+            )
+
+    def _check(self) -> None:
+        for lane, process in enumerate(self._processes):
+            if process.poll():
+                raise WorkerError(self._failure(lane, process.returncode))
+
+    def _failure(self, lane: int, status: int) -> str:
+        lines = self._log(lane).read_text("utf-8", "replace").rstrip().split("\n")
+        said = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:] if line) or "  (nothing)"
+        how = f"with status {status}"
+        if status < 0:
+            how = f"by {signal.Signals(-status).name}"
+            how += ", as when memory runs out" if -status == signal.SIGKILL else ""
+        return (
+            f"Child process {lane + 1} ended {how}. What it said:\n\n{said}\n\nWhat was finished "
+            f"is kept in {self._folder}. The same command goes on from there; with --restart it "
+            "begins anew."
+        )
+
+    def _log(self, lane: int) -> Path:
+        return self._logs / f"{lane + 1}.log"
+
+
+# How far it is ----------------------------------------------------------------------------------
+
+
+def _work(folder: Path, settings: Settings, console: Console) -> None:
+    """All jobs that are not done: bars on a terminal, a line now and then elsewhere."""
+    from rich.progress import Progress
+
+    jobs = [job for lane in lanes(settings) for job in lane if not job.is_done(folder)]
+    if not jobs:
+        return
+    with (
+        Progress(*bars(), console=console, disable=not console.is_terminal) as progress,
+        Children(folder) as children,
+    ):
+        tasks = {job: progress.add_task(job.title, total=job.total, numbers="") for job in jobs}
+        lines = Lines(console, folder)
+
+        def look() -> None:
+            for job, task in tasks.items():
+                reached = job.reached(folder)
+                progress.update(task, completed=reached, numbers=numbers(folder, job))
+                if not console.is_terminal:
+                    lines.say(job, reached)
+
+        children.wait(look)
+
+
+def bars() -> list[ProgressColumn]:
+    """Columns of the bars."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+
+    return [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=10),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[numbers]}", markup=False),
+    ]
+
+
+class Lines:
+    """Says without a terminal what ended, and now and then how far the others are.
+
+    Args:
+        console: Console to print to.
+        folder: Folder of the demo.
+    """
+
+    def __init__(self, console: Console, folder: Path) -> None:
+        self._console, self._folder = console, folder
+        self._said: dict[Job, float] = {}
+
+    def say(self, job: Job, reached: int) -> None:
+        """Say how far a job is, unless that was said a moment ago."""
+        from interlace.terminal import say
+
+        before = self._said.setdefault(job, time.monotonic())
+        if reached == job.total and before < math.inf:
+            self._said[job] = math.inf
+            say(self._console, f"{job.title}: done")
+        elif reached and time.monotonic() - before > SECONDS_BETWEEN_LINES:
+            self._said[job] = time.monotonic()
+            found = numbers(self._folder, job)
+            say(self._console, f"{job.title}: {reached} of {job.total}{', ' * bool(found)}{found}")
+
+
+def numbers(folder: Path, job: Job) -> str:
+    """The latest metrics of GRPO in words, each the mean of the last rollouts."""
+    path, said = folder / job.name / METRICS, []
+    if job.kind != "grpo" or not path.exists():
+        return ""
+    lines = [line for _, line in read(path, own=True)]
+    for key, name in (("pass@1", "pass@1"), ("width_8/pass@1", "W=8")):
+        values = [line[key] for line in lines if key in line][-RECENT:]
+        if values:
+            said.append(f"{name} {100 * sum(values) / len(values):.1f} %")
+    return ", ".join(said)

@@ -1,172 +1,479 @@
-"""What a demo found: the numbers of its table, and what may be said of them."""
+"""What a demo found: tables and sentences, one group from inside, and what the numbers do not say.
+
+Finds are read off the texts alone. A response is four tries of ten tokens, so try k of every row
+stands in the same columns. A find is a try whose expression hits the target; a row that has one
+writes it again. A row's find is the same as a sibling's earlier one if its canonical form is.
+Whether it was taken over, the texts do not say: rows alone, which see nobody, have such finds as
+well, by chance. So both are counted over the same problems, and what coupled rows have beyond rows
+alone is what they take over.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from interlace.cli.demo.plan import GROUP, LABELS, SHOWN_WIDTH, WIDTHS, Job, Plan
-from interlace.cli.demo.usage import Start, starts_of
-from interlace.evaluation.intervals import Estimate
+import numpy as np
+from jaxtyping import Float, Num
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table as Grid
+from rich.text import Text
+
+from interlace.cli.demo.work import BRIDGE_RUNS, LABELS, RECORDS, WIDTHS, Settings
+from interlace.evaluation.intervals import RESAMPLES, Estimate, resampled_means
 from interlace.evaluation.pairing import paired_difference
 from interlace.evaluation.results import ArmResult
-from interlace.evaluation.runs import load_run
+from interlace.tasks.base import Example, Task
+from interlace.tasks.tiny_countdown import TRIES, TRY_TOKENS, tries_of
+from interlace.terminal import Cell, Table, percent, printable, say
 
+SHOWN = 8  # the width that sentences and the group are of
+REPORT = "report.md"
 # Where the package is installed without it, a path alone would lead nowhere.
 EXPERIMENT = "experiments/01-countdown in Interlace's repository"
+LEGEND = (
+    "Per cent, with 95 % intervals over problems; 16 rows a problem at every width. Rows that do "
+    "not see each other have one pass@1 for all widths. coverage: any of W rows right. maj@W: the "
+    "most frequent answer of W rows right. tokens: sampled for W rows of a problem."
+)
+LIMITS = (
+    "This is one training seed: another can move any number by several points, and the intervals "
+    f"do not cover that, since they are over problems only. {EXPERIMENT} has five seeds.",
+    "The model has 0.4 M parameters and knows one kind of puzzle, in which a find is easy to "
+    "recognise and to copy. It shows the mechanism, not what a large model on other tasks gains; "
+    "with rows that end at their find, so that nobody reads it, the same experiment saw no gain.",
+    "Whoever can pick the best of W rows afterwards gets the coverage, from independent rows as "
+    "well. Bridge's gain is that of every single row, and of votes.",
+    "Bridge costs more: a warm-up before GRPO, 5 % more weights, and more processor time for the "
+    "same tokens. On a model this small the extra operations weigh far more than on a large one.",
+)
+SHORT = (
+    "Training was cut short to fit into minutes. Every arm gains by more of it, and after "
+    f"1,080 rollouts RLVR-only has caught up with Bridge: {EXPERIMENT} trains for longer."
+)
+PACKAGED = (
+    "The packaged arms had 120 rollouts of GRPO each; `interlace demo` without --quick trains for "
+    f"fewer, so its pass@1 is lower. After 1,080 rollouts RLVR-only has caught up with Bridge: "
+    f"{EXPERIMENT}."
+)
+# What a try is: its sign, its style on a terminal, and what that means.
+MARKS = {
+    "miss": (" ", "dim", ""),
+    "first": ("*", "bold black on cyan", "first find"),
+    "same": (">", "bold cyan", "same as a sibling's earlier find"),
+    "unseen": ("~", "bold yellow", "the same, unseen: no row sees another"),
+    "own": ("+", "green", "another find"),
+    "again": ("=", "cyan", "hits again"),
+}
+NOTE = (
+    "An expression that reaches the target is a find. What stands after = is the model's own "
+    "arithmetic, which does not count and may be wrong (frac: not whole; neg: below 0). A row that "
+    "has fewer than four tries ended itself there."
+)
+SECONDS_A_TOKEN, SECONDS_A_TRY = 0.06, 0.7
 
 
-@dataclass(frozen=True)
-class Line:
-    """One arm at one width.
+def show(folder: Path, settings: Settings, console: Console, seconds: float) -> None:
+    """Print the table, the group and the limits, and write the report.
 
-    Attributes:
-        arm: its label.
-        width: W; None for a number that holds at every width.
-        one: pass@1.
-        coverage: any of W rows right; None at width 1.
-        majority: maj@W; None at width 1.
-        tokens: sampled tokens a problem.
-        seconds: processor time of a group alone over RLVR-only's at that width; None without it.
+    Args:
+        folder: Folder of a demo whose jobs are done.
+        settings: Settings of the demo.
+        console: Console to print to.
+        seconds: Seconds that this start took so far.
     """
-
-    arm: str
-    width: int
-    one: Estimate | None
-    coverage: Estimate | None
-    majority: Estimate | None
-    tokens: float
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All that a report says.
-
-    Attributes:
-        plan: the demo.
-        results: one for each arm, in the order of `LABELS`.
-        group: the content of group.json.
-        usage: every job, with what each of its starts took.
-    """
-
-    plan: Plan
-    results: list[ArmResult]
-    group: dict[str, Any]
-    usage: list[tuple[Job, list[Start]]]
-
-    def result(self, arm: str) -> ArmResult:
-        """An arm's, by its key."""
-        return next(result for result in self.results if result.arm == LABELS[arm])
-
-    def lines(self) -> list[Line]:
-        """The table, arm by arm."""
-        return [_line(result, width, self.result("rlvr"))
-                for result in self.results for width in WIDTHS]  # fmt: skip
-
-    def gain(self, metric: str, width: int) -> Estimate:
-        """Bridge minus RLVR-only, over the same problems."""
-        return paired_difference(self.result("rlvr"), self.result("bridge"), metric, width)
-
-    def training_starts(self, arm: str) -> list[list[Start]]:
-        """Those of every job of an arm's training."""
-        return [
-            starts
-            for job, starts in self.usage
-            if job.arm == arm and job.kind in ("warmup", "grpo")
-        ]
-
-    def sentences(self) -> list[str]:
-        """The numbers in words; what they show and what not."""
-        found = []
-        for metric, name in (
-            ("pass@1", f"pass@1 at width {SHOWN_WIDTH}"),
-            ("maj", f"maj@{SHOWN_WIDTH}"),
-            ("coverage", f"coverage at width {SHOWN_WIDTH} (any of the rows right)"),
-        ):
-            gain = self.gain(metric, SHOWN_WIDTH)
-            bridge = self.result("bridge").get(metric, SHOWN_WIDTH).estimate.value
-            rlvr = self.result("rlvr").get(metric, SHOWN_WIDTH).estimate.value
-            found.append(
-                f"{name}: Bridge {100 * bridge:.1f} %, RLVR-only "
-                f"{100 * rlvr:.1f} %, difference {_points(gain)}: {_verdict(gain)}."
-            )
-        alone = self.gain("pass@1", 1)
-        found.append(
-            f"Alone (width 1) Bridge's rows differ from RLVR-only's by {_points(alone)}: "
-            f"{_verdict(alone)}."
-        )
-        if (self.gain("pass@1", SHOWN_WIDTH).low or 0.0) <= 0:
-            more = "More --problems" if self.plan.settings.quick else "More --rollouts"
-            found.append(
-                f"So this run does not show the gain that {EXPERIMENT} shows. {more}, or another "
-                "--seed, may."
-            )
-        if not self.plan.settings.quick:
-            found.append(self._training_cost())
-        return found
-
-    def _training_cost(self) -> str:
-        """Processor seconds of both arms, over all starts."""
-        jobs = {arm: self.training_starts(arm) for arm in ("bridge", "rlvr")}
-        if not all(starts for found in jobs.values() for starts in found):
-            return "What training took is not known: its entry in usage/ is missing or damaged."
-        bridge, rlvr = (
-            sum(one.cpu_seconds for starts in found for one in starts) for found in jobs.values()
-        )
-        more = any(len(starts) > 1 for found in jobs.values() for starts in found)
-        again = " It was interrupted; what was done twice since a checkpoint counts twice."
-        return (
-            f"Training took {bridge:.0f} processor seconds for Bridge, warm-up included, and "
-            f"{rlvr:.0f} for RLVR-only, of equally many rollouts.{again if more else ''}"
-        )
+    results = [_result(folder, arm) for arm in settings.arms]
+    table, sentences = table_of(results), sentences_of(results, settings)
+    view = GroupView(*_texts(folder))
+    table.print(console)
+    say(console, LEGEND, "dim")
+    for sentence in sentences:
+        say(console, f"- {sentence}")
+    say(console, "\nA group from inside\n", "bold")
+    if console.is_terminal:
+        view.play(console)
+    else:
+        say(console, view.plain())
+    for sentence in view.sentences():
+        say(console, f"- {sentence}")
+    say(console, "\nWhat the numbers do not say\n", "bold")
+    limits = [*LIMITS, PACKAGED if settings.quick else SHORT]
+    for sentence in limits:
+        say(console, f"- {sentence}")
+    head = [
+        "# Interlace demo",
+        f"{settings.problems} held-out problems of `tiny-countdown`, seed {settings.seed}; "
+        + ("packaged arms." if settings.quick else f"{settings.rollouts} rollouts of GRPO."),
+        _bullets(sentences),
+        table.markdown(),
+        LEGEND,
+        f"## A group from inside\n\n```text\n{view.plain()}\n```",
+        _bullets(view.sentences()),
+        "## What the numbers do not say",
+        _bullets(limits),
+    ]
+    write(folder, results, head)
+    say(console, f"\nThis start took {seconds:.0f} s. Report: {folder / REPORT}")
 
 
-def read_outcome(plan: Plan) -> Outcome:
-    """The outcome of a finished demo."""
-    usage = [(job, starts_of(plan, job)) for lane in plan.lanes for job in lane]
-    group = json.loads((plan.folder / GROUP).read_text(encoding="utf-8"))
-    return Outcome(plan, [_merged(plan, arm) for arm in plan.arms], group, usage)
+def write(folder: Path, results: Sequence[ArmResult], head: Sequence[str]) -> None:
+    """Write the library's report and figures, the demo's own words before its tables."""
+    from interlace.evaluation.report import make_report
+    from interlace.evaluation.runs import write_report
+
+    (settings, *_) = [result.provenance for result in results]
+    report = make_report(results, base=LABELS["rlvr"], provenance=settings["environments"][0])
+    write_report(folder, report, ("png",))
+    path, partial = folder / REPORT, folder / f".{REPORT}"
+    partial.write_text("\n\n".join([*head, path.read_text("utf-8")]), encoding="utf-8")
+    os.replace(partial, path)
 
 
-def _merged(plan: Plan, arm: str) -> ArmResult:
+def _bullets(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+# The numbers ------------------------------------------------------------------------------------
+
+
+def _result(folder: Path, arm: str) -> ArmResult:
     """An arm's result; widths that two processes shared, together."""
-    parts = [load_run(folder) for folder in plan.evaluations(arm)]
+    from interlace.evaluation.runs import load_run
+
+    names = BRIDGE_RUNS if arm == "bridge" else (arm,)
+    parts = [load_run(folder / "evaluation" / name) for name in names]
     measured = tuple(entry for part in parts for entry in part.measurements)
     return dataclasses.replace(parts[0], measurements=measured)
 
 
-def _line(result: ArmResult, width: int, beside: ArmResult) -> Line:
-    def estimate(metric: str) -> Estimate | None:
-        found = result.find(metric, width)
-        return None if found is None or (width == 1 and metric != "pass@1") else found.estimate
+def table_of(results: Sequence[ArmResult]) -> Table:
+    """Arms by widths."""
+    rows = []
+    for result in results:
+        for width in WIDTHS:
+            cells = [
+                _cell(result, "pass@1", width) if result.coupled or width == 1 else "",
+                *(
+                    _cell(result, metric, width) if width > 1 else ""
+                    for metric in ("coverage", "maj")
+                ),
+            ]
+            tokens = f"{result.get('tokens', width).estimate.value:,.0f}"
+            rows.append([result.arm, str(width), *cells, tokens])
+    return Table(("arm", "W", "pass@1", "coverage", "maj@W", "tokens"), rows)
 
-    own, other = result.find("seconds", width), beside.find("seconds", width)
-    ratio = own.estimate.value / other.estimate.value if own and other else None
-    return Line(
-        arm=result.arm,
-        width=width,
-        one=estimate("pass@1") if result.coupled or width == 1 else None,
-        coverage=estimate("coverage"),
-        majority=estimate("maj"),
-        tokens=result.get("tokens", width).estimate.value,
-        seconds=ratio,
-    )
+
+def _cell(result: ArmResult, metric: str, width: int) -> Cell:
+    found = result.get(metric, width).estimate
+    assert found.low is not None
+    assert found.high is not None
+    return percent(found.value), f"{100 * found.low:.0f}", f"{100 * found.high:.0f}"
 
 
-def _points(gain: Estimate) -> str:
-    assert gain.low is not None
-    assert gain.high is not None
-    return f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+def sentences_of(results: Sequence[ArmResult], settings: Settings) -> list[str]:
+    """The numbers in words; what they show and what not."""
+    by_name = {result.arm: result for result in results}
+    rlvr, bridge = by_name[LABELS["rlvr"]], by_name[LABELS["bridge"]]
+    found = []
+    for metric, width, name in (
+        ("pass@1", SHOWN, f"pass@1 at width {SHOWN}"),
+        ("maj", SHOWN, f"maj@{SHOWN}"),
+        ("coverage", SHOWN, f"coverage at width {SHOWN} (any of the rows right)"),
+        ("pass@1", 1, "pass@1 alone (width 1)"),
+    ):
+        gain = paired_difference(rlvr, bridge, metric, width)
+        values = [one.get(metric, width).estimate.value for one in (bridge, rlvr)]
+        found.append(
+            f"{name}: Bridge {percent(values[0])} %, RLVR-only {percent(values[1])} %, difference "
+            f"{percent(gain.value, sign=True)} points [{percent(gain.low or 0, sign=True)}, "
+            f"{percent(gain.high or 0, sign=True)}]: {_verdict(gain)}."
+        )
+    if not paired_difference(rlvr, bridge, "pass@1", SHOWN).is_above(0):
+        more = "More --problems" if settings.quick else "More --rollouts"
+        found.append(
+            f"So this run does not show the gain that {EXPERIMENT} shows. {more}, or another "
+            "--seed, may."
+        )
+    return found
 
 
 def _verdict(gain: Estimate) -> str:
-    assert gain.low is not None
-    assert gain.high is not None
-    if gain.low > 0:
-        return "Bridge is ahead, by more than the choice of problems explains"
-    if gain.high < 0:
-        return "Bridge is behind, by more than the choice of problems explains"
-    return "no clear difference on these problems"
+    if not gain.excludes(0):
+        return "no clear difference on these problems"
+    side = "ahead" if gain.value > 0 else "behind"
+    return f"Bridge is {side}, by more than the choice of problems explains"
+
+
+# A group from inside ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Try:
+    """One try of one row.
+
+    Attributes:
+        tokens: Tokens, the model's verdict left out.
+        form: Expression in canonical form; None if it is none.
+        hit: Whether it reaches the target.
+    """
+
+    tokens: tuple[str, ...]
+    form: str | None
+    hit: bool
+
+
+class Found:
+    """The tries of a group's rows.
+
+    Args:
+        task: Task that judges them.
+        example: Problem of the group.
+        texts: Responses of the rows.
+        coupled: Whether the rows saw each other.
+    """
+
+    def __init__(
+        self, task: Task, example: Example, texts: Sequence[str], coupled: bool = True
+    ) -> None:
+        self.coupled = coupled
+        self.rows: list[list[Try]] = []
+        for text in texts:
+            tries = tries_of(text)[:TRIES]
+            verdicts = [task.verify(example, one) for one in tries]
+            self.rows.append(
+                [
+                    Try(tuple(one.split())[: TRY_TOKENS - 1], verdict.answer, verdict.correct)
+                    for one, verdict in zip(tries, verdicts, strict=True)
+                ]
+            )
+        hits = [k for row in self.rows for k, one in enumerate(row) if one.hit]
+        self.first = min(hits, default=None)
+
+    def mark(self, row: int, k: int) -> str:
+        """What a try is: a key of `MARKS`."""
+        one = self.rows[row][k]
+        if not one.hit:
+            return "miss"
+        if any(t.hit for t in self.rows[row][:k]):
+            return "again"
+        if k == self.first:
+            return "first"
+        before = {t.form for r in self.rows if r is not self.rows[row] for t in r[:k] if t.hit}
+        if one.form not in before:
+            return "own"
+        return "same" if self.coupled else "unseen"
+
+    def marks(self) -> list[str]:
+        """Those of all tries."""
+        return [self.mark(row, k) for row, tries in enumerate(self.rows) for k in range(len(tries))]
+
+    def next_tries(self) -> Iterator[tuple[bool, bool]]:
+        """Of every try in a row without a find: whether a sibling has hit before, and whether the
+        try hits."""
+        for row in self.rows:
+            for k, one in enumerate(row[1:], 1):
+                if any(t.hit for t in row[:k]):
+                    break
+                yield any(t.hit for r in self.rows if r is not row for t in r[:k]), one.hit
+
+
+def counts(groups: Sequence[Found]) -> Float[np.ndarray, 4]:
+    """Hits and tries after a sibling has hit, then hits and tries before any has."""
+    found = np.zeros(4)
+    for after, hit in (pair for group in groups for pair in group.next_tries()):
+        found[0 if after else 2] += hit
+        found[1 if after else 3] += 1
+    return found
+
+
+def beyond(together: Num[np.ndarray, "E 4"], alone: Num[np.ndarray, "E 4"]) -> list[float] | None:
+    """The share of hits after a sibling's, coupled minus alone, with its 95 % bootstrap interval
+    over problems; None where one has no such try.
+
+    Args:
+        together: `counts` of each problem's groups.
+        alone: The same of rows alone.
+
+    >>> beyond(np.array([[6, 10, 0, 0], [5, 10, 0, 0]]), np.array([[1, 10, 0, 0], [0, 10, 0, 0]]))
+    [0.5, 0.5, 0.5]
+    """
+    stacked = np.concatenate([together[:, :2], alone[:, :2]], axis=1).astype(float)
+    drawn = np.concatenate([stacked.mean(0)[None], resampled_means(stacked, RESAMPLES, seed=0)])
+    if not stacked.sum(0)[[1, 3]].all():
+        return None
+    drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
+    shares = drawn[:, 0] / drawn[:, 1] - drawn[:, 2] / drawn[:, 3]
+    low, high = np.quantile(shares[1:], [0.025, 0.975])
+    return [round(float(value), 6) for value in (shares[0], low, high)]
+
+
+def _texts(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Bridge's responses at the shown width and alone, by problem, group after group."""
+    from interlace.evaluation.records import read_records
+
+    found: dict[int, dict[str, list[str]]] = {SHOWN: {}, 1: {}}
+    for name in BRIDGE_RUNS:
+        for record in read_records(folder / "evaluation" / name / RECORDS):
+            if record.width in found:
+                texts = found[record.width].setdefault(record.example_id, [])
+                texts += record.texts or ()
+    return found[SHOWN], found[1]
+
+
+class GroupView:
+    """The group that shows best how a find spreads, and what is counted over all groups.
+
+    Args:
+        together: Responses of rows that saw each other, by problem, group after group.
+        alone: Responses of the same problems and weights that saw nobody.
+    """
+
+    def __init__(self, together: dict[str, list[str]], alone: dict[str, list[str]]) -> None:
+        from interlace.tasks import get_task
+
+        task = get_task("tiny-countdown")
+        self.task = task
+        examples = {example.id: example for example in task}
+
+        def groups(texts: dict[str, list[str]], coupled: bool) -> dict[str, list[Found]]:
+            return {
+                name: [
+                    Found(task, examples[name], rows[first : first + SHOWN], coupled)
+                    for first in range(0, len(rows), SHOWN)
+                ]
+                for name, rows in sorted(texts.items())
+            }
+
+        by_kind = groups(together, True), groups(alone, False)
+        self._counts = [np.array([counts(g) for g in found.values()]) for found in by_kind]
+        self.problems = len(by_kind[0])
+        self.groups = sum(map(len, by_kind[0].values()))
+        pairs = [(name, group) for name, found in by_kind[0].items() for group in found]
+        name, self.together = max(pairs, key=lambda pair: worth(pair[1]))
+        self.alone = by_kind[1][name][0]
+        self.prompt = task.prompt(examples[name])
+        self._column = max(
+            len("".join(one.tokens))
+            for f in (self.together, self.alone)
+            for r in f.rows
+            for one in r
+        )
+
+    @property
+    def _parts(self) -> list[tuple[str, Found]]:
+        width = len(self.together.rows)
+        return [
+            (f"One group of {width}: rows see each other", self.together),
+            ("The same weights, rows alone", self.alone),
+        ]
+
+    def play(self, console: Console) -> None:
+        """Replay the steps in place; the last one stays."""
+        with Live(console=console, auto_refresh=False) as live:
+            for step in range(TRIES * TRY_TOKENS + 1):
+                live.update(self.frame(console, step), refresh=True)
+                time.sleep(SECONDS_A_TRY if step % TRY_TOKENS == 0 else SECONDS_A_TOKEN)
+
+    def frame(self, console: Console, step: int = TRIES * TRY_TOKENS) -> RenderableType:
+        """Both groups after so many steps."""
+        tables = [self._grid(title, found, step) for title, found in self._parts]
+        beside = console.width >= 2 * (TRIES * (self._column + 3) + 5) + 2
+        both = Columns(tables, padding=(0, 2)) if beside else Group(*tables)
+        signs = [Text(f"{sign} {text}", style) for sign, style, text in MARKS.values() if text]
+        head = Text.assemble(self._head(), (f"   step {step}", "dim"))
+        return Group(head, both, Text("   ").join(signs), Text(NOTE, "dim"))
+
+    def plain(self) -> str:
+        """Both groups as text, finds marked by a sign before them."""
+        parts = [self._head()]
+        for title, found in self._parts:
+            parts += ["", title]
+            for index, row in enumerate(found.rows):
+                cells = [
+                    MARKS[found.mark(index, k)][0] + "".join(one.tokens).ljust(self._column)
+                    for k, one in enumerate(row)
+                ]
+                parts.append(f"  row {index + 1}  {'  '.join(cells)}".rstrip())
+        legend = "   ".join(f"{sign} {text}" for sign, _, text in MARKS.values() if text)
+        return printable("\n".join([*parts, "", legend, NOTE]))
+
+    def sentences(self) -> list[str]:
+        """What is to be said of it: that it was picked, how often such a thing happens, and whether
+        more often than by chance."""
+        same, unseen = self.together.marks().count("same"), self.alone.marks().count("unseen")
+        (together, alone), width = (
+            [one.sum(axis=0) for one in self._counts],
+            len(self.together.rows),
+        )
+        picked = (
+            f"This group was picked out of {self.groups} because it shows best how a find spreads: "
+            f"{same} of its {width} rows found the same as a sibling before them; of the rows "
+            f"alone, which see nobody, {unseen} did."
+        )
+        if not same:
+            picked = (
+                f"In none of the {self.groups} groups did a row find the same as a sibling before "
+                "it; this is one of them."
+            )
+        return [
+            picked,
+            f"Over all {self.groups} groups of {self.problems} problems: once a sibling has hit, a "
+            f"row that has not hits at its next try in {_share(together[:2])}. The same weights "
+            f"and problems with rows alone, in sets of {width}: {_share(alone[:2])}; there another "
+            "row's hit only says that the problem is easy.",
+            taken_over(beyond(*self._counts)),
+            f"Before any sibling has hit: {_share(together[2:])}, and alone {_share(alone[2:])}.",
+        ]
+
+    def _head(self) -> str:
+        numbers, _, target = str(self.prompt).rstrip(" :").partition(" -> ")
+        return f"Reach {target} with {', '.join(numbers.split())}"
+
+    def _grid(self, title: str, found: Found, step: int) -> Grid:
+        grid = Grid(title=title, title_justify="left", title_style="bold", box=None)
+        grid.add_column("row", justify="right", style="dim")
+        for k in range(TRIES):
+            grid.add_column(f"try {k + 1}", min_width=self._column + 1, no_wrap=True)
+        for index, row in enumerate(found.rows):
+            cells = [
+                _written(one, found.mark(index, k), step - k * TRY_TOKENS)
+                for k, one in enumerate(row)
+            ]
+            grid.add_row(str(index + 1), *cells)
+        return grid
+
+
+def worth(found: Found) -> tuple[int, int, int]:
+    """How well a group shows spreading: one row finds first, and most others write the same."""
+    marks = found.marks()
+    same, finders = marks.count("same"), marks.count("first")
+    return (same if finders == 1 else 0, same, -finders)
+
+
+def _written(one: Try, mark: str, tokens: int) -> Text:
+    """A try as far as it is written; what it is shows once its value stands there."""
+    sign, style, _ = MARKS[mark] if tokens >= len(one.tokens) else MARKS["miss"]
+    text = printable("".join(one.tokens[: max(tokens, 0)]))
+    return Text(sign + text if text else "", "" if tokens < len(one.tokens) else style)
+
+
+def _share(pair: Float[np.ndarray, 2]) -> str:
+    hits, tries = pair
+    return f"{100 * hits / tries:.0f} % ({hits:.0f} of {tries:.0f} tries)" if tries else "no try"
+
+
+def taken_over(found: list[float] | None) -> str:
+    """What the coupled rows have beyond the rows alone: that alone may be called taken over."""
+    if found is None:
+        return "That is too little to compare."
+    value, low, high = (f"{100 * one:+.0f}" for one in found)
+    said = f"The difference is {value} points [{low}, {high}]: "
+    if found[1] > 0:
+        return said + "that much is taken over from siblings."
+    return said + "this run does not show that rows take anything over from siblings."
