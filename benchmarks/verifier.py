@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from interlace.verifier_pool import VerifierPool
 
-ECHO, MATH = "interlace.verifier_child:echo", "interlace.answers.math_child:equal"
+ECHO, MATH = "interlace.verifier_child:echo", "interlace.answers.equal:formulas_equal"
 QUESTIONS = 100
 
 

@@ -15,6 +15,7 @@ import faulthandler
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,7 +24,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 Answer = Callable[[], Any]  # what is left of a question once it is prepared
-MayExecute = Callable[[str, str], bool]
+
+# What SymPy's parser evaluates for a single number or name, which is how math-verify makes numbers.
+_LITERAL = re.compile(
+    r"from sympy import \*|(?:Integer|Float|Symbol) ?\(\s*'?[\w.]*'?\s*\)|[A-Za-z]\w*"
+)
 
 _REFUSED = frozenset(
     (
@@ -36,18 +41,28 @@ _REFUSED = frozenset(
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
+def may_compile(caller: str, source: str) -> bool:
+    """Whether a module may compile a source while text is judged."""
+    if caller == "sympy.parsing.sympy_parser":
+        return bool(_LITERAL.fullmatch(source.strip()))
+    return is_own_source(caller)
+
+
+def is_own_source(module: str) -> bool:
+    """Whether what a module of reasoning-gym evaluates is what the package itself wrote: its
+    bitwise scorer evaluates the problem, never the answer."""
+    return not module.startswith("reasoning_gym") or module.endswith("bitwise_arithmetic")
+
+
 class Guard:
     """Refuses, while text is judged, what only the execution of text would need.
 
     Attributes:
         armed: Whether text is being judged.
-        rules: Whether a module, named first, may compile a source: all must agree. Operations add
-            those of the packages that they call.
     """
 
     def __init__(self) -> None:
         self.armed = False
-        self.rules: list[MayExecute] = []
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         """For `sys.addaudithook`."""
@@ -59,7 +74,7 @@ class Guard:
             caller = sys._getframe(1).f_globals.get("__name__", "")
             source = arguments[0]
             text = source.decode("utf-8", "replace") if isinstance(source, bytes) else str(source)
-            if not all(may(caller, text) for may in self.rules):
+            if not may_compile(caller, text):
                 raise PermissionError(f"{caller} was about to execute text")
 
     @staticmethod

@@ -48,7 +48,7 @@ def test_children_start_when_they_are_needed(pool: VerifierPool) -> None:
 def test_a_question_that_takes_too_long_is_refused_and_the_next_is_answered(
     pool: VerifierPool,
 ) -> None:
-    slow = pool.submit("interlace.answers.math_child:equal", left="9^{9^{9^{9}}}", right="2")
+    slow = pool.submit("interlace.answers.equal:formulas_equal", left="9^{9^{9^{9}}}", right="2")
     others = pool.map(ECHO, [{"value": number} for number in range(7)])
     assert slow.result() == Refusal("not decided within 0.5 s of processor time")
     assert others == list(range(7))

@@ -19,7 +19,9 @@ import functools
 import importlib.util
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 from interlace.answers.arithmetic import value_of
 from interlace.answers.normalise import (
@@ -31,6 +33,7 @@ from interlace.answers.normalise import (
     sides,
     undress,
 )
+from interlace.verifier_child import Answer
 from interlace.verifier_pool import Refusal, verifier_pool
 
 MAX_FORMULA = 300
@@ -237,7 +240,57 @@ def _installed() -> bool:
 
 @functools.lru_cache(maxsize=65536)
 def _ask(first: str, second: str) -> bool:
-    outcome = verifier_pool().ask("interlace.answers.math_child:equal", left=first, right=second)
+    outcome = verifier_pool().ask(
+        "interlace.answers.equal:formulas_equal", left=first, right=second
+    )
     if isinstance(outcome, Refusal):
         raise _Undecided(outcome.reason)
     return bool(outcome)
+
+
+def formulas_equal(left: str, right: str) -> Answer:
+    """Whether two LaTeX formulas are equal, in both orders; asked in a child of `verifier_pool`.
+
+    What cannot be read equals nothing. math-verify's own verdict depends on the order: one way,
+    {1, 2} passes for 1 < x < 2.
+    """
+    parse, verify = _math_verify()
+
+    def answer() -> bool:
+        try:
+            first, second = parse(left), parse(right)
+            if not first or not second:
+                return False
+            return verify(first, second) and verify(second, first)
+        except MemoryError:
+            raise
+        except Exception:  # a parser on model text fails in countless ways
+            return False
+
+    return answer
+
+
+@functools.cache
+def _math_verify() -> tuple[Callable[[str], list[Any]], Callable[[Any, Any], bool]]:
+    import logging
+
+    from math_verify import LatexExtractionConfig
+    from math_verify import parse as parse_math
+    from math_verify import verify as verify_math
+
+    logging.disable(logging.CRITICAL)  # it warns that its own timer is off
+
+    def parse(formula: str) -> list[Any]:
+        # Only the LaTeX parser: the one for plain expressions evaluates them as Python.
+        return parse_math(
+            f"${formula}$",
+            extraction_config=[LatexExtractionConfig()],
+            fallback_mode="no_fallback",
+            parsing_timeout=None,
+        )
+
+    def verify(gold: Any, given: Any) -> bool:
+        return bool(verify_math(gold, given, timeout_seconds=None))
+
+    verify(parse(r"\sqrt{8}"), parse(r"2\sqrt{2}"))  # imports what a first verdict would
+    return parse, verify

@@ -10,6 +10,8 @@ The rule: the *last* explicit mark wins, and without any the last number. Marks 
 
 A sentence does not end after an abbreviation: "St. Louis". What is said in many words without a
 number counts only where nothing else is marked. An answer has at most `MAX_ANSWER` characters.
+
+Nothing counts inside of `<think>...</think>`, nor after a `<think>` that never closes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
+MAX_TEXT = 200_000
 MAX_ANSWER = 1000
 MAX_MARKS = 200  # looked at in one text, from its end
 MAX_WORDS = 6
@@ -71,11 +74,23 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("about 3, or rather 3.5 miles"), extract_answer("I do not know")
     ('3.5', None)
     """
+    text = final_part(text)
     marked = next(marked_answers(text), None)
     if marked is not None:
         return marked
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else None
+
+
+def final_part(text: str) -> str:
+    """What follows the last thinking, at most the last `MAX_TEXT` characters of it.
+
+    Thinking that never closes has nothing after it; only what stands before it is left.
+
+    >>> final_part("<think>3?</think>It is 4."), final_part("So 4. <think>Or 5? It is 5.")
+    ('It is 4.', 'So 4. ')
+    """
+    return text.rpartition("</think>")[2].partition("<think>")[0][-MAX_TEXT:]
 
 
 def marked_answers(text: str) -> Iterator[str]:

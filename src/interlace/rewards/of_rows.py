@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from interlace.answers.extract import final_part
 from interlace.errors import RewardError
 from interlace.rewards.base import Completion, Reward, Rewards, column, judged, text_of
-from interlace.tasks.base import Task, final_part, marked_answer, tagged
+from interlace.tasks.base import Task, marked_answer, tagged
 from interlace.tasks.equations import find_equations
 
 

@@ -10,18 +10,18 @@ judging to another package run it in a child process, see `verifier_pool`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, ClassVar, Literal, TypedDict, overload
 
 from interlace.answers import extract_answer, normalise_answer
-from interlace.answers.extract import marked_answers
+from interlace.answers.extract import MAX_TEXT, final_part, marked_answers
 from interlace.errors import TaskError
 from interlace.tasks.equations import find_equations
 from interlace.verifier_pool import verifier_pool
 
-MAX_TEXT = 200_000
+TEMPLATE = "{question}\n\n{instruction}"
 
 Split = Literal["train", "test", "all"]
 Messages = list[dict[str, str]]
@@ -35,13 +35,13 @@ class Example:
     Attributes:
         id: Names the problem, the same on every machine: the task's name and a hash of the
             problem's canonical form.
-        question: The problem as the prompt states it.
+        question: Problem as the prompt states it: a text, or chat messages.
         answer: The reference: the answer, or where many count (countdown) one of them.
         data: What else the task knows of the problem, as JSON values.
     """
 
     id: str
-    question: str
+    question: Prompt
     answer: str
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,6 +80,13 @@ class Step:
     holds: bool
 
 
+class TaskOptions(TypedDict, total=False):
+    """What every task takes besides its split; see `Task`."""
+
+    chat: bool
+    template: str
+
+
 class Task(ABC, Sequence[Example]):
     """Problems with a prompt and a verifier. Tasks derive from this class.
 
@@ -89,8 +96,9 @@ class Task(ABC, Sequence[Example]):
         split: "train", "test" or "all".
         chat: Whether `prompt` returns chat messages (for models with a chat template) or plain
             text.
-        template: The prompt's text, with `{question}`, `{instruction}` and the names in an
-            example's `data` in braces.
+        template: Text of the prompt, with `{question}`, `{instruction}` and the names in an
+            example's `data` in braces. Where the question is chat messages, it is the text of their
+            last user's message; the others stay as they are.
 
     Raises:
         TaskError: if there is no example, or two have the same id.
@@ -107,7 +115,7 @@ class Task(ABC, Sequence[Example]):
         *,
         split: Split,
         chat: bool = True,
-        template: str = "{question}\n\n{instruction}",
+        template: str = TEMPLATE,
     ) -> None:
         self.name = name
         self.split = split
@@ -151,17 +159,27 @@ class Task(ABC, Sequence[Example]):
 
     def prompt(self, example: Example) -> Prompt:
         """What to ask a model: chat messages, or plain text with `chat=False`."""
+        if isinstance(example.question, str):
+            text = self._filled(example, example.question)
+            return [{"role": "user", "content": text}] if self.chat else text
+        if not self.chat:
+            raise TaskError(
+                f"The question of {example.id!r} is chat messages, which chat=False has no form "
+                "for. Leave out chat=False, or write the questions as text."
+            )
+        return in_last_message(example.question, lambda text: self._filled(example, text))
+
+    def _filled(self, example: Example, question: str) -> str:
         try:
-            text = self.template.format_map(
-                {**example.data, "question": example.question, "instruction": self.instruction}
+            return self.template.format_map(
+                {**example.data, "question": question, "instruction": self.instruction}
             ).strip()
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             names = ", ".join(["question", "instruction", *example.data])
             raise TaskError(
                 f"A template holds only the names {names} in braces; {self.template!r} fails with "
                 f"{error!r}. Write a literal brace twice."
             ) from error
-        return [{"role": "user", "content": text}] if self.chat else text
 
     def reference_text(self, example: Example) -> str | None:
         """A response that the task accepts; None where it knows of none."""
@@ -226,14 +244,17 @@ class Task(ABC, Sequence[Example]):
     def steps(self, example: Example, text: str) -> list[Step]:
         """The intermediate steps that can be checked: by default every distinct equation between
         numbers, such as "12 + 7 = 19"."""
-        found = {equation.text: equation for equation in find_equations(final_part(text, False))}
+        found = {equation.text: equation for equation in find_equations(text[-MAX_TEXT:])}
         return [Step(equation.text, equation.holds) for equation in found.values()]
 
 
-def final_part(text: str, after_thinking: bool = True) -> str:
-    """The last `MAX_TEXT` characters; of these only what follows the last `</think>`, if asked."""
-    text = text[-MAX_TEXT:]
-    return text.rpartition("</think>")[2] if after_thinking else text
+def in_last_message(messages: Messages, change: Callable[[str], str]) -> Messages:
+    """The messages with the text of the last user's message changed."""
+    asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return [
+        {**message, "content": change(message["content"])} if place == asked else message
+        for place, message in enumerate(messages)
+    ]
 
 
 def marked_answer(text: str) -> str | None:

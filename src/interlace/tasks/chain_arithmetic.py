@@ -13,32 +13,30 @@ number. The canonical form is the expression with its terms and factors sorted, 
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from interlace.answers.arithmetic import parse
 from interlace.answers.expressions import canonical
+from interlace.answers.extract import MAX_TEXT
 from interlace.errors import TaskError
-from interlace.tasks.base import Example, Split, Step, Task, Verdict, final_part
+from interlace.tasks.base import Example, Step, Verdict
 from interlace.tasks.checkers import check_number
+from interlace.tasks.drawn import Draw, DrawnOptions, DrawnTask, Problem, check_count
 from interlace.tasks.equations import Equation, find_equations
-from interlace.tasks.generated import Problem, check_count, draw_examples
-from interlace.tasks.seeds import Draw
 
 MAX_VALUE = 10**6
 MAX_STEPS = 20
 MAX_DIGITS = 3
 
 
-class ChainArithmetic(Task):
+class ChainArithmetic(DrawnTask):
     """The task; see this module's head.
 
     Args:
-        digits: Digits of each number, 1 to 3.
-        steps: Operations in a problem, 1 to 20.
-        operations: Which, out of "+-*".
-        size: How many problems; None for 500, or all there are if that is fewer.
-        seed: Chooses which.
-        split: "train", "test" (held out) or "all".
-        chat: As in `Task`.
-        template: As in `Task`; it may use `{expression}`.
+        digits: Number of digits of each number, 1 to 3.
+        steps: Number of operations in a problem, 1 to 20.
+        operations: Signs that may occur, out of "+-*".
+        **options: Those of `DrawnTask`; the template may use `{expression}`.
 
     Raises:
         TaskError: for options out of range, or if there are not that many problems.
@@ -61,11 +59,7 @@ class ChainArithmetic(Task):
         digits: int = 1,
         steps: int = 3,
         operations: str = "+-",
-        size: int | None = None,
-        seed: int = 0,
-        split: Split = "test",
-        chat: bool = True,
-        template: str = "{question}\n\n{instruction}",
+        **options: Unpack[DrawnOptions],
     ) -> None:
         check_count("digits", digits, 1, MAX_DIGITS)
         check_count("steps", steps, 1, MAX_STEPS)
@@ -75,8 +69,7 @@ class ChainArithmetic(Task):
         def draw(stream: Draw) -> Problem | None:
             return _problem(stream, digits, steps, operations)
 
-        examples = draw_examples("chain-arithmetic", draw, split=split, size=size, seed=seed)
-        super().__init__("chain-arithmetic", examples, split=split, chat=chat, template=template)
+        super().__init__("chain-arithmetic", draw, **options)
 
     def reference_text(self, example: Example) -> str:
         """The steps, then the answer."""
@@ -92,7 +85,7 @@ class ChainArithmetic(Task):
         An operation holds if its equation was written, in whichever order of its numbers. Right
         equations that the problem does not ask for are left out: they earn nothing.
         """
-        written = find_equations(final_part(text, after_thinking=False))
+        written = find_equations(text[-MAX_TEXT:])
         done = {_key(equation) for equation in written}
         asked = [(line, find_equations(line)[0]) for line in example.data["steps"]]
         steps = [Step(line, _key(equation) in done) for line, equation in asked]

@@ -1,4 +1,8 @@
-"""What tasks with lettered choices share: the question's layout, and which letter counts."""
+r"""What tasks with lettered choices share: the question's layout, and which letter counts.
+
+A letter may stand alone or dressed: "(C)", "C.", "\textbf{(C)}\ 12", "Option C", "C because". A
+choice's whole text names it, too.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,17 @@ import re
 from collections.abc import Hashable, Sequence
 
 from interlace.answers import normalise_answer
-from interlace.answers.extract import marked_answers
-from interlace.tasks.base import Example, Task, Verdict, final_part, tagged
-from interlace.tasks.checkers import check_choice, choice_letter
+from interlace.answers.extract import final_part, marked_answers
+from interlace.answers.normalise import undress
+from interlace.tasks.base import Example, Prompt, Task, Verdict, in_last_message, tagged
+from interlace.tasks.checkers import verdict_on
 
 _LONE_LETTER = re.compile(r"^[ \t*_]*\(?([A-Z])[).]?[*_. \t]*$|\(([A-Z])\)", re.MULTILINE)
+_LETTER = re.compile(
+    r"(?:(?i:option|choice|answer)\s+)?"
+    r"(?:\(([A-Z])\).*|([A-Z])(?:[).:,](?:\s.*)?|\s+(?:because|since|as|is|[-\u2013\u2014])\s.*)?)",
+    re.DOTALL,
+)
 
 
 class ChoiceTask(Task):
@@ -37,6 +47,35 @@ class ChoiceTask(Task):
         return check_choice(example.answer, answer, example.data.get("choices", ()))
 
 
+def check_choice(reference: str, answer: str, choices: Sequence[str] = ()) -> Verdict:
+    """By letter, or by the text of one of the `choices` (of A, B, ... in order)."""
+    letter = choice_letter(answer, choices)
+    if letter is None:
+        return verdict_on(False, answer, "is none of the choices")
+    return verdict_on(letter == reference.strip().upper(), letter, f"expected {reference:.40}")
+
+
+def choice_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
+    r"""The letter that an answer names; None if it names none, or one beyond the choices.
+
+    >>> choice_letter(r"\text{(c)}"), choice_letter("B) 12 m"), choice_letter("a dog")
+    ('C', 'B', None)
+    """
+    form = normalise_answer(answer)
+    texts = [normalise_answer(choice) for choice in choices]
+    if form is not None and texts.count(form) == 1:
+        return chr(ord("A") + texts.index(form))
+    # Letters of either case where nothing else is there: "a dog" is no choice.
+    alone = isinstance(form, str) and len(form) == 1
+    found = _LETTER.fullmatch(str(form).upper() if alone else undress(answer)) or (
+        _LETTER.fullmatch(answer.strip(" *_$`\n"))
+    )
+    letter = found and (found[1] or found[2])
+    if not letter or (choices and ord(letter) - ord("A") >= len(choices)):
+        return None
+    return letter
+
+
 def chosen(text: str) -> str | None:
     """The last marked answer that names a choice by its letter; None without one."""
     text = final_part(text)
@@ -50,7 +89,7 @@ def lone_letter(text: str) -> str | None:
     return (found[-1][1] or found[-1][2]) if found else None
 
 
-def with_choices(question: str, choices: Sequence[str]) -> str:
+def with_choices(question: Prompt, choices: Sequence[str]) -> Prompt:
     """The question with its choices below, one a line.
 
     >>> print(with_choices("Which is even?", ["1", "2"]))
@@ -60,7 +99,10 @@ def with_choices(question: str, choices: Sequence[str]) -> str:
     B) 2
     """
     lines = [f"{letter_of(index)}) {choice}" for index, choice in enumerate(choices)]
-    return "\n".join([question, "", *lines])
+    below = "\n".join(["\n", *lines])
+    if isinstance(question, str):
+        return question + below
+    return in_last_message(question, lambda text: text + below)
 
 
 def letter_of(index: int) -> str:

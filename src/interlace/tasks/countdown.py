@@ -19,13 +19,14 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Unpack
 
 from interlace.answers.arithmetic import evaluate, parse
 from interlace.answers.expressions import Node, canonical, has_power, literals
+from interlace.answers.extract import final_part
 from interlace.errors import ExpressionError, TaskError
-from interlace.tasks.base import Example, Split, Task, Verdict, final_part
-from interlace.tasks.generated import Problem, check_count, draw_examples
-from interlace.tasks.seeds import Draw
+from interlace.tasks.base import Example, Verdict
+from interlace.tasks.drawn import Draw, DrawnOptions, DrawnTask, Problem, check_count
 
 MAX_NUMBERS = 8
 MAX_RUNS = 500  # stretches of a text that are tried as expressions, from its end
@@ -36,20 +37,16 @@ _MARKER = re.compile(r"\s*+(?:[-*+\u2022]|[0-9]{1,3}[.)])\s++")
 _EDGE = " \t\r\n$`*.,;:"
 
 
-class Countdown(Task):
+class Countdown(DrawnTask):
     """The task; see this module's head for its rule.
 
     Args:
-        numbers: How many numbers a problem gives, 2 to 8.
-        max_number: The largest of them; the smallest is 1.
-        min_target: The smallest target.
-        max_target: The largest target.
+        numbers: Number of numbers a problem gives, 2 to 8.
+        max_number: Largest of them; the smallest is 1.
+        min_target: Smallest target.
+        max_target: Largest target.
         use_all: Whether every number must be used.
-        size: How many problems; None for 500, or all there are if that is fewer.
-        seed: Chooses which.
-        split: "train", "test" (held out) or "all".
-        chat: As in `Task`.
-        template: As in `Task`; it may use `{numbers}` and `{target}`.
+        **options: Those of `DrawnTask`; the template may use `{numbers}` and `{target}`.
 
     Raises:
         TaskError: for options out of range, or if there are not that many problems.
@@ -71,11 +68,7 @@ class Countdown(Task):
         min_target: int = 10,
         max_target: int = 100,
         use_all: bool = True,
-        size: int | None = None,
-        seed: int = 0,
-        split: Split = "test",
-        chat: bool = True,
-        template: str = "{question}\n\n{instruction}",
+        **options: Unpack[DrawnOptions],
     ) -> None:
         check_count("numbers", numbers, 2, MAX_NUMBERS)
         check_count("max_number", max_number)
@@ -91,8 +84,7 @@ class Countdown(Task):
                 return None
             return problem_of(sorted(given), *solved, use_all)
 
-        examples = draw_examples("countdown", draw, split=split, size=size, seed=seed)
-        super().__init__("countdown", examples, split=split, chat=chat, template=template)
+        super().__init__("countdown", draw, **options)
 
     def extract(self, text: str) -> str | None:
         """The expression that counts, by the rule in the module's head; None without one."""

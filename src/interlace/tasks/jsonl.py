@@ -1,7 +1,7 @@
 """A task from a JSONL file of your own: `jsonl:PATH`, a problem a line.
 
-A question is text, an answer text or a number; a row with anything else is refused, and so is a
-question that comes twice with different answers.
+A question is text or a list of chat messages, an answer text or a number; a row with anything else
+is refused, and so is a question that comes twice with different answers.
 
     get_task("jsonl:mine.jsonl", question="q", answer="a", checker="exact")
 
@@ -14,13 +14,28 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from interlace.errors import TaskError
-from interlace.tasks.base import Example, Split, Task, Verdict
-from interlace.tasks.checkers import CheckerName, check_choice, choice_letter, get_checker
-from interlace.tasks.choices import ChoiceTask, chosen, lone_letter, with_choices
-from interlace.tasks.sources import HubSource, Row, column, load_examples
+from interlace.tasks.base import Example, Prompt, Verdict
+from interlace.tasks.checkers import CheckerName, get_checker
+from interlace.tasks.choices import (
+    ChoiceTask,
+    check_choice,
+    choice_letter,
+    chosen,
+    lone_letter,
+    with_choices,
+)
+from interlace.tasks.sources import (
+    HubSource,
+    Row,
+    SourcedTask,
+    SourceOptions,
+    answer_in,
+    column,
+    question_in,
+)
 
 _NO_HUB = HubSource("", {})
 
@@ -32,21 +47,17 @@ INSTRUCTIONS: Mapping[str, str] = {
 }
 
 
-class JsonlTask(Task):
+class JsonlTask(SourcedTask):
     """The task; see this module's head.
 
     Args:
         name: "jsonl:" and the file's path.
         question: Column of the question.
         answer: Column of the reference answer.
-        checker: How answers are compared.
+        checker: Name of the way in which answers are compared.
         choices: Column with the list of choices, if they are not in the question.
-        split: "train" or "test" to divide the file by the hash of each question; None or "all" for
-            the whole file.
-        size: How many problems, the first ones; None for all.
-        instruction: What follows the question; None for the checker's own.
-        chat: As in `Task`.
-        template: As in `Task`.
+        instruction: Text that follows the question; None for the checker's own.
+        **options: Those of `SourcedTask`. A split divides the file by the hash of each question.
 
     Raises:
         TaskError: for a file, a row, a column or a checker that does not fit.
@@ -63,32 +74,34 @@ class JsonlTask(Task):
         answer: str = "answer",
         checker: CheckerName = "math",
         choices: str | None = None,
-        split: Split | None = None,
-        size: int | None = None,
         instruction: str | None = None,
-        chat: bool = True,
-        template: str = "{question}\n\n{instruction}",
+        **options: Unpack[SourceOptions],
     ) -> None:
         path = name.removeprefix("jsonl:")
         if not Path(path).is_file():
-            raise TaskError(f"jsonl:PATH names a file, a problem a line; there is no {path!r}.")
-
-        def to_example(row: Row) -> tuple[str, str, Mapping[str, Any]]:
-            asked, reference = _question(column(row, [question])), _answer(column(row, [answer]))
-            listed = [] if choices is None else _listed(column(row, [choices]))
-            if checker == "choice":
-                reference = _letter(reference, listed)
-            if not listed:
-                return asked, reference, {}
-            return with_choices(asked, listed), reference, {"choices": listed}
-
-        examples, chosen = load_examples(
-            name, _NO_HUB, to_example, data=path, split=split, size=size
-        )
+            raise TaskError(
+                f"jsonl:PATH names a file, a problem a line; there is no {path!r:.200}."
+            )
+        if checker not in INSTRUCTIONS:
+            raise TaskError(f"A checker is one of {', '.join(INSTRUCTIONS)}; got {checker!r:.40}.")
         self.checker = checker
-        self._check = get_checker(checker, [example.answer for example in examples])
         self.instruction = INSTRUCTIONS[checker] if instruction is None else instruction
-        super().__init__(name, examples, split=chosen, chat=chat, template=template)
+        self._columns = question, answer, choices
+        options.setdefault("data", path)
+        super().__init__(name, _NO_HUB, **options)
+        if checker != "choice":
+            self._check = get_checker(checker, [example.answer for example in self])
+
+    def to_example(self, row: Row) -> tuple[Prompt, str, Mapping[str, Any]]:
+        """As in `SourcedTask`."""
+        question, answer, choices = self._columns
+        asked, reference = question_in(row, [question]), answer_in(row, [answer])
+        listed = [] if choices is None else _listed(column(row, [choices]))
+        if self.checker == "choice":
+            reference = _letter(reference, listed)
+        if not listed:
+            return asked, reference, {}
+        return with_choices(asked, listed), reference, {"choices": listed}
 
     def extract(self, text: str) -> str | None:
         """As in `Task`; for choices as in `ChoiceTask`."""
@@ -106,27 +119,6 @@ class JsonlTask(Task):
         if self.checker == "choice":
             return check_choice(example.answer, answer, example.data.get("choices", ()))
         return self._check(example.answer, answer)
-
-
-def _question(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise TaskError(
-            f"A question is text; got {value!r:.60}. Name the column with the text: question=..., "
-            "or --option question=... on the command line; messages are no text."
-        )
-    return value
-
-
-def _answer(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        kind = "true or false" if isinstance(value, bool) else f"a {type(value).__name__}"
-        raise TaskError(
-            f"A reference answer is text or a number; got {kind}, {value!r:.60}. Write the answer "
-            'itself, "42" rather than ["42"].'
-        )
-    if isinstance(value, str) and not value.strip():
-        raise TaskError("A reference answer is not empty; leave out the rows without one.")
-    return str(value)
 
 
 def _listed(value: Any) -> list[str]:

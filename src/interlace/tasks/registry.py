@@ -40,113 +40,38 @@ class TaskInfo:
 OWN = "FILE.py:CLASS"
 
 
-def _math(name: str, summary: str, source: str, extra: str = "") -> TaskInfo:
-    return TaskInfo(name, summary, "value", source, extra, "math_sets", "MathSet")
+# Name, summary, verdict, source, extra, and module:class.
+_TABLE = """\
+countdown | reach a target from given numbers | exact value | generated | | countdown:Countdown
+tiny-countdown | countdown as the tiny models write it | exact value | generated | | \
+tiny_countdown:TinyCountdown
+chain-arithmetic | several operations, step by step | exact value | generated | | \
+chain_arithmetic:ChainArithmetic
+gsm8k | grade school word problems | value | openai/gsm8k | | hub_sets:MathSet
+math500 | competition mathematics | value | HuggingFaceH4/MATH-500 | math | hub_sets:MathSet
+aime24 | AIME 2024 | value | HuggingFaceH4/aime_2024 | | hub_sets:MathSet
+aime25 | AIME 2025 | value | math-ai/aime25 | | hub_sets:MathSet
+amc23 | AMC 2023 | value | math-ai/amc23 | | hub_sets:MathSet
+brumo25 | BRUMO 2025 | value | MathArena/brumo_2025 | math | hub_sets:MathSet
+cmimc25 | CMIMC 2025 | value | MathArena/cmimc_2025 | math | hub_sets:MathSet
+hmmt-feb25 | HMMT February 2025 | value | MathArena/hmmt_feb_2025 | math | hub_sets:MathSet
+gpqa | graduate-level science | choice letter | Idavidrein/gpqa | | hub_sets:Gpqa
+zebralogic | logic grid puzzles | cell matching | WildEval/ZebraLogic | | zebralogic:ZebraLogic
+xsum | one-sentence summaries | ROUGE-L | EdinburghNLP/xsum | eval | hub_sets:Summarisation
+cnn-dailymail | summaries of news | ROUGE-L | abisee/cnn_dailymail | eval | hub_sets:Summarisation
+rg:NAME | any task of reasoning-gym | full marks | generated | tasks | reasoning_gym:ReasoningGym
+jsonl:PATH | your own, one a line | as you say | the file | | jsonl:JsonlTask
+FILE.py:CLASS | your own class | as you say | the class | | :
+"""
 
 
-_TASKS = {
-    info.name: info
-    for info in (
-        TaskInfo(
-            "countdown",
-            "reach a target from given numbers",
-            "exact value",
-            "generated",
-            "",
-            "countdown",
-            "Countdown",
-        ),
-        TaskInfo(
-            "tiny-countdown",
-            "countdown as the tiny models write it",
-            "exact value",
-            "generated",
-            "",
-            "tiny_countdown",
-            "TinyCountdown",
-        ),
-        TaskInfo(
-            "chain-arithmetic",
-            "several operations, step by step",
-            "exact value",
-            "generated",
-            "",
-            "chain_arithmetic",
-            "ChainArithmetic",
-        ),
-        _math("gsm8k", "grade school word problems", "openai/gsm8k"),
-        _math("math500", "competition mathematics", "HuggingFaceH4/MATH-500", "math"),
-        _math("aime24", "AIME 2024", "HuggingFaceH4/aime_2024"),
-        _math("aime25", "AIME 2025", "math-ai/aime25"),
-        _math("amc23", "AMC 2023", "math-ai/amc23"),
-        _math("brumo25", "BRUMO 2025", "MathArena/brumo_2025", "math"),
-        _math("cmimc25", "CMIMC 2025", "MathArena/cmimc_2025", "math"),
-        _math("hmmt-feb25", "HMMT February 2025", "MathArena/hmmt_feb_2025", "math"),
-        TaskInfo(
-            "gpqa",
-            "graduate-level science",
-            "choice letter",
-            "Idavidrein/gpqa",
-            "",
-            "gpqa",
-            "Gpqa",
-        ),
-        TaskInfo(
-            "zebralogic",
-            "logic grid puzzles",
-            "cell matching",
-            "WildEval/ZebraLogic",
-            "",
-            "zebralogic",
-            "ZebraLogic",
-        ),
-        TaskInfo(
-            "xsum",
-            "one-sentence summaries",
-            "ROUGE-L",
-            "EdinburghNLP/xsum",
-            "eval",
-            "summarisation",
-            "Summarisation",
-        ),
-        TaskInfo(
-            "cnn-dailymail",
-            "summaries of news",
-            "ROUGE-L",
-            "abisee/cnn_dailymail",
-            "eval",
-            "summarisation",
-            "Summarisation",
-        ),
-        TaskInfo(
-            "rg:NAME",
-            "any task of reasoning-gym",
-            "full marks",
-            "generated",
-            "tasks",
-            "reasoning_gym",
-            "ReasoningGym",
-        ),
-        TaskInfo(
-            "jsonl:PATH",
-            "your own, one a line",
-            "as you say",
-            "the file",
-            "",
-            "jsonl",
-            "JsonlTask",
-        ),
-        TaskInfo(
-            OWN,
-            "your own class",
-            "as you say",
-            "the class",
-            "",
-            "",
-            "",
-        ),
-    )
-}
+def _info(line: str) -> TaskInfo:
+    name, summary, verdict, source, extra, place = (cell.strip() for cell in line.split("|"))
+    module, _, builder = place.partition(":")
+    return TaskInfo(name, summary, verdict, source, extra, module, builder)
+
+
+_TASKS = {info.name: info for info in map(_info, _TABLE.splitlines())}
 
 
 def list_tasks() -> list[TaskInfo]:
@@ -181,7 +106,7 @@ def get_task(name: str, /, **options: Any) -> Task:
     """
     info = _find(name)
     builder = _own_class(name) if info.name == OWN else _builder(info)
-    known = list(inspect.signature(builder).parameters)
+    known = _parameters(builder)
     arguments = {"name": name, **options} if "name" in known else options
     unknown = [option for option in options if option not in known or option == "name"]
     if unknown:
@@ -194,6 +119,18 @@ def get_task(name: str, /, **options: Any) -> Task:
     if options.get("split") not in (None, "train", "test", "all"):
         raise TaskError(f"A split is 'train', 'test' or 'all'; got {options['split']!r}.")
     return builder(**arguments)
+
+
+def _parameters(builder: type) -> list[str]:
+    """The names of a class's arguments, with those that it passes on to its base."""
+    found: list[str] = []
+    for own in (one for one in builder.__mro__ if "__init__" in vars(one)):
+        given = inspect.signature(own).parameters.values()
+        named = [one for one in given if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+        found += [one.name for one in named if one.kind is one.KEYWORD_ONLY or own is builder]
+        if len(named) == len(given):
+            break
+    return list(dict.fromkeys(found))
 
 
 def _builder(info: TaskInfo) -> Any:

@@ -1,23 +1,24 @@
 """Where a task's rows come from: a local JSONL file, or a data set on the Hugging Face hub.
 
 A hub data set comes with its own splits. A local file is one pool: it is taken whole, or divided by
-the hash of each question (see `seeds.split_of`) when a split is asked for.
+the hash of each question (see `drawn.split_of`) when a split is asked for.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.jsonl import read
-from interlace.tasks.base import Example, Split
-from interlace.tasks.generated import check_count, example_id
-from interlace.tasks.seeds import split_of
+from interlace.tasks.base import Example, Prompt, Split, Task, TaskOptions
+from interlace.tasks.drawn import check_count, example_id, split_of
 
 Row = Mapping[str, Any]
 
@@ -41,65 +42,86 @@ class HubSource:
     note: str = ""
 
 
-def load_examples(
-    name: str,
-    source: HubSource,
-    to_example: Callable[[Row], tuple[str, str, Mapping[str, Any]]],
-    *,
-    data: str | None,
-    split: Split | None,
-    size: int | None,
-) -> tuple[list[Example], Split]:
-    """The distinct problems of a task, in the order of their source.
+class SourceOptions(TaskOptions, total=False):
+    """What tasks that read their problems take."""
+
+    data: str | None
+    split: Split | None
+    size: int | None
+
+
+class SourcedTask(Task):
+    """A task whose problems are the distinct ones of a file or of a data set, in its order.
 
     Args:
-        name: Of the task.
-        source: Where it lives on the hub.
-        to_example: A row to its question, reference answer and further data.
-        data: A JSONL file or another hub id to read instead; None for the source.
+        name: Name of the task; part of the examples' ids.
+        source: Data set on the hub.
+        data: Path of a JSONL file with the same columns, or another hub id, to read instead; None
+            for the source.
         split: "train", "test" or "all"; None for a file as a whole, or the hub's test split.
-        size: How many problems, the first ones; None for all.
-
-    Returns:
-        The examples, and the split they are of.
+        size: Number of problems, the first ones; None for all.
+        **options: Those of `Task`.
 
     Raises:
         TaskError: for a file or row that does not fit, or a split that is not there.
         MissingDependencyError: if the hub is needed and `datasets` is not installed.
     """
-    if size is not None:
-        check_count("size", size)
-    by_file = data is not None and is_file(data)
-    if data is not None and by_file:
-        rows: Sequence[Row] = read_jsonl(data)
-        chosen: Split = split or "all"
-        by_hash = chosen != "all"
-    else:
-        if data is not None and not _HUB_ID.fullmatch(data):
-            raise TaskError(f"data is a JSONL file or a hub id 'owner/name'; {data!r} is neither.")
-        chosen = split or ("test" if "test" in source.splits else "train")
-        rows, by_hash = _read_hub(name, source, data or source.hub_id, chosen), False
-    found: dict[str, Example] = {}
-    for row in rows:
-        question, answer, more = to_example(row)
-        canonical = " ".join(question.split())
-        if by_hash and split_of(canonical) != chosen:
-            continue
-        identity = example_id(name, canonical)
-        known = found.setdefault(identity, Example(identity, question, answer, dict(more)))
-        if by_file and known.answer != answer:
+
+    def __init__(
+        self,
+        name: str,
+        source: HubSource,
+        *,
+        data: str | None = None,
+        split: Split | None = None,
+        size: int | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> None:
+        if size is not None:
+            check_count("size", size)
+        by_file = data is not None and is_file(data)
+        if data is not None and by_file:
+            rows: Sequence[Row] = read_jsonl(data)
+            chosen: Split = split or "all"
+        else:
+            if data is not None and not _HUB_ID.fullmatch(data):
+                raise TaskError(
+                    f"data is a JSONL file or a hub id 'owner/name'; {data!r:.80} is neither."
+                )
+            chosen = split or ("test" if "test" in source.splits else "train")
+            rows = _read_hub(name, source, data or source.hub_id, chosen)
+        found: dict[str, Example] = {}
+        for row in rows:
+            question, answer, more = self.to_example(row)
+            canonical = canonical_question(question)
+            if by_file and chosen != "all" and split_of(canonical) != chosen:
+                continue
+            identity = example_id(name, canonical)
+            known = found.setdefault(identity, Example(identity, question, answer, dict(more)))
+            if by_file and known.answer != answer:
+                raise TaskError(
+                    f"A question has one reference answer; in {data!r} {canonical[:60]!r} has "
+                    f"{known.answer[:40]!r} and {answer[:40]!r}. Keep the right one."
+                )
+            if len(found) == size:
+                break
+        if not found or (size is not None and len(found) < size):
             raise TaskError(
-                f"A question has one reference answer; in {data!r} {question[:60]!r} has "
-                f"{known.answer[:40]!r} and {answer[:40]!r}. Keep the right one."
+                f"{name!r} has {len(found)} distinct problems in the split {chosen!r} of "
+                f"{data or source.hub_id!r}; {size or 'at least one'} asked for."
             )
-        if len(found) == size:
-            break
-    if not found or (size is not None and len(found) < size):
-        raise TaskError(
-            f"{name!r} has {len(found)} distinct problems in the split {chosen!r} of "
-            f"{data or source.hub_id!r}; {size or 'at least one'} asked for."
-        )
-    return list(found.values()), chosen
+        super().__init__(name, list(found.values()), split=chosen, **options)
+
+    @abstractmethod
+    def to_example(self, row: Row) -> tuple[Prompt, str, Mapping[str, Any]]:
+        """A row's question, its reference answer, and what else the task knows of it."""
+
+
+def canonical_question(question: Prompt) -> str:
+    """The question's form by which two are the same; blanks do not count."""
+    if not isinstance(question, str):
+        question = json.dumps(question, ensure_ascii=False, sort_keys=True)
+    return " ".join(question.split())
 
 
 def is_file(data: str) -> bool:
@@ -128,6 +150,50 @@ def column(row: Row, names: Sequence[str]) -> Any:
     raise TaskError(
         f"A row needs the column {' or '.join(map(repr, names))}; this one has "
         f"{', '.join(map(repr, row)) or 'none'}."
+    )
+
+
+def question_in(row: Row, names: Sequence[str]) -> Prompt:
+    """The question in the first of these columns that a row has: a text, or chat messages.
+
+    Raises:
+        TaskError: if it is neither.
+    """
+    value = column(row, names)
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, list) and all(map(_is_message, value)):
+        messages = [dict(message) for message in value]
+        if any(message["role"] == "user" for message in messages):
+            return messages
+    raise TaskError(
+        "A question is text, or chat messages with a role and a text, one of them the user's; got "
+        f"{value!r:.60}. Name the column that holds it: question=..., or --option question=... on "
+        "the command line."
+    )
+
+
+def answer_in(row: Row, names: Sequence[str]) -> str:
+    """The reference answer in the first of these columns that a row has.
+
+    Raises:
+        TaskError: if it is no text and no number.
+    """
+    value = column(row, names)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        kind = "true or false" if isinstance(value, bool) else f"a {type(value).__name__}"
+        raise TaskError(
+            f"A reference answer is text or a number; got {kind}, {value!r:.60}. Write the answer "
+            'itself, "42" rather than ["42"].'
+        )
+    if isinstance(value, str) and not value.strip():
+        raise TaskError("A reference answer is not empty; leave out the rows without one.")
+    return str(value)
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(name), str) for name in ("role", "content")
     )
 
 

@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from interlace.errors import TaskError
 from interlace.tasks.base import Example, Split, Task
 from interlace.tasks.countdown import Countdown, problem_of
-from interlace.tasks.generated import Problem, check_count, example_id
-from interlace.tasks.seeds import digest, split_of
+from interlace.tasks.drawn import Problem, check_count, digest, split_of
 
 TEMPLATE = "{numbers[0]} {numbers[1]} {numbers[2]} -> {target} :"
 MAX_NUMBER, MAX_TARGET = 9, 100
@@ -43,10 +42,10 @@ class TinyCountdown(Countdown):
     "train" and know no other prompt.
 
     Args:
-        size: How many problems; None for all.
-        seed: Their order, and so which a smaller size takes.
+        size: Number of problems; None for all.
+        seed: Seed of their order, and so of which a smaller size takes.
         split: "train", "test" (held out) or "all".
-        chat: As in `Task`.
+        chat: Whether prompts are chat messages.
         template: As in `Task`.
 
     Raises:
@@ -75,15 +74,7 @@ class TinyCountdown(Countdown):
                     "were asked for. Leave size out for all, or take 'countdown'."
                 )
         found.sort(key=lambda problem: digest("order", seed, problem.canonical))
-        examples = [
-            Example(
-                id=example_id("countdown", problem.canonical),
-                question=problem.question,
-                answer=problem.answer,
-                data=dict(problem.data),
-            )
-            for problem in found[:size]
-        ]
+        examples = [problem.to_example("countdown") for problem in found[:size]]
         self.use_all = True
         # Not the parent's: that one draws problems, which takes longer and misses rare ones.
         Task.__init__(self, "tiny-countdown", examples, split=split, chat=chat, template=template)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
+from interlace.answers.extract import final_part
 from interlace.errors import TaskError
-from interlace.tasks.base import Example, Split, Task, Verdict, final_part
-from interlace.tasks.sources import HubSource, Row, column, load_examples
+from interlace.tasks.base import TEMPLATE, Example, Prompt, Verdict
+from interlace.tasks.sources import HubSource, Row, SourcedTask, SourceOptions, column
 
 SOURCE = HubSource("WildEval/ZebraLogic", {"test": "test"}, config="grid_mode")
 MAX_OBJECTS = 20  # looked at from a text's end
@@ -30,15 +31,11 @@ _HOUSE = re.compile(r"(?:house)?\s*([0-9]{1,2})", re.IGNORECASE)
 Grid = dict[str, dict[str, str]]
 
 
-class ZebraLogic(Task):
+class ZebraLogic(SourcedTask):
     """The task; see this module's head.
 
     Args:
-        data: A JSONL file with the same columns, or another hub id.
-        split: "test" or "all"; with a file also "train".
-        size: How many puzzles, the first ones; None for all.
-        chat: As in `Task`.
-        template: As in `Task`; it may use `{form}`, the empty grid as JSON.
+        **options: Those of `SourcedTask`; the template may use `{form}`, the empty grid as JSON.
 
     Raises:
         TaskError: for data that does not fit, or solutions that are blanked out.
@@ -49,19 +46,35 @@ class ZebraLogic(Task):
     )
     max_answer: ClassVar[int] = 20_000
 
-    def __init__(
-        self,
-        *,
-        data: str | None = None,
-        split: Split | None = None,
-        size: int | None = None,
-        chat: bool = True,
-        template: str = "{question}\n\n{instruction}\n{form}",
-    ) -> None:
-        examples, chosen = load_examples(
-            "zebralogic", SOURCE, _to_example, data=data, split=split, size=size
-        )
-        super().__init__("zebralogic", examples, split=chosen, chat=chat, template=template)
+    def __init__(self, **options: Unpack[SourceOptions]) -> None:
+        options.setdefault("template", TEMPLATE + "\n{form}")
+        super().__init__("zebralogic", SOURCE, **options)
+
+    def to_example(self, row: Row) -> tuple[Prompt, str, Mapping[str, Any]]:
+        """As in `SourcedTask`."""
+        puzzle = str(column(row, ["puzzle"])).strip()
+        solution = column(row, ["solution"])
+        try:
+            header, rows = list(solution["header"]), [list(cells) for cells in solution["rows"]]
+            table = {
+                str(number): dict(zip(header[1:], map(str, cells[1:]), strict=True))
+                for number, cells in enumerate(rows, 1)
+            }
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise TaskError(
+                "A solution has a 'header' and 'rows' of the same length, the house first; got "
+                f"{solution!r:.80}."
+            ) from error
+        if any(value == BLANK for features in table.values() for value in features.values()):
+            raise TaskError(
+                "The solutions of this data set are blanked out. Use data='WildEval/ZebraLogic', "
+                "or data='allenai/ZebraLogicBench-private' with its owner's permission."
+            )
+        houses = {f"House {number}": features for number, features in table.items()}
+        form = {house: dict.fromkeys(features, BLANK) for house, features in houses.items()}
+        more = {"solution": table, "form": json.dumps({"solution": form}, indent=1)}
+        answer = json.dumps({"solution": houses}, ensure_ascii=False)
+        return puzzle, answer, more
 
     def extract(self, text: str) -> str | None:
         """The last JSON object that gives a house a value, as canonical JSON."""
@@ -87,32 +100,6 @@ class ZebraLogic(Task):
         right = sum(cells)
         reason = f"{right} of {len(cells)} cells right"
         return Verdict(right == len(cells), right / len(cells), answer, reason)
-
-
-def _to_example(row: Row) -> tuple[str, str, Mapping[str, Any]]:
-    puzzle = str(column(row, ["puzzle"])).strip()
-    solution = column(row, ["solution"])
-    try:
-        header, rows = list(solution["header"]), [list(cells) for cells in solution["rows"]]
-        table = {
-            str(number): dict(zip(header[1:], map(str, cells[1:]), strict=True))
-            for number, cells in enumerate(rows, 1)
-        }
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise TaskError(
-            "A solution has a 'header' and 'rows' of the same length, the house first; got "
-            f"{solution!r:.80}."
-        ) from error
-    if any(value == BLANK for features in table.values() for value in features.values()):
-        raise TaskError(
-            "The solutions of this data set are blanked out. Use data='WildEval/ZebraLogic', or "
-            "data='allenai/ZebraLogicBench-private' with its owner's permission."
-        )
-    houses = {f"House {number}": features for number, features in table.items()}
-    form = {house: dict.fromkeys(features, BLANK) for house, features in houses.items()}
-    more = {"solution": table, "form": json.dumps({"solution": form}, indent=1)}
-    answer = json.dumps({"solution": houses}, ensure_ascii=False)
-    return puzzle, answer, more
 
 
 def _objects(text: str) -> Iterator[str]:

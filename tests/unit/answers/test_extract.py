@@ -116,3 +116,21 @@ def test_hostile_texts_take_bounded_time(text):
     started = time.process_time()
     extract_answer(text)
     assert time.process_time() - started < 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"<think>\boxed{3}", None),
+        (r"<think>\boxed{3}</think>", None),
+        (r"<think>\boxed{3}</think> It is 4.", "4"),
+        (r"\boxed{3}</think> It is 4.", "4"),
+        (r"\boxed{4}. <think>Or \boxed{5}?", "4"),
+        (r"<think>3</think>4<think>Answer: 5", "4"),
+        ("<think>a</think>b <think>Answer: 5</think> so 6", "6"),
+        (r"<think>\boxed{3}" + "x" * 300_000, None),
+    ],
+)
+def test_thinking_holds_no_answer(text: str, answer: str | None) -> None:
+    """Thinking that was cut off by the token limit was judged as the answer."""
+    assert extract_answer(text) == answer

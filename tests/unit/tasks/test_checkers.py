@@ -8,14 +8,12 @@ import interlace.errors
 from interlace.answers.equal import number_in
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks.checkers import (
-    check_choice,
     check_exact,
     check_math,
     check_number,
-    choice_letter,
     get_checker,
 )
-from interlace.tasks.choices import chosen, lone_letter
+from interlace.tasks.choices import check_choice, choice_letter, chosen, lone_letter
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from interlace.errors import TaskError
 from interlace.tasks import Example, Verdict, get_task
 from interlace.tasks.countdown import Countdown
-from interlace.tasks.seeds import split_of
+from interlace.tasks.drawn import split_of
 
 EXAMPLE = Example("made-up", "?", "52 / (99 - 97)", {"numbers": [52, 97, 99], "target": 26})
 

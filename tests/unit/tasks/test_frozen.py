@@ -141,7 +141,7 @@ def test_reasoning_gym_is_what_it_was() -> None:
         ("zebralogic", "data size"),
         ("xsum", "data size threshold"),
         ("rg:chain_sum", "size seed options"),
-        (f"jsonl:{__file__}", "question answer checker choices size instruction"),
+        (f"jsonl:{__file__}", "question answer checker choices data size instruction"),
     ],
 )
 def test_no_option_is_lost(name: str, options: str) -> None:

@@ -14,14 +14,14 @@ COSTLY = "9**9**9**9"  # to SymPy a number of 369,693,100 digits to some power
 def gym(name: str, answer: str, index: int = 0) -> object:
     config = {"seed": 0, "size": 4}
     return verifier_pool().ask(
-        "interlace.tasks.gym_child:score", name=name, config=config, index=index, answer=answer
+        "interlace.tasks.reasoning_gym:score", name=name, config=config, index=index, answer=answer
     )
 
 
 def reference(name: str) -> str:
     config = {"seed": 0, "size": 4}
     rows = verifier_pool().ask(
-        "interlace.tasks.gym_child:examples", name=name, config=config, start=0, stop=1
+        "interlace.tasks.reasoning_gym:examples", name=name, config=config, start=0, stop=1
     )
     return rows[0][1]
 
@@ -31,7 +31,11 @@ def test_a_costly_answer_ends_the_process_and_not_the_next_verdict() -> None:
     config = {"seed": 0, "size": 4}
     answers = [
         pool.ask(
-            "interlace.tasks.gym_child:score", name="countdown", config=config, index=0, answer=text
+            "interlace.tasks.reasoning_gym:score",
+            name="countdown",
+            config=config,
+            index=0,
+            answer=text,
         )
         for text in ("1 + 1", COSTLY, "1 + 1")
     ]
@@ -74,7 +78,7 @@ def test_no_answer_is_executed(name: str, tmp_path: os.PathLike[str]) -> None:
 LATER_SCORER = """
 import sys, types
 from sympy.parsing.sympy_parser import parse_expr
-import interlace.tasks.gym_child
+import interlace.tasks.reasoning_gym
 from interlace.verifier_child import GUARD
 
 later = types.ModuleType("reasoning_gym.later")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from interlace.answers.extract import MAX_TEXT
 from interlace.tasks import Task, Verdict, get_task
-from interlace.tasks.base import MAX_TEXT
 from support.task_files import (
     ARTICLES,
     CHOICES,

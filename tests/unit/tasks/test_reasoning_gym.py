@@ -7,8 +7,8 @@ import pytest
 import interlace.errors
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks import get_task
+from interlace.tasks.drawn import split_of
 from interlace.tasks.reasoning_gym import FLAWED
-from interlace.tasks.seeds import split_of
 from interlace.verifier_pool import verifier_pool
 
 # They give no reference answer, only rules.
@@ -80,7 +80,7 @@ def test_a_task_with_few_problems_says_so() -> None:
 @pytest.mark.slow
 def test_every_data_set_accepts_its_own_reference() -> None:
     # "composite" is a mix of the others, given by option
-    names = set(verifier_pool().ask("interlace.tasks.gym_child:names")) - {"composite", *FLAWED}
+    names = set(verifier_pool().ask("interlace.tasks.reasoning_gym:names")) - {"composite", *FLAWED}
     assert len(names) > 100
     for name in sorted(names):
         task = get_task(f"rg:{name}", size=2, split="all")

@@ -9,7 +9,7 @@ import pytest
 import interlace.errors
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks import Task, get_task
-from interlace.tasks.math_sets import MATH_SETS
+from interlace.tasks.hub_sets import MATH_SETS
 from support.task_files import (
     ARTICLES,
     CHOICES,
@@ -303,14 +303,58 @@ def test_an_answer_is_text_or_a_number(tmp_path: Path, answer: object, message: 
             get_task(f"jsonl:{path}", checker=checker)
 
 
-def test_numbers_are_answers_and_messages_no_questions(tmp_path: Path) -> None:
+def test_numbers_are_answers(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"question": "Q?", "answer": 4.5}])
     task = get_task(f"jsonl:{path}")
     assert task.verify(task[0], r"\boxed{\frac{9}{2}}").correct
-    messages = [{"role": "user", "content": "Q?"}]
-    path = write_jsonl(tmp_path / "b.jsonl", [{"question": messages, "answer": "4"}])
-    with pytest.raises(TaskError, match=r"A question is text; got \[\{'role'"):
-        get_task(f"jsonl:{path}")
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi."},
+    {"role": "assistant", "content": "Hi. What is it?"},
+    {"role": "user", "content": "6 * 7?"},
+]
+
+
+@pytest.mark.parametrize("name", ["jsonl:rows.jsonl", "gsm8k"])
+def test_messages_stay_messages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They became the text of a Python list, or were refused."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "rows.jsonl", [{"question": TALK, "answer": "42"}])
+    task = get_task(name, data="rows.jsonl")
+    assert task[0].question == TALK
+    asked = task.prompt(task[0])
+    assert asked[:3] == TALK[:3]
+    assert asked[3] == {"role": "user", "content": f"6 * 7?\n\n{task.instruction}"}
+    assert get_task(name, data="rows.jsonl", template="{question}").prompt(task[0]) == TALK
+    with pytest.raises(TaskError, match="chat messages, which chat=False has no form for"):
+        get_task(name, data="rows.jsonl", chat=False).prompt(task[0])
+
+
+def test_the_instruction_joins_the_users_message_where_the_assistant_begins(tmp_path: Path) -> None:
+    prefill = [*TALK, {"role": "assistant", "content": "It is"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"question": prefill, "answer": "42"}])
+    asked = get_task(f"jsonl:{path}", instruction="Think.").prompt(get_task(f"jsonl:{path}")[0])
+    assert asked[3:] == [{"role": "user", "content": "6 * 7?\n\nThink."}, prefill[4]]
+
+
+def test_choices_stand_below_the_users_message(tmp_path: Path) -> None:
+    rows = [{"question": TALK, "answer": "42", "o": ["41", "42"]}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    task = get_task(f"jsonl:{path}", checker="choice", choices="o", template="{question}")
+    assert task[0].answer == "B"
+    assert task.prompt(task[0])[3] == {"role": "user", "content": "6 * 7?\n\nA) 41\nB) 42"}
+
+
+@pytest.mark.parametrize(
+    "question", [[], [{"role": "user"}], [{"role": "assistant", "content": "Hi."}], ["6 * 7?"], 5]
+)
+def test_what_is_neither_text_nor_messages_is_no_question(tmp_path: Path, question: Any) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"question": question, "answer": "42"}])
+    for name in ("jsonl:" + path, "gsm8k"):
+        with pytest.raises(TaskError, match="A question is text, or chat messages"):
+            get_task(name, data=path)
 
 
 def test_a_question_with_two_answers_is_refused_and_a_repeated_row_is_one(tmp_path: Path) -> None:

@@ -7,22 +7,26 @@ from typing import Any
 import pytest
 
 from interlace.errors import TaskError
-from interlace.tasks.seeds import split_of
-from interlace.tasks.sources import HubSource, Row, column, load_examples, read_jsonl
+from interlace.tasks import Example, Verdict
+from interlace.tasks.drawn import split_of
+from interlace.tasks.sources import HubSource, Row, SourcedTask, column, read_jsonl
 from support.task_files import write_jsonl
 
 HUB = HubSource("nobody/nothing-here", {"train": "train", "test": "test"}, note="A note.")
 ROWS = [{"q": f"Problem {i}?", "a": str(i)} for i in range(60)]
 
 
-def to_example(row: Row) -> tuple[str, str, Mapping[str, Any]]:
-    return row["q"], row["a"], {}
+class Own(SourcedTask):
+    def to_example(self, row: Row) -> tuple[str, str, Mapping[str, Any]]:
+        return row["q"], row["a"], {}
+
+    def check(self, example: Example, answer: str) -> Verdict:
+        return Verdict(answer == example.answer, 0.0, answer, "")
 
 
-def load(data: str, **options: Any) -> tuple[list[str], str]:
-    given = {"split": None, "size": None, **options}
-    examples, split = load_examples("name", HUB, to_example, data=data, **given)
-    return [example.answer for example in examples], split
+def load(data: str | None, source: HubSource = HUB, **options: Any) -> tuple[list[str], str]:
+    task = Own("name", source, data=data, **options)
+    return [example.answer for example in task], task.split
 
 
 def test_a_file_is_taken_whole_in_its_order(tmp_path: Path) -> None:
@@ -93,13 +97,13 @@ def test_columns_by_any_of_their_names() -> None:
 
 def test_the_hub_out_of_reach_is_explained() -> None:
     with pytest.raises(TaskError, match=r"'nobody/nothing-here' could not.*A note\. Offline, pass"):
-        load_examples("name", HUB, to_example, data=None, split=None, size=None)
+        load(None)
 
 
 def test_a_split_that_the_hub_has_not() -> None:
     source = HubSource("nobody/nothing-here", {"test": "train"})
     with pytest.raises(TaskError, match="has the split 'test' only; got 'train'"):
-        load_examples("name", source, to_example, data=None, split="train", size=None)
+        load(None, source, split="train")
 
 
 def test_the_hub_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,11 +114,9 @@ def test_the_hub_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.Mo
     source = HubSource(str(tmp_path), {"train": "train", "test": "test"})
 
     def answers(split: Any) -> list[str]:
-        examples, chosen = load_examples(
-            "name", source, to_example, data=None, split=split, size=None
-        )
+        found, chosen = load(None, source, split=split)
         assert chosen == (split or "test")
-        return [example.answer for example in examples]
+        return found
 
     assert answers(None) == answers("test") == ["4", "5", "6", "7", "8"]
     assert answers("train") == ["0", "1", "2", "3"]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from interlace.tasks.seeds import Draw, digest, split_of
+from interlace.tasks.drawn import Draw, digest, split_of
 
 GOLDEN_SPLITS = ["train", "train", "train", "train", "train", "train", "train", "test"]
 GOLDEN_DRAWS = [287, 927, 929, 511]
