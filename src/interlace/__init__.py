@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interlace import rewards as rewards
     from interlace import tasks as tasks
-    from interlace.answers.aggregators import Aggregate as Aggregate
-    from interlace.answers.aggregators import Aggregator as Aggregator
-    from interlace.answers.aggregators import Responses as Responses
+    from interlace.answers.choose import Aggregate as Aggregate
+    from interlace.answers.choose import Aggregator as Aggregator
+    from interlace.answers.choose import Responses as Responses
     from interlace.answers.choose import best_of_n as best_of_n
     from interlace.answers.choose import medoid as medoid
     from interlace.answers.extract import extract_answer as extract_answer
@@ -53,8 +53,8 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _EXPORTS = {
-    "Aggregate": "interlace.answers.aggregators",
-    "Aggregator": "interlace.answers.aggregators",
+    "Aggregate": "interlace.answers.choose",
+    "Aggregator": "interlace.answers.choose",
     "Attachment": "interlace.attaching",
     "BridgeConfig": "interlace.coupling.bridge",
     "Engine": "interlace.engine.engine",
@@ -64,7 +64,7 @@ _EXPORTS = {
     "Groups": "interlace.rows",
     "InterlaceError": "interlace.errors",
     "PMatchConfig": "interlace.coupling.pmatch",
-    "Responses": "interlace.answers.aggregators",
+    "Responses": "interlace.answers.choose",
     "SamplingParams": "interlace.engine.types",
     "Vote": "interlace.answers.vote",
     "WarmupConfig": "interlace.training.arguments",

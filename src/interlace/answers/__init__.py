@@ -1,16 +1,17 @@
 """From W responses to one: votes, a best or most central one, or a synthesis. Pure Python."""
 
-from interlace.answers.aggregators import (
+from interlace.answers.choose import (
     Aggregate,
     Aggregator,
     BestOfN,
+    Choice,
     MajorityVote,
     Medoid,
     Responses,
-    Synthesize,
     WeightedVote,
+    best_of_n,
+    medoid,
 )
-from interlace.answers.choose import Choice, best_of_n, medoid
 from interlace.answers.equal import symbolically_equal
 from interlace.answers.extract import extract_answer
 from interlace.answers.normalise import normalise_answer
@@ -38,7 +39,6 @@ __all__ = [
     "Medoid",
     "Responses",
     "Synthesis",
-    "Synthesize",
     "Vote",
     "WeightedVote",
     "answer_classes",

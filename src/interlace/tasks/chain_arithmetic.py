@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from interlace.answers.arithmetic import parse
-from interlace.answers.expressions import canonical
+from interlace.answers.arithmetic import canonical, parse
 from interlace.answers.extract import MAX_TEXT
 from interlace.errors import TaskError
 from interlace.tasks.base import Example, Step, Verdict

@@ -21,8 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Unpack
 
-from interlace.answers.arithmetic import evaluate, parse
-from interlace.answers.expressions import Node, canonical, has_power, literals
+from interlace.answers.arithmetic import Node, canonical, evaluate, has_power, literals, parse
 from interlace.answers.extract import final_part
 from interlace.errors import ExpressionError, TaskError
 from interlace.tasks.base import Example, Verdict

@@ -14,8 +14,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from interlace.answers.arithmetic import evaluate, parse
-from interlace.answers.expressions import Node, Number, canonical
+from interlace.answers.arithmetic import Node, Number, canonical, evaluate, parse
 from interlace.errors import ExpressionError
 
 MAX_SIGNS = 1000  # "=" looked at in one text

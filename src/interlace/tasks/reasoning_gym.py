@@ -27,8 +27,7 @@ import sys
 import warnings
 from typing import Any, ClassVar, Unpack
 
-from interlace.answers.arithmetic import parse
-from interlace.answers.expressions import Name, Node, Number, Power, Product, Sum
+from interlace.answers.arithmetic import Name, Node, Number, Power, Product, Sum, parse
 from interlace.answers.extract import final_part
 from interlace.errors import TaskError, WorkerError, require
 from interlace.tasks.base import Example, Split, Task, TaskOptions, Verdict

@@ -11,7 +11,6 @@ from interlace.answers import (
     MajorityVote,
     Medoid,
     Responses,
-    Synthesize,
     WeightedVote,
 )
 from interlace.errors import AggregationError
@@ -29,7 +28,6 @@ AGGREGATORS: list[tuple[Aggregator, Aggregate]] = [
     (BestOfN(), Aggregate("best-of-n", "no idea", None, 2)),
     (BestOfN(scorer=len), Aggregate("best-of-n", "The answer is 2.", None, 3)),
     (Medoid(), Aggregate("medoid", "The answer is 2.", None, 3)),
-    (Synthesize(lambda prompt: "two"), Aggregate("synthesize", "two", None, None)),
 ]
 
 

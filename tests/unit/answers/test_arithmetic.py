@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace.answers.arithmetic import MAX_BITS, MAX_CHARACTERS, evaluate, parse, value_of
-from interlace.answers.expressions import canonical, has_power, literals
+from interlace.answers.arithmetic import (
+    MAX_BITS,
+    MAX_CHARACTERS,
+    canonical,
+    evaluate,
+    has_power,
+    literals,
+    parse,
+    value_of,
+)
 from interlace.errors import ExpressionError
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from interlace.answers.arithmetic import parse, value_of
-from interlace.answers.expressions import canonical, literals
+from interlace.answers.arithmetic import canonical, literals, parse, value_of
 from interlace.errors import TaskError
 from interlace.tasks.chain_arithmetic import ChainArithmetic
 
