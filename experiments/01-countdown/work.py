@@ -23,8 +23,8 @@ from interlace.evaluation.records import read_records
 from interlace.tasks import Task, get_task
 from interlace.training import checkpoints
 from interlace.training.arguments import GRPOConfig, WarmupConfig
+from interlace.training.distributed import unwrapped
 from interlace.training.grpo import GRPOTrainer
-from interlace.training.parameters import unwrapped
 from interlace.training.warmup import WarmupTrainer
 
 MODEL = checkpoints.RESULT

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import ConfigError
-from interlace.training.logprobs import CHUNK_BYTES, KEPT_BYTES
 from interlace.training.probe import Subject
 from interlace.training.responses import count_responses
+from interlace.training.scoring import CHUNK_BYTES, KEPT_BYTES
 
 CPU_ROWS, CUDA_ROWS = 64, 256  # the engine's own bounds
 # Numbers of the optimizer's states for each that trains; others count as AdamW.

@@ -21,14 +21,13 @@ from interlace.engine.types import GroupOutput
 from interlace.errors import ConfigError
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, collate
-from interlace.training.journal import Journal
+from interlace.training.distributed import unwrapped
+from interlace.training.guard import RolloutGuard
+from interlace.training.logging import LARGEST, SMALLEST, Journal, show_in_tensorboard
 from interlace.training.losses import denominator, policy_loss
-from interlace.training.parameters import unwrapped
-from interlace.training.rollout import RolledGroup, Rollouts, describe
-from interlace.training.rollout_guard import RolloutGuard
+from interlace.training.rewarding import RolledGroup
+from interlace.training.rollout import Rollouts, describe
 from interlace.training.scoring import Scores, score
-from interlace.training.tables import show_in_tensorboard
-from interlace.training.tally import LARGEST, SMALLEST
 from interlace.training.trainer import GroupTrainer, Part
 
 COMPLETIONS = "completions.jsonl"
@@ -241,9 +240,9 @@ class GRPOTrainer(GroupTrainer):
 
     def _show(self, number: int, rolled: Sequence[RolledGroup]) -> None:
         step = self.state.global_step + 1
-        shown = rolled[: self.args.log_completions]
-        for entry in shown:
-            self._completions.add(step, {"rollout": number, **entry.to_dict()})
+        shown = [entry.to_dict() for entry in rolled[: self.args.log_completions]]
+        for group in shown:
+            self._completions.add(step, {"rollout": number, **group})
         show_in_tensorboard(self.callback_handler.callbacks, shown, step)
 
 

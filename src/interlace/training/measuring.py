@@ -10,9 +10,10 @@ from interlace.engine.engine import Engine
 from interlace.engine.types import SamplingParams
 from interlace.tasks.base import Task
 from interlace.training.arguments import GroupArguments
-from interlace.training.rollout import Judge, describe
-from interlace.training.schedule import sampling_seed
-from interlace.training.tally import Reduce, Tally
+from interlace.training.data import sampling_seed
+from interlace.training.logging import Reduce, Tally
+from interlace.training.rewarding import Judge
+from interlace.training.rollout import describe
 
 _SEED = -2  # no rollout's number, and not the warm-up's
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from interlace.attaching import is_attached, new_parameters
 from interlace.errors import ConfigError, MissingDependencyError
-from interlace.layers import base_model_of
 from interlace.training.arguments import GroupArguments
+from interlace.training.distributed import unwrapped
 
 
 def choose_parameters(model: nn.Module, args: GroupArguments) -> None:
@@ -124,21 +123,3 @@ def optimizer_groups(
                 names.append(name)
                 groups.append({"params": chosen, "weight_decay": decay, "lr": learning_rate})
     return names, groups
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """The Euclidean norm of all gradients together; of sharded ones, of the whole."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return 0.0
-    norm: Tensor = torch.nn.utils.get_total_norm(grads)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The Hugging Face model inside data-parallel and compile wrappers."""
-    while (
-        inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-    ) is not None:
-        model = inner
-    return base_model_of(model)

@@ -23,7 +23,7 @@ from interlace.errors import DataFileError, GenerationError
 from interlace.jsonl import Store, read
 from interlace.tasks.base import Task
 from interlace.training.arguments import WarmupConfig
-from interlace.training.schedule import draw_indices, sampling_seed
+from interlace.training.data import draw_indices, sampling_seed
 
 _CHUNK = 64  # problems sampled between two writes
 

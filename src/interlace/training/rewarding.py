@@ -1,4 +1,5 @@
-"""Rewards by name or as functions, and verdicts that are reached once."""
+"""From sampled groups to judged ones: rewards by name or as functions, and verdicts, each reached
+once."""
 
 from __future__ import annotations
 
@@ -9,9 +10,14 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
+from interlace.answers import extract_answer
+from interlace.engine.types import GroupOutput
 from interlace.errors import ConfigError, InterlaceError, RewardError
 from interlace.own_code import named_function
 from interlace.rewards import (
@@ -24,7 +30,8 @@ from interlace.rewards import (
     StepVerification,
 )
 from interlace.tasks.base import Example, Task, Verdict
-from interlace.training.data import RowsTask
+from interlace.training.data import RowsTask, as_completion, columns_of
+from interlace.training.logging import Tally
 
 NAMED: dict[str, Callable[[Task], RewardFunction]] = {
     "correctness": Correctness,
@@ -253,3 +260,164 @@ def _named(name: str, task: Task) -> RewardFunction:
             f"module:function or file.py:function, with the signature {SIGNATURE}."
         )
     return named_function(name, "The reward")
+
+
+@dataclass
+class RolledGroup:
+    """A group that was sampled and judged.
+
+    Attributes:
+        position: of its prompt in the rollout.
+        example: its problem.
+        group: the engine's.
+        verdicts: `[W]`; None where nothing judges the rows.
+        rewards: `[W]`.
+        advantages: `[W]`; None until `Rollouts.weigh`.
+        kept: False if it is left out for want of variance.
+        extras: Columns that rewards logged, `[W]` each.
+    """
+
+    position: int
+    example: Example
+    group: GroupOutput
+    verdicts: list[Verdict] | None
+    rewards: list[float]
+    advantages: Float[Tensor, " W"] | None = None
+    kept: bool = True
+    extras: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return len(self.rewards)
+
+    @property
+    def length(self) -> int:
+        """The longest row, in tokens, the prompt included."""
+        longest = max(len(c.token_ids) for c in self.group.completions)
+        return len(self.group.prompt_token_ids) + longest
+
+    def to_dict(self) -> dict[str, Any]:
+        """The group as JSON values, for the table of sampled completions."""
+        gains = [None] * self.width if self.advantages is None else self.advantages.tolist()
+        known = self.verdicts
+        judged = [None] * self.width if known is None else [v.correct for v in known]
+        rows = zip(self.group.completions, judged, self.rewards, gains, strict=True)
+        return {
+            "example": self.example.id,
+            "prompt": self.group.prompt,
+            "width": self.width,
+            "rows": [
+                {
+                    "text": completion.text,
+                    "correct": correct,
+                    "reward": reward,
+                    "advantage": gain,
+                    "tokens": len(completion.token_ids),
+                    "finish_reason": completion.finish_reason,
+                    **{name: values[row] for name, values in self.extras.items()},
+                }
+                for row, (completion, correct, reward, gain) in enumerate(rows)
+            ],
+        }
+
+
+class Judge:
+    """Verdicts and rewards for sampled groups.
+
+    Args:
+        judge: Verdicts of the task, which the rewards ask, too.
+        rewards: Terms of the reward.
+        correct: Name of the reward that stands for a verdict, if the problems have no verifier.
+
+    Raises:
+        ConfigError: if there is no such reward.
+    """
+
+    def __init__(
+        self, judge: Verdicts, rewards: Sequence[NamedReward], correct: str | None = None
+    ) -> None:
+        self._verdicts, self._rewards, self._correct = judge, rewards, correct
+        names = [reward.name for reward in rewards]
+        if correct is not None and correct not in names:
+            raise ConfigError(
+                f"correct_reward is the name of a reward, {' or '.join(names)} here; got "
+                f"{correct!r}."
+            )
+
+    def __call__(
+        self,
+        groups: Sequence[GroupOutput],
+        owners: Sequence[tuple[int, Example]],
+        tally: Tally,
+        state: Any = None,
+    ) -> list[RolledGroup]:
+        """The groups with verdicts and rewards.
+
+        Args:
+            groups: Groups as the engine gave them.
+            owners: Position and problem of each group.
+            tally: Tally that the rewards go to.
+            state: Trainer's state, for rewards that read it.
+        """
+        self._verdicts.forget()
+        texts = [completion.text for group in groups for completion in group.completions]
+        if not isinstance(self._verdicts.task, RowsTask):  # whose rows nothing but rewards judge
+            owned = [owner for owner, g in zip(owners, groups, strict=True) for _ in g.completions]
+            self._verdicts.reach(
+                (example, text) for (_, example), text in zip(owned, texts, strict=True)
+            )
+        extras: dict[str, list[Any]] = {}
+
+        def log_extra(column: str, values: Any) -> None:
+            if len(values) != len(texts):
+                raise RewardError(
+                    f"log_extra takes one value a completion, {len(texts)}; got {len(values)}."
+                )
+            extras[column] = list(values)
+
+        columns = self._columns(groups, owners) | {
+            "trainer_state": state,
+            "log_metric": lambda name, value: tally.mean(name, float(value)),
+            "log_extra": log_extra,
+        }
+        prompts = [group.prompt for group in groups for _ in group.completions]
+        completions = list(map(as_completion, prompts, texts))
+        totals, parts = add_up(self._rewards, prompts, completions, columns)
+        for name, values in parts.items():
+            given = [float(v) for v in values if v is not None]
+            tally.mean(f"reward/{name}", sum(given), len(given))
+        tally.mean("reward", sum(totals), len(totals))
+        found, start = [], 0
+        for group, (position, example) in zip(groups, owners, strict=True):
+            rows = slice(start, start + len(group.completions))
+            verdicts = self._judged(example, texts[rows], parts, rows)
+            own = {name: values[rows] for name, values in extras.items()}
+            found.append(RolledGroup(position, example, group, verdicts, totals[rows], extras=own))
+            start = rows.stop
+        return found
+
+    def _columns(
+        self, groups: Sequence[GroupOutput], owners: Sequence[tuple[int, Example]]
+    ) -> dict[str, Any]:
+        rows = [(g, c) for g, group in enumerate(groups) for c in group.completions]
+        examples = [owners[g][1] for g, _ in rows]
+        return columns_of(self._verdicts.task, examples) | {
+            "examples": examples,
+            "groups": [g for g, _ in rows],
+            "completion_ids": [completion.token_ids for _, completion in rows],
+            "answers": [example.answer for example in examples],
+        }
+
+    def _judged(
+        self, example: Example, texts: Sequence[str], parts: dict[str, Any], rows: slice
+    ) -> list[Verdict] | None:
+        if not isinstance(self._verdicts.task, RowsTask):
+            return [self._verdicts.verify(example, text) for text in texts]
+        if self._correct is None:
+            return None
+        values = [float(value or 0.0) for value in parts[self._correct][rows]]
+        return [
+            Verdict(value >= 1.0, value, extract_answer(text), self._correct)
+            for value, text in zip(values, texts, strict=True)
+        ]

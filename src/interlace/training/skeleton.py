@@ -16,8 +16,7 @@ from interlace.models.source import GgufFile, SavedBlocks, Source, resolve
 from interlace.tasks.base import Task
 from interlace.training.parameters import choose_parameters
 from interlace.training.recipe import Recipe, Stage
-from interlace.training.run import attach_blocks
-from interlace.training.run_folder import starting_folder
+from interlace.training.run import attach_blocks, starting_folder
 
 _PROMPTS = 256  # looked at for the longest one
 

@@ -2,8 +2,8 @@
 
 A step takes the parts of a batch (whole groups of one width each), runs forward and backward over
 them one by one, and lets Hugging Face's loop do the rest: clipping, optimizer, schedule, logging,
-callbacks. Runs and checkpoints are in `training/resumable.py`. What a step learns from follows from
-the run's seed and the step's number alone, so a resumed run is the uninterrupted one.
+callbacks. Runs and checkpoints are in `training/checkpoints.py`. What a step learns from follows
+from the run's seed and the step's number alone, so a resumed run is the uninterrupted one.
 
 Several processes: each feeds its own groups; losses are sums divided by one denominator of the
 whole batch, so gradients are added up over processes, not averaged.
@@ -26,30 +26,135 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
+from interlace.engine.engine import Engine
 from interlace.engine.stopping import forbidden_token_ids, stop_ids_of
 from interlace.engine.types import SamplingParams
 from interlace.errors import ConfigError
+from interlace.tasks.base import Task
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import GroupBatch
-from interlace.training.data import as_task
-from interlace.training.inputs import (
+from interlace.training.checkpoints import ResumableTrainer
+from interlace.training.data import (
+    RowsTask,
+    as_task,
     check_call,
     model_and_tokenizer,
     settled_args,
     take_adapters,
 )
-from interlace.training.journal import Journal
+from interlace.training.distributed import gathered, gradient_norm, unwrapped, without_autocast
+from interlace.training.logging import Journal, Tally, watching_blocks
+from interlace.training.measuring import measure
 from interlace.training.parameters import (
     choose_parameters,
-    gradient_norm,
     optimizer_groups,
     split_parameters,
-    unwrapped,
     warn_of_lost_steps,
 )
-from interlace.training.sampling import SamplingTrainer
-from interlace.training.tally import Tally
-from interlace.training.watching import watching_blocks
+from interlace.training.rewarding import Judge, NamedReward, Verdicts, given_rewards, named_rewards
+
+
+class SamplingTrainer(ResumableTrainer):
+    """See this module's head.
+
+    Attributes:
+        eval_tasks: Problems to measure on by name; one without a name has "".
+    """
+
+    eval_tasks: dict[str, Task]
+
+    @abstractmethod
+    def reduce(self, values: Tensor, how: str) -> Tensor:
+        """Values summed or maximised over all processes."""
+
+    def take_rewards(self, reward_funcs: Any) -> None:
+        """Keep what a user gave as rewards; they are built for each set of problems."""
+        self._reward_funcs = reward_funcs
+        self._engine: Engine | None = None
+
+    def take_evaluation(self, args: GroupArguments, given: Any, tokenizer: Any) -> None:
+        """Keep the problems to measure on, and check that they can be.
+
+        Raises:
+            ConfigError: if there are none and the options ask to measure, or rewards do not fit.
+        """
+        named = given if isinstance(given, dict) else {} if given is None else {"": given}
+        self.eval_tasks = {n: as_task(own, "test", tokenizer) for n, own in named.items()}
+        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+        if strategy != "no" and not named:
+            raise ConfigError(
+                f"eval_strategy={strategy} needs eval_dataset: problems to measure on."
+            )
+        # Also before training, so that a reward that does not fit shows here.
+        self._eval_judges = {n: self.judge_of(t, args) for n, t in self.eval_tasks.items()}
+
+    def _rewards(self, task: Task, args: GroupArguments) -> list[NamedReward]:
+        first = args.process_index == 0
+        if self._reward_funcs is None:
+            named = getattr(args, "rewards", {"correctness": 1.0})  # the warm-up names none
+            return named_rewards(named, task, warn=first)
+        weights = getattr(args, "reward_weights", None)
+        return given_rewards(self._reward_funcs, weights, task, warn=first)
+
+    def judge_of(self, task: Task, args: GroupArguments) -> Judge:
+        """Verdicts and rewards for what is sampled of these problems."""
+        verdicts = Verdicts(task)
+        correct = args.correct_reward if isinstance(task, RowsTask) else None
+        return Judge(verdicts, self._rewards(verdicts.task, args), correct)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """pass@1, votes, coverage and rewards at `eval_widths`, logged and returned.
+
+        Args:
+            eval_dataset: Problems instead of the trainer's, as there.
+            ignore_keys: Not read.
+            metric_key_prefix: Beginning of every metric's name.
+
+        Raises:
+            ConfigError: if there is nothing to measure on.
+        """
+        if eval_dataset is not None:
+            self.take_evaluation(self.args, eval_dataset, self.tokenizer)
+        if not self.eval_tasks:
+            raise ConfigError("An evaluation needs eval_dataset: problems to measure on.")
+        found: dict[str, float] = {}
+        for name, task in self.eval_tasks.items():
+            if len(task) < self.args.world_size:
+                raise ConfigError(f"{len(task)} problems are fewer than processes measure.")
+            with self.sampling_model() as model:
+                engine, judge = self.sampler(model), self._eval_judges[name]
+                own = measure(engine, task, judge, self.args, self.reduce, self.state)
+            head = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
+            found |= {head + metric: value for metric, value in own.items()}
+        self.log(dict(found))
+        base: Any = self
+        base.control = base.callback_handler.on_evaluate(self.args, self.state, base.control, found)
+        return found
+
+    # Sampling.
+
+    def sampler(self, model: nn.Module) -> Engine:
+        """The engine on the modules that train."""
+        if self._engine is None:
+            self._engine = self.new_engine(model)
+        return self._engine
+
+    def new_engine(self, model: nn.Module) -> Engine:
+        """Such an engine as samples the rollouts."""
+        return Engine(model, self.tokenizer, max_rows=self.args.max_rows)
+
+    @contextlib.contextmanager
+    def sampling_model(self) -> Iterator[nn.Module]:
+        """The very modules that train, whole, and without the autocast that accelerate wraps around
+        their forward pass: the engine's packed products take the weights' own type."""
+        model = unwrapped(self.model)
+        on_cpu = self.args.device.type == "cpu"
+        plain = without_autocast(model) if on_cpu else contextlib.nullcontext()
+        with plain, gathered(self.model):
+            yield model
+
 
 METRICS = "metrics.jsonl"
 

@@ -17,7 +17,7 @@ from interlace.errors import ConfigError, RunError
 from interlace.tasks import list_tasks
 from interlace.training.recipe import STAGES, load_recipe, parse_recipe
 from interlace.training.recipe_files import merge_overrides, packaged_recipes, read_yaml
-from interlace.training.run_folder import (
+from interlace.training.run import (
     RECIPE,
     as_yaml,
     blocking_differences,

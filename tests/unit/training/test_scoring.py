@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.training import logprobs, scoring
+from interlace.training import scoring
 from interlace.training.batch import GroupBatch, collate_ids
 from interlace.training.scoring import Scores, score
 from support.architectures import VOCAB, attach_random, build, every_architecture
@@ -107,9 +107,9 @@ def no_plain_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["kept", "made again"])
 def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks a pass, whose logits are kept for the backward pass or made again."""
-    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * VOCAB * 3)
+    monkeypatch.setattr(scoring, "CHUNK_BYTES", 4 * VOCAB * 3)
     if request.param == "made again":
-        monkeypatch.setattr(logprobs, "KEPT_BYTES", 0)
+        monkeypatch.setattr(scoring, "KEPT_BYTES", 0)
 
 
 @every_architecture()
@@ -243,8 +243,8 @@ def test_the_head_is_itself_again_after_a_failure(monkeypatch: pytest.MonkeyPatc
 def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     model = attach_random(build("llama"))
     batch = collate_ids([[5, 6]], [[[7] * 30, [8] * 28]], pad_token_id=0)
-    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * VOCAB)
-    monkeypatch.setattr(logprobs, "KEPT_BYTES", 0)
+    monkeypatch.setattr(scoring, "CHUNK_BYTES", 4 * VOCAB)
+    monkeypatch.setattr(scoring, "KEPT_BYTES", 0)
     with Largest(last_axis=VOCAB) as largest:
         score(model, batch, entropy=True, **OPTIONS).logprobs.sum().backward()
     assert largest.elements == VOCAB * model.config.hidden_size  # the head's weight

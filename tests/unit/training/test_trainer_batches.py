@@ -17,7 +17,7 @@ from interlace.training import batch as batches
 from interlace.training import guard
 from interlace.training.batch import GroupBatch
 from interlace.training.grpo import GRPOTrainer
-from interlace.training.rollout_guard import RolloutGuard
+from interlace.training.guard import RolloutGuard
 from support.training import (
     assert_close,
     gradients,
@@ -255,7 +255,7 @@ def test_I7_exact_checks_come_first_and_then_seldom(
     made = []
     again = guard.sample_again
     monkeypatch.setattr(
-        "interlace.training.rollout_guard.sample_again",
+        "interlace.training.guard.sample_again",
         lambda *a, **k: made.append(1) or again(*a, **k),
     )
     run(tmp_path, "bf16 weights", width=3, guard_every=every)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from interlace.errors import ConfigError
 from interlace.training.estimate import Memory, Plan, Setting, memory, plan, setting, ways_out
 from interlace.training.probe import Subject, probe
-from interlace.training.run import build_task, check_rewards
-from interlace.training.run_folder import starting_folder
+from interlace.training.run import build_task, check_rewards, starting_folder
 from interlace.training.skeleton import longest_prompt, skeleton
 
 if TYPE_CHECKING:

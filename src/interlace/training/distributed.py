@@ -1,16 +1,17 @@
-"""A model without what accelerate does to it, sharded or cast: what a single process can save,
-sample and compare."""
+"""A model without what wraps it, sharded or cast: what one process can save, sample, compare."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from interlace.layers import base_model_of
 
 
 class Skeleton:
@@ -87,3 +88,21 @@ def without_autocast(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         if cast is not None:
             vars(model)["forward"] = cast
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """The Euclidean norm of all gradients together; of sharded ones, of the whole."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return 0.0
+    norm: Tensor = torch.nn.utils.get_total_norm(grads)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside data-parallel and compile wrappers."""
+    while (
+        inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+    ) is not None:
+        model = inner
+    return base_model_of(model)

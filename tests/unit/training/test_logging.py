@@ -1,24 +1,29 @@
-"""Seconds by phase, and how much blocks add."""
+"""Seconds by phase, how much blocks add, and the table of sampled completions: a hostile text stays
+in its cell, TensorBoard gets it."""
 
 from __future__ import annotations
 
 import copy
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from interlace.attaching import get_attachment
+from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.rows import Groups
-from interlace.training import tally as tallies
-from interlace.training.tally import Tally
-from interlace.training.watching import watching_blocks
+from interlace.tasks.base import Example, Verdict
+from interlace.training import logging
+from interlace.training.logging import Tally, as_markdown, show_in_tensorboard, watching_blocks
+from interlace.training.rewarding import RolledGroup
 from support.training import tiny_model
 
 
 def test_a_phase_within_a_phase_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 4.0, 10.0, 20.0, 22.0])
-    monkeypatch.setattr(tallies.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(logging.time, "perf_counter", lambda: next(now))
     tally = Tally()
     with tally.timed("score"), tally.timed("guard"):
         pass
@@ -73,3 +78,29 @@ def test_blocks_that_no_hook_sees_count_for_nothing() -> None:
     with watching_blocks(tiny_model(), partial(tally.mean, "blocks")):
         pass
     assert tally.collect(lambda values, how: values) == {}
+
+
+def rolled(texts: list[str]) -> RolledGroup:
+    rows = [Completion(text, [1], [0.0], [0.0], "stop") for text in texts]
+    group = GroupOutput("1 | 2\n?", [5], rows, SamplingParams(width=len(texts)))
+    verdicts = [Verdict(index == 0, 0.0, None, "") for index in range(len(texts))]
+    gains = torch.linspace(-1, 1, len(texts))
+    return RolledGroup(0, Example("x", "q", "a"), group, verdicts, [0.5] * len(texts), gains)
+
+
+def test_every_row_is_one_line_of_five_cells() -> None:
+    table = as_markdown([rolled(["a | b\n<script>", "x" * 900]).to_dict()]).splitlines()
+    rows = table[4:]
+    assert len(rows) == 2
+    assert all(line.replace("\\|", "").count("|") == 6 for line in rows)
+    assert rows[0] == "| 0 | yes | 0.50 | -1.00 | a \\| b &lt;script> |"
+    assert len(rows[1]) < 460
+
+
+def test_tensorboard_gets_the_table(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        callbacks = [SimpleNamespace(), SimpleNamespace(tb_writer=writer)]
+        show_in_tensorboard(callbacks, [rolled(["found it"]).to_dict()], 3)
+    assert b"found it" in next(tmp_path.iterdir()).read_bytes()
