@@ -11,7 +11,7 @@ Axes: R rows, S positions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ from interlace.layers import (
     find_decoder,
 )
 from interlace.rows import Groups, Owners, Rows
-from interlace.save_pretrained import WholeSaving
+from interlace.save_pretrained import WholeSaving, warn_of_adapters
 from interlace.swap import Swapped, swap, unswap
 
 SHARE_WARNING = 0.10
@@ -176,6 +176,8 @@ def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None)
     swap(base, ModelWithBlocks, config.kind)
     names = tuple(decoder.names[spot] for spot in spots if spot is not None)
     base.interlace_attachment = attachment = Attachment(config, names, handle)
+    if adapters := base.__dict__.get("peft_config"):
+        warn_of_adapters(adapters, config.kind, attached_last=True)
     return attachment
 
 
@@ -233,6 +235,19 @@ def new_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for block_name in get_attachment(base).block_names:
         for name, parameter in base.get_submodule(block_name).named_parameters():
             yield f"{block_name}.{name}", parameter
+
+
+def not_finite(parameters: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of those that hold a NaN or an infinity.
+
+    Attention that is computed in one kernel can swallow them: the outputs are finite, and wrong. So
+    weights are looked at where they come from and once a rollout, rather than the outputs.
+
+    Args:
+        parameters: Names and weights; of a sharded weight this process's part.
+    """
+    parts = ((name, getattr(value, "_local_tensor", value).detach()) for name, value in parameters)
+    return [name for name, part in parts if not bool(torch.isfinite(part).all())]
 
 
 def count_parameters(model: nn.Module) -> int:

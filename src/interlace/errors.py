@@ -6,12 +6,79 @@ holds the rule, the value that broke it, and the way out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+LONGEST = 3000  # characters of a message; a value in it may be megabytes
+LONGEST_FOREIGN = 600  # characters of another library's message inside one of ours
+
 
 class InterlaceError(Exception):
-    """Base of every error raised by Interlace."""
+    """Base of every error raised by Interlace.
+
+    Args:
+        message: Rule, value received, and way out. A long value is cut out of the middle.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message), LONGEST))
+
+
+def shortened(text: str, most: int) -> str:
+    """A text with its middle left out if it is long: the rule stands first, the way out last.
+
+    Args:
+        text: Text of any length.
+        most: Number of characters to keep.
+
+    >>> shortened("rule, " + 10 * "value " + "way out", 30)
+    'rule, value value val [46 characters left out] ay out'
+    """
+    if len(text) <= most:
+        return text
+    head, tail = text[: most * 7 // 10].rstrip(), text[-(most * 2 // 10) :].lstrip()
+    return f"{head} [{len(text) - len(head) - len(tail):,} characters left out] {tail}"
+
+
+@contextmanager
+def reading(kind: type[InterlaceError], what: str, way_out: str = "") -> Iterator[None]:
+    """Boundary around code that reads what a user or the world gave: a file, a folder, a value.
+
+    Libraries raise anything at damaged input: bare exceptions, errors of types and shapes, panics
+    of other languages. All of it becomes one error of ours, with the cause attached.
+
+    Args:
+        kind: Class of the error to raise.
+        what: Beginning of its message: the place, and what cannot be done with it.
+        way_out: End of its message.
+
+    Raises:
+        InterlaceError: of the given kind, for whatever is raised inside and is not ours already.
+    """
+    try:
+        yield
+    except (InterlaceError, KeyboardInterrupt, GeneratorExit, SystemExit):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        raise kind(f"{what}: {in_one_line(error)} {way_out}".rstrip()) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception in one line, its class named where the message alone says nothing.
+
+    >>> in_one_line(KeyError("vocab"))
+    "KeyError: 'vocab'."
+    """
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # the message of an error may fail, too
+        message = ""
+    text = shortened(message, LONGEST_FOREIGN).rstrip(".")
+    if isinstance(error, (OSError, ValueError, ImportError)) and text:
+        return f"{text}."
+    return f"{type(error).__name__}: {text}." if text else f"{type(error).__name__}."
 
 
 class ConfigError(InterlaceError, ValueError):

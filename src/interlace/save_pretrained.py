@@ -7,6 +7,7 @@ without its blocks (docs/decisions/0019-checkpoints-of-trainer.md).
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -29,6 +30,13 @@ _MET: dict[str, tuple[Any, ...]] = {
 
 class WholeSaving:
     """The part of an attached model's class that writes it where Hugging Face asks for that."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; PEFT sets `peft_config` on every model that it puts adapters into."""
+        if name == "peft_config":
+            model: Any = self
+            warn_of_adapters(value, model.interlace_attachment.config.kind, attached_last=False)
+        super().__setattr__(name, value)
 
     def save_pretrained(
         self,
@@ -66,6 +74,27 @@ class WholeSaving:
             "blocks. Use interlace.save(model, folder, push_to='user/name'), or "
             "interlace.detach(model) first to upload the base model."
         )
+
+
+def warn_of_adapters(peft_config: Any, kind: str, *, attached_last: bool) -> None:
+    """Warn where PEFT's own checkpoints will hold its adapters and leave the blocks out in silence.
+
+    Args:
+        peft_config: Configurations of the adapters by name, as PEFT notes them on a model.
+        kind: Kind of the blocks.
+        attached_last: Whether the blocks came after the adapters, so that PEFT knows of none.
+    """
+    configs = [c for c in dict(peft_config).values() if not getattr(c, "inference_mode", False)]
+    kept = [kind in (getattr(c, "modules_to_save", None) or ()) for c in configs]
+    if not configs or (all(kept) and not attached_last):
+        return
+    first = "Attach the blocks before the adapters, and pass" if attached_last else "Pass"
+    warnings.warn(
+        f"PEFT saves its adapters alone, in checkpoints of Trainer too, and not the {kind} blocks "
+        f"of this model. {first} LoraConfig(..., modules_to_save=[{kind!r}]), which trains the "
+        "blocks and saves them with the adapters, or save them with interlace.save(model, folder).",
+        stacklevel=3,
+    )
 
 
 def _check_options(options: dict[str, Any]) -> None:

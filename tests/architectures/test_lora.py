@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.slow,
     # PEFT reads properties that transformers has renamed.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:PEFT saves its adapters alone:UserWarning"),
 ]
 architectures = pytest.mark.parametrize("name", ["llama", "gemma3"])
 

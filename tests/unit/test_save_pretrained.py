@@ -25,7 +25,7 @@ from transformers import (
 
 import interlace
 from interlace import Groups
-from interlace.errors import AttachError
+from interlace.errors import AttachError, CheckpointError
 from support.architectures import attach_random, build, random_ids
 from support.saves import assert_same_weights, weights
 from support.words import tiny_tokenizer
@@ -140,14 +140,51 @@ def test_trainer_goes_back_to_its_best_checkpoint(tmp_path: Path) -> None:
 def test_from_pretrained_never_gives_a_model_without_its_blocks(tmp_path: Path) -> None:
     model = attach_random(build("llama"))
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="Unrecognized model"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-    plain = type(build("llama"))
-    for options in ({}, {"config": model.config}):  # the index is not one that it can read
-        with pytest.raises(KeyError, match="metadata"):
-            plain.from_pretrained(tmp_path, **options)
+    for cls in (AutoModelForCausalLM, type(build("llama"))):
+        with pytest.raises(ValueError, match=r"Load both with interlace\.load\(folder\)"):
+            cls.from_pretrained(tmp_path)
+    with pytest.raises(KeyError, match="metadata"):  # the index is not one that it can read
+        type(build("llama")).from_pretrained(tmp_path, config=model.config)
     loaded, _ = interlace.load(tmp_path, tokenizer=tiny_tokenizer())
     assert_same_weights(weights(loaded), weights(model))
+
+
+def test_from_pretrained_says_what_to_call_at_a_checkpoint_of_trainer(tmp_path: Path) -> None:
+    trainer(tmp_path, attach_random(build("llama")), max_steps=2).train()
+    for cls in (AutoModelForCausalLM, type(build("llama"))):
+        with pytest.raises(ValueError, match=r"Load both with interlace\.load\(folder\)"):
+            cls.from_pretrained(tmp_path / "checkpoint-2")
+    interlace.load(tmp_path / "checkpoint-2")
+
+
+def test_a_plain_models_configuration_is_not_overwritten(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'config\.json', which no earlier save put there"):
+        attach_random(build("llama")).save_pretrained(tmp_path)
+
+
+def adapters(**options: Any) -> Any:
+    """A configuration of PEFT's."""
+    from peft import LoraConfig
+
+    return LoraConfig(target_modules=["q_proj"], r=3, **options)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_that_would_leave_the_blocks_out_of_their_checkpoints_are_warned_of(
+    tmp_path: Path,
+) -> None:
+    from peft import PeftModel, get_peft_model
+
+    with pytest.warns(UserWarning, match=r"not the bridge blocks.*modules_to_save=\['bridge'\]"):
+        wrapped = get_peft_model(attach_random(build("llama")), adapters())
+    wrapped.save_pretrained(tmp_path)
+    # What is loaded for sampling alone is no reason to warn, and neither is a model without blocks.
+    PeftModel.from_pretrained(attach_random(build("llama")), tmp_path)
+    get_peft_model(attach_random(build("llama")), adapters(modules_to_save=["bridge"]))
+    late = get_peft_model(build("llama"), adapters(modules_to_save=["bridge"]))
+    with pytest.warns(UserWarning, match="Attach the blocks before the adapters"):
+        attach_random(late)
 
 
 def test_a_base_in_shards_is_found_by_the_index(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -14,12 +13,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from interlace.errors import LoadError
+from interlace.errors import LoadError, reading
+from interlace.layers import COMPUTE_DTYPES
 from interlace.models.gguf import converted
 from interlace.models.source import (
+    DAMAGED,
     GgufFile,
     HubModel,
     SavedBlocks,
+    Source,
+    check_sizes,
     resolve,
     unpickled_message,
 )
@@ -78,13 +81,29 @@ def load(
     """
     if device is not None and device_map is not None:
         raise LoadError("device and device_map both say where to load; pass one of them.")
-    found = resolve(source, revision=revision, gguf_file=gguf_file, token=token)
+    check_dtype(dtype)
+    _check_device(device)
     options |= {
         "trust_remote_code": trust_remote_code,
         "token": token,
         "attn_implementation": attn_implementation,
         "device_map": {"": device} if device is not None else device_map,
     }
+    with reading(LoadError, f"{os.fspath(source)} cannot be loaded", DAMAGED):
+        found = resolve(source, revision=revision, gguf_file=gguf_file, token=token)
+        return _load(source, found, base, tokenizer, dtype, check_base, options)
+
+
+def _load(
+    source: str | os.PathLike[str],
+    found: Source,
+    base: str | os.PathLike[str] | PreTrainedModel | None,
+    tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None,
+    dtype: str | torch.dtype | None,
+    check_base: bool,
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    token = options["token"]
     if not isinstance(found, SavedBlocks):
         if base is not None:
             raise LoadError(
@@ -157,19 +176,21 @@ def _load_base(
     source: HubModel, dtype: str | torch.dtype | None, options: dict[str, Any]
 ) -> PreTrainedModel:
     """Load a plain model; no weight may be missing from its files."""
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            revision=source.revision or "main",
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            **{name: value for name, value in options.items() if value is not None},
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        if "cannot be loaded with `safetensors`" in str(error):
-            raise LoadError(unpickled_message(source.id, ["pytorch_model.bin"])) from error
-        raise LoadError(f"{source.id} cannot be loaded: {error}") from error
+    check_sizes(source)
+    with reading(LoadError, f"{source.id} cannot be loaded", DAMAGED):
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                revision=source.revision or "main",
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                output_loading_info=True,
+                **{name: value for name, value in options.items() if value is not None},
+            )
+        except OSError as error:
+            if "cannot be loaded with `safetensors`" in str(error):
+                raise LoadError(unpickled_message(source.id, ["pytorch_model.bin"])) from error
+            raise
     if missing := sorted(report["missing_keys"]):
         raise LoadError(
             f"{source.id} lacks {len(missing)} weights of a {type(model).__name__}, first "
@@ -201,15 +222,39 @@ def _load_tokenizer(
         )
     if not isinstance(chosen, HubModel):
         chosen = HubModel(os.fspath(chosen), os.fspath(chosen))
-    try:
+    way_out = "Pass one: interlace.load(..., tokenizer=...)."
+    with reading(LoadError, f"{chosen.id} has no tokenizer that can be loaded", way_out):
         return AutoTokenizer.from_pretrained(
             chosen.location,
             revision=chosen.revision or "main",
             trust_remote_code=options["trust_remote_code"],
             token=options["token"],
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise LoadError(
-            f"{chosen.id} has no tokenizer that can be loaded ({error}). Pass one: "
-            "interlace.load(..., tokenizer=...)."
-        ) from error
+
+
+def check_dtype(dtype: str | torch.dtype | None) -> None:
+    """Raises LoadError unless a data type is one that weights can have."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype in (None, "auto") or found in COMPUTE_DTYPES:
+        return
+    names = ", ".join(str(known).removeprefix("torch.") for known in COMPUTE_DTYPES)
+    raise LoadError(f"dtype is one of {names}, or left out for the checkpoint's; got {dtype!r}.")
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """Raises LoadError unless torch finds a device here."""
+    if device is None:
+        return
+    with reading(LoadError, f"There is no device {device!r}", "Examples are cpu and cuda:0."):
+        asked = torch.device(device)
+    here = torch.accelerator.device_count() if asked.type not in ("cpu", "meta") else 0
+    kind = torch.accelerator.current_accelerator() if here else None
+    if asked.type in ("cpu", "meta") or (
+        kind is not None and kind.type == asked.type and (asked.index or 0) < here
+    ):
+        return
+    found = [f"{kind.type}:{index}" for index in range(here)] if kind is not None else []
+    raise LoadError(
+        f"device is one that torch finds on this machine, {' or '.join(['cpu', *found])}; got "
+        f"{str(device)!r}."
+    )

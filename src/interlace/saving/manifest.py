@@ -12,7 +12,7 @@ from typing import Any
 from interlace import __version__
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import config_from_dict
-from interlace.errors import CheckpointError
+from interlace.errors import CheckpointError, reading
 from interlace.files import MANIFEST as MANIFEST
 from interlace.files import locate
 from interlace.saving.fingerprint import Fingerprint
@@ -100,15 +100,15 @@ class Manifest:
                 f"{folder} holds no {MANIFEST}, so no saved blocks. interlace.save(model, folder) "
                 "writes one."
             )
-        try:
+        way_out = (
+            "The file was damaged or edited. Restore it from where it was copied, or save the "
+            "model again."
+        )
+        with reading(CheckpointError, f"{path} is not readable JSON", way_out):
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(
-                f"{path} is not readable JSON ({error}): it was damaged or edited. Restore it from "
-                "where it was copied, or save the model again."
-            ) from error
-        _check_format(values, path)
-        return _parse(values, path)
+        with reading(CheckpointError, f"{path} does not describe saved blocks", way_out):
+            _check_format(values, path)
+            return _parse(values, path)
 
 
 def _check_format(values: Any, path: Path) -> None:

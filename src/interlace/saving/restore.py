@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.attaching import Attachment, attach, new_parameters
+from interlace.attaching import Attachment, attach, new_parameters, not_finite
 from interlace.coupling.base import places
 from interlace.errors import CheckpointError
 from interlace.files import locate
@@ -126,7 +126,13 @@ def _match(
             f"{folder / manifest.weights_file} does not hold the weights that {MANIFEST} "
             f"describes:{_listed(problems)}"
         )
-    return {name: tensors[stored] for name, stored in named.items()}
+    values = {name: tensors[stored] for name, stored in named.items()}
+    if broken := not_finite(values.items()):
+        raise CheckpointError(
+            f"{folder / manifest.weights_file} holds numbers that are not finite, first in "
+            f"{broken[0]}. A training that diverged leaves such; go back to an earlier save."
+        )
+    return values
 
 
 def _listed(lines: list[str]) -> str:

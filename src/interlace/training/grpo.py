@@ -22,7 +22,7 @@ from interlace.errors import ConfigError
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, collate
 from interlace.training.distributed import unwrapped
-from interlace.training.guard import RolloutGuard
+from interlace.training.guard import RolloutGuard, check_finite
 from interlace.training.logging import LARGEST, SMALLEST, Journal, show_in_tensorboard
 from interlace.training.losses import denominator, policy_loss
 from interlace.training.rewarding import RolledGroup
@@ -162,6 +162,7 @@ class GRPOTrainer(GroupTrainer):
         ]
         positions = [position for own in mine for position in own]
         with self.timed("rollout"), self.sampling_model() as model:
+            check_finite(model)
             groups = self.rollouts.sample(self.sampler(model), number, positions)
         with self.timed("verify"):
             rolled = self.rollouts.judge(groups, number, positions, self.tally, self.state)

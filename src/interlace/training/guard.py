@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interlace.attaching import is_attached, new_parameters, not_finite
 from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
@@ -123,6 +124,24 @@ def is_suspicious(gap: Gap, clean: Gap) -> bool:
     """Whether a gap in lower precision is larger than noise like that of a clean one makes it."""
     pairs = (gap.mean, clean.mean), (gap.largest, clean.largest)
     return any(not now <= SUSPICIOUS * before for now, before in pairs)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise if a block's weights are not finite: its outputs may be, and mean nothing.
+
+    Args:
+        model: Model that is about to sample, with or without blocks.
+
+    Raises:
+        GuardError: with the first such weight.
+    """
+    broken = not_finite(new_parameters(model)) if is_attached(model) else []
+    if broken:
+        raise GuardError(
+            f"{len(broken)} weights of the blocks hold numbers that are not finite, first "
+            f"{broken[0]}: the training has diverged. Go back to an earlier checkpoint, with a "
+            "lower learning rate or max_grad_norm."
+        )
 
 
 def check_record(batch: GroupBatch, groups: Sequence[GroupOutput]) -> None:

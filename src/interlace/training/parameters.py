@@ -44,8 +44,13 @@ def _add_lora(model: nn.Module, options: dict[str, Any], seed: int) -> None:
         raise MissingDependencyError("train='lora' needs peft: pip install peft") from error
     # In place: a wrapper would come between the engine and the modules that train.
     config = LoraConfig(**{"target_modules": "all-linear", **options})
-    with torch.random.fork_rng(devices=[]):  # the same adapters in every process and every try
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+    ):  # the same adapters in every process and every try
         torch.manual_seed(seed)
+        # Its own checkpoints hold the blocks, too.
+        warnings.filterwarnings("ignore", message="PEFT saves its adapters alone")
         inject_adapter_in_model(config, model)
 
 

@@ -3,6 +3,7 @@ wrongly."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -117,7 +118,9 @@ def completions(groups: list[GroupOutput]) -> list[Any]:
 
 def lora(model: PreTrainedModel) -> PeftModel:
     config = LoraConfig(r=3, target_modules=["q_proj", "up_proj"], lora_dropout=0.5)
-    wrapped = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="PEFT saves its adapters alone")
+        wrapped = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora" in name:

@@ -154,6 +154,31 @@ def test_a_tokenizer_may_come_from_elsewhere(base: Path, tmp_path: Path) -> None
 # What is refused
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "nonsense"}, r"dtype is one of float32, bfloat16.*got 'nonsense'"),
+        ({"dtype": "int8"}, "got 'int8'"),
+        ({"dtype": "nn"}, "got 'nn'"),
+        ({"device": "cuda:77"}, r"one that torch finds on this machine, cpu.*got 'cuda:77'"),
+        ({"device": "tpu"}, "There is no device 'tpu'"),
+    ],
+)
+def test_a_data_type_or_device_that_does_not_exist_is_named(
+    base: Path, options: dict[str, str], words: str
+) -> None:
+    with pytest.raises(LoadError, match=words):
+        interlace.load(base, **options)
+
+
+def test_a_configuration_far_larger_than_its_weights_is_not_built(base: Path) -> None:
+    values = json.loads((base / "config.json").read_text())
+    for name in ("num_hidden_layers", "vocab_size"):
+        (base / "config.json").write_text(json.dumps(values | {name: 10**9}))
+        with pytest.raises(LoadError, match=rf"{name} 1e\+09.*do not belong together"):
+            interlace.load(base)
+
+
 def test_nothing_is_unpickled(base: Path) -> None:
     (base / "model.safetensors").unlink()
     torch.save(build("llama").state_dict(), base / "pytorch_model.bin")

@@ -234,6 +234,7 @@ def test_push_to_hub_leaves_not_even_an_empty_repository(
 
 # PEFT still asks transformers by an old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:PEFT saves its adapters alone:UserWarning")
 def test_blocks_on_a_base_with_lora_are_saved_with_a_warning(base: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     wrapped = peft.get_peft_model(fresh(base), peft.LoraConfig(target_modules=["q_proj"]))
@@ -337,6 +338,40 @@ def test_wrong_shapes_are_named(base: Path, saved: Path) -> None:
     edit_weights(saved, lambda tensors: tensors.update({name: torch.ones(23)}))
     with pytest.raises(CheckpointError, match=r"norm\.weight: \[24\] expected, \[23\] found"):
         attach_saved(fresh(base), saved)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(base: Path, saved: Path, value: float) -> None:
+    # A fused attention swallows them: the logits are finite, and wrong.
+    name = "model.layers.1.bridge.qkv_weight"
+    edit_weights(saved, lambda tensors: tensors[name].view(-1)[5:6].fill_(value))
+    with pytest.raises(CheckpointError, match=r"not finite, first in model.*qkv_weight"):
+        attach_saved(fresh(base), saved)
+
+
+HOSTILE = {
+    "null": b"null",
+    "a list": b"[]",
+    "a number": b"1e999",
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "deep values": b'{"format": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "invalid UTF-8": b'{"format": 1, "blocks": "\xff"}',
+    "a long number": b'{"format": 1' + b"0" * 5_000 + b"}",
+    "empty": b"",
+    "half a pair": b'{"format": 1, "weights": {}, "base": {"id": "\\ud800"}}',
+    "long text": b'{"format": 1, "weights": "' + b"x" * 5_000_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_damaged_description_is_one_error(saved: Path, name: str) -> None:
+    (saved / "interlace.json").write_bytes(HOSTILE[name])
+    with pytest.raises(CheckpointError) as caught:
+        interlace.load(saved)
+    text = str(caught.value)
+    assert "interlace.json" in text
+    assert "\n" not in text
+    assert len(text) < 4_000
 
 
 def test_a_missing_weights_file_is_named(base: Path, saved: Path) -> None:

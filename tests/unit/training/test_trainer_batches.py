@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from interlace.attaching import new_parameters
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
 from interlace.training import batch as batches
@@ -174,6 +175,16 @@ def test_I7_coarse_logits_hide_no_wrong_batch(
         monkeypatch.setattr(name, lambda *arguments: sabotage(collate(*arguments)))
     with pytest.raises(GuardError, match="differ from those of sampling"):
         grpo(tmp_path, coarse_model(), max_steps=1, width=3, learning_rate=0.0).run()
+
+
+def test_blocks_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
+    """A fused attention swallows a NaN in W_Q: without the look at the weights, nothing shows."""
+    model = tiny_model()
+    _, weight = next((n, p) for n, p in new_parameters(model) if n.endswith("qkv_weight"))
+    with torch.no_grad():
+        weight.view(-1)[5] = float("nan")
+    with pytest.raises(GuardError, match=r"not finite, first .*qkv_weight"):
+        grpo(tmp_path, model, max_steps=1, width=3).run()
 
 
 def test_I7_stale_packed_weights_stop_the_run(
