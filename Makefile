@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-oldest test-gpu check format demo bench docs dist smoke size smollm2 clean
+.PHONY: help setup test test-slow test-oldest test-gpu fuzz check format demo bench docs dist smoke size smollm2 clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ test: $(STAMP) ## Run the default tests (at most 5 minutes on two cores)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP) ## Run the slow tests too: compile, FSDP2, LoRA, all attention kinds
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not fuzz"
 
 # transformers 5.17 wants huggingface-hub 1; all else is pinned as ever.
 test-oldest: ## Run the core's tests with the oldest transformers that is supported, in .venv-oldest
@@ -40,6 +40,9 @@ test-oldest: ## Run the core's tests with the oldest transformers that is suppor
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+fuzz: $(STAMP) ## Run thousands of hostile inputs with fixed seeds (minutes); their figures are in docs/reliability.md
+	$(BIN)/python -m pytest -n 2 -s -m fuzz tests/fuzz
 
 check: $(STAMP) ## Format check, lint, types, direction of imports
 	$(BIN)/ruff format --check .
