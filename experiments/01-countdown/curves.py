@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from units import Config, Places, Unit, plan
 
-from interlace.evaluation.drawing import Look, draw_line, legend, new_figure
+from interlace.evaluation.figures import Look, draw_line, legend, new_figure
 from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.results import Measurement
 

@@ -13,8 +13,18 @@ from matplotlib.figure import Figure
 from outcomes import over_seeds
 from units import Config, Places
 
-from interlace.evaluation.drawing import STYLE, Look, draw_line, legend, looks, new_figure
-from interlace.evaluation.figures import accuracy, diversity, g_pass, votes
+from interlace.evaluation.figures import (
+    STYLE,
+    Look,
+    accuracy,
+    diversity,
+    draw_line,
+    g_pass,
+    legend,
+    looks,
+    new_figure,
+    votes,
+)
 from interlace.evaluation.results import ArmResult, Measurement, estimate_from_json
 
 FORMATS = ("png", "svg")

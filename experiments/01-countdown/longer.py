@@ -21,7 +21,7 @@ from outcomes import FINAL, load
 from tables import markdown
 from units import Config, Places, Unit, plan
 
-from interlace.evaluation.drawing import STYLE, Look, legend, new_figure
+from interlace.evaluation.figures import STYLE, Look, legend, new_figure
 from interlace.evaluation.results import ArmResult
 
 LOOKS = {  # as these arms look in the other figures

@@ -16,12 +16,11 @@ from typing import Any
 
 from units import RECORDS, Config, Places, Unit, plan
 
-from interlace.evaluation.compare import compare
+from interlace.evaluation.compare import average_seeds, compare
 from interlace.evaluation.intervals import Estimate, seed_interval
-from interlace.evaluation.pairing import average_seeds
 from interlace.evaluation.records import GroupRecord, read_records
 from interlace.evaluation.results import ArmResult, Measurement, arms_of, estimate_to_json
-from interlace.evaluation.runs import load_run
+from interlace.evaluation.run import load_run
 
 BASE, REFERENCE = "base", "rlvr"
 FINAL = "final"

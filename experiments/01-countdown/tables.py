@@ -10,6 +10,8 @@ from typing import Any
 from outcomes import pick
 from units import Places
 
+from interlace.terminal import Table
+
 Lines = Sequence[Mapping[str, Any]]
 # Heading, metric, width, whether in per cent.
 COLUMNS = (
@@ -174,8 +176,7 @@ def show_share(estimate: Mapping[str, Any] | None) -> str:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return Table(head, rows).markdown()
 
 
 def fill(path: Path, sections: Mapping[str, str]) -> Path:

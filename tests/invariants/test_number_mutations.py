@@ -19,7 +19,6 @@ import pytest
 
 from interlace.evaluation import (
     compare,
-    diversity,
     efficiency,
     intervals,
     measure,
@@ -126,7 +125,7 @@ MUTATIONS = [
              test_votes.test_sums_that_differ_by_rounding_tie),
     Mutation(votes.best_rows, "classes == NO_ANSWER, -np.inf", "classes == 9, -np.inf",
              test_votes.test_best_row_is_the_first_highest_with_an_answer),
-    Mutation(diversity.distinct_n, "len(set(grams))", "len(grams)",
+    Mutation(votes.distinct_n, "len(set(grams))", "len(grams)",
              test_diversity.test_distinct_n_counts_over_the_whole_group),
     Mutation(measure._subset_sizes, "2**power for power", "power + 1 for power",
              test_measure.test_default_set_sizes_are_powers_of_two_and_all_rows),

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import roots_jacobi
 
+from interlace.evaluation.measure import Rows
 from interlace.evaluation.records import GroupRecord
-from interlace.evaluation.row_arrays import Rows
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from interlace.evaluation.intervals import LEVEL
-from interlace.evaluation.latency import with_latency
-from interlace.evaluation.measure import measure
-from interlace.evaluation.records import GroupRecord
+from interlace.evaluation.measure import measure, with_latency
+from interlace.evaluation.records import GroupRecord, Timing
 from interlace.evaluation.results import ArmResult
-from interlace.evaluation.run_folder import Timing
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Load, compare, write, print."""
     import json
 
-    from interlace.cli.tables import print_report
+    from rich.console import Console
+
     from interlace.evaluation.intervals import LEVEL
-    from interlace.evaluation.report import make_report
-    from interlace.evaluation.runs import write_report
+    from interlace.evaluation.report import make_report, print_report
+    from interlace.evaluation.run import write_report
 
     level = LEVEL if arguments.level is None else arguments.level
     results = in_order([load(argument, level) for argument in arguments.runs])
@@ -77,12 +78,12 @@ def run(arguments: argparse.Namespace) -> None:
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} is the folder of a run; choose another --output.")
     base = arguments.base or ("base" if "base" in arms else arms[0])
-    report = make_report(comparable_seconds(results), base=base, provenance=head(results))
+    report = make_report(results, base=base, provenance=head(results))
     write_report(folder, report, arguments.figures)
     if arguments.json:
         sys.stdout.write(json.dumps(report.to_json(), allow_nan=False) + "\n")
     else:
-        print_report(report)
+        print_report(report, Console())
     print(f"{folder} has result.json, report.md and the figures.", file=sys.stderr)
 
 
@@ -95,8 +96,7 @@ def load(argument: str, level: float) -> ArmResult:
     """
     from interlace.evaluation.measure import measure
     from interlace.evaluation.records import read_records
-    from interlace.evaluation.run_folder import CONFIG, RECORDS
-    from interlace.evaluation.runs import load_run
+    from interlace.evaluation.run import CONFIG, RECORDS, load_run
 
     arm, sign, place = argument.partition("=")
     path = Path(place if sign else argument)
@@ -154,24 +154,6 @@ def check(results: Sequence[ArmResult], arms: Sequence[str]) -> None:
     if not set.intersection(*(set(result.widths) for result in results)):
         listed = "; ".join(f"{result.arm!r}: {result.widths}" for result in results)
         raise ComparisonError(f"The arms have no width in common: {listed}.")
-
-
-def comparable_seconds(results: Sequence[ArmResult]) -> list[ArmResult]:
-    """The same results; seconds are left out of training seeds that timed different problems, since
-    they could not be averaged."""
-    timed: dict[tuple[str, str], set[int]] = {}
-    for result in results:
-        for entry in result.measurements:
-            if entry.metric == "seconds" and entry.values is not None:
-                timed.setdefault((result.arm, result.task), set()).add(len(entry.values))
-    return [
-        result
-        if len(timed.get((result.arm, result.task), ())) < 2
-        else replace(
-            result, measurements=tuple(e for e in result.measurements if e.metric != "seconds")
-        )
-        for result in results
-    ]
 
 
 def head(results: Sequence[ArmResult]) -> dict[str, str]:

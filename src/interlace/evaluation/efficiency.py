@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import ComparisonError
+from interlace.evaluation.compare import check_same_problems, values_of
 from interlace.evaluation.intervals import LEVEL, RESAMPLES, Estimate, resampled_means
-from interlace.evaluation.pairing import check_same_problems, values_of
 from interlace.evaluation.results import ArmResult, estimate_to_json
 
 

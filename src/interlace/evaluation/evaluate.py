@@ -16,7 +16,6 @@ from interlace.answers.choose import Scorer
 from interlace.coupling.registry import coupling_class
 from interlace.errors import ConfigError
 from interlace.evaluation.figures import FORMATS
-from interlace.evaluation.plan import Job, batches, groups_by_width
 from interlace.evaluation.provenance import (
     as_json,
     describe_model,
@@ -25,9 +24,8 @@ from interlace.evaluation.provenance import (
     qualified_name,
 )
 from interlace.evaluation.results import ArmResult
-from interlace.evaluation.run_folder import RecordedGroups, RunFolder
-from interlace.evaluation.runs import report_of, result_of, write_report
-from interlace.evaluation.sampler import Progress, Sampler
+from interlace.evaluation.run import RecordedGroups, RunFolder, report_of, result_of, write_report
+from interlace.evaluation.sampler import Job, Progress, Sampler, batches, groups_by_width
 from interlace.tasks import Task
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import RecordError
-from interlace.jsonl import BadLineError, as_line, parse, raw_lines
+from interlace.jsonl import BadLineError, as_line, parse, raw_lines, read
 
 RECORD_VERSION = 1
 
@@ -247,3 +247,44 @@ def _all_of(values: list[Any], types: tuple[type, ...]) -> bool:
         isinstance(value, types) and (bool in types or not isinstance(value, bool))
         for value in values
     )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one group took alone.
+
+    Attributes:
+        example_id: The problem.
+        width: W.
+        seconds: Time from the call to the last token, the prompt included: of the processor on a
+            CPU, on the wall on a GPU.
+    """
+
+    example_id: str
+    width: int
+    seconds: float
+
+
+def read_timings(path: Path) -> list[Timing]:
+    """The timings of a file; none if it is missing.
+
+    Raises:
+        RecordError: for a damaged line.
+    """
+    if not path.exists():
+        return []
+    found = []
+    for number, values in read(path, RecordError, own=True):
+        fits = (
+            values.keys() == {"example_id", "width", "seconds"}
+            and isinstance(values["example_id"], str)
+            and type(values["width"]) is int
+            and type(values["seconds"]) in (int, float)
+        )
+        if not fits:
+            raise RecordError(
+                f"{path}, line {number} is no timing; got {values!r:.80}. Choose another output "
+                "folder, or overwrite this run."
+            )
+        found.append(Timing(**values))
+    return found

@@ -16,16 +16,114 @@ from typing import TYPE_CHECKING
 from interlace.answers.choose import Scorer, best_of_n
 from interlace.engine.prompts import encode
 from interlace.errors import ConfigError, InterlaceError, RecordError
-from interlace.evaluation.latency import time_groups
-from interlace.evaluation.plan import Job
 from interlace.evaluation.provenance import environment
-from interlace.evaluation.records import GroupRecord
-from interlace.evaluation.run_folder import RecordedGroups, Timing
+from interlace.evaluation.records import GroupRecord, Timing
+from interlace.evaluation.run import RecordedGroups
 from interlace.tasks import Example, Task
 
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
     from interlace.engine.types import EngineStats, GroupOutput, SamplingParams
+
+
+@dataclass(frozen=True)
+class Job:
+    """One group to sample."""
+
+    example: Example
+    width: int
+    group: int
+
+    @property
+    def sample_id(self) -> str:
+        """What tells the groups of a problem apart for their seeds, in any run."""
+        return f"{self.example.id}/{self.group}"
+
+
+def groups_by_width(
+    widths: Sequence[int], *, coupled: bool, groups_per_problem: int, samples: int | None
+) -> dict[int, int]:
+    """M for every width that is sampled, ascending.
+
+    Args:
+        widths: The widths asked for.
+        coupled: Whether rows see each other.
+        groups_per_problem: M at every width, unless `samples` is given.
+        samples: n at every width, whatever its M is then.
+
+    Raises:
+        ConfigError: for widths below 1, given twice, or that do not divide `samples`.
+    """
+    ordered = sorted(widths)
+    if not ordered or ordered[0] < 1 or len(set(ordered)) < len(ordered):
+        raise ConfigError(
+            f"widths are different whole numbers of at least 1; got {list(widths)!r}."
+        )
+    if groups_per_problem < 1:
+        raise ConfigError(f"groups_per_problem is at least 1; got {groups_per_problem}.")
+    sampled = ordered if coupled else ordered[-1:]
+    if samples is None:
+        return dict.fromkeys(sampled, groups_per_problem)
+    if groups_per_problem != 1:
+        raise ConfigError(
+            f"samples ({samples}) says how many rows each problem gets, and groups_per_problem "
+            f"({groups_per_problem}) says it too. Give one of them."
+        )
+    uneven = [width for width in sampled if samples < 1 or samples % width]
+    if uneven:
+        raise ConfigError(
+            f"samples is a multiple of every width that is sampled ({sampled}), so that whole "
+            f"groups make it up; {samples} is none of {uneven}."
+        )
+    return {width: samples // width for width in sampled}
+
+
+def batches(
+    examples: Sequence[Example], groups: dict[int, int], batch_rows: int
+) -> list[list[Job]]:
+    """All jobs, divided into calls of the engine of at most `batch_rows` rows and one width.
+
+    The division depends on nothing but these arguments: a run that goes on after a kill finds the
+    same calls again.
+
+    Raises:
+        ConfigError: for `batch_rows` below 1.
+    """
+    if batch_rows < 1:
+        raise ConfigError(f"batch_rows is at least 1; got {batch_rows}.")
+    found = []
+    for width, count in groups.items():
+        jobs = [Job(example, width, group) for example in examples for group in range(count)]
+        size = max(1, batch_rows // width)
+        found += [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    return found
+
+
+def time_groups(
+    engine: Engine,
+    jobs: Sequence[tuple[Job, list[int]]],
+    params: SamplingParams,
+    done: Callable[[Timing], None],
+) -> None:
+    """Sample each group alone.
+
+    Args:
+        engine: Samples.
+        jobs: Groups with their prompts' token ids.
+        params: How; the width is the job's.
+        done: Called with each timing.
+    """
+    on_cpu = next(engine.model.parameters()).device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    warm: set[int] = set()
+    for job, prompt in jobs:
+        own = params.replace(width=job.width)
+        if job.width not in warm:  # the first passes at a width also allocate
+            engine.generate([prompt], own.replace(max_new_tokens=2))
+            warm.add(job.width)
+        began = clock()
+        engine.generate([prompt], own, sample_ids=[job.sample_id])
+        done(Timing(job.example.id, job.width, clock() - began))
 
 
 @dataclass

@@ -29,8 +29,8 @@ import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import FitError
+from interlace.evaluation.compare import values_of
 from interlace.evaluation.intervals import LEVEL, PSEUDO_PROBLEMS, Estimate, resampled_means
-from interlace.evaluation.pairing import values_of
 from interlace.evaluation.results import QUANTITIES, ArmResult, estimate_to_json
 
 RESAMPLES = 1000

@@ -79,6 +79,7 @@ def test_output_in_a_pipe_is_plain_and_says_it_all(killed: tuple[Path, str, dict
     assert "one training seed" in output
     assert output.rstrip().endswith(f"Report: {folder / 'report.md'}")
     assert "seconds" not in output  # of arms that ran at different moments
+    assert "Warning" not in (folder / "logs" / "1.log").read_text()
 
 
 def test_report_holds_table_figures_group_limits_and_versions(

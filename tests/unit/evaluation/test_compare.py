@@ -9,9 +9,8 @@ import pytest
 from scipy import stats
 
 from interlace.errors import ComparisonError, MetricError
-from interlace.evaluation.compare import Comparison, compare
+from interlace.evaluation.compare import Comparison, average_seeds, compare, paired_difference
 from interlace.evaluation.intervals import difference_interval
-from interlace.evaluation.pairing import average_seeds, paired_difference
 from support.made_results import made
 
 RNG = np.random.default_rng(0)

@@ -10,8 +10,7 @@ import pytest
 
 from interlace.errors import InterlaceError, RecordError, RunError
 from interlace.evaluation.evaluate import evaluate
-from interlace.evaluation.run_folder import RunFolder
-from interlace.evaluation.runs import load_run
+from interlace.evaluation.run import RunFolder, load_run
 from support.number_model import number_engine, sums
 
 DAMAGE = {

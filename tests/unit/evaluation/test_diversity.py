@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from interlace.errors import MetricError
-from interlace.evaluation.diversity import answer_entropy, distinct_answers, distinct_n
+from interlace.evaluation.votes import answer_entropy, distinct_answers, distinct_n
 
 classes = st.lists(st.integers(-1, 3), min_size=1, max_size=9)
 

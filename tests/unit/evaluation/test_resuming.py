@@ -18,7 +18,7 @@ import pytest
 import interlace
 from interlace.engine.types import SamplingParams
 from interlace.errors import RecordError, RunError
-from interlace.evaluation.runs import load_run
+from interlace.evaluation.run import load_run
 from interlace.evaluation.sampler import Tally
 from support.evaluation import quick, records_without_times, result_file
 from support.killed_run import evaluation

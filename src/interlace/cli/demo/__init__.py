@@ -317,7 +317,7 @@ class Children:
 
     def _start(self, lane: int) -> None:
         # -P: a json.py of the current folder is not the one that is meant.
-        program = [sys.executable, "-P", "-m", "interlace.cli.demo.work"]
+        program = [sys.executable, "-P", "-c", "from interlace.cli.demo.work import main; main()"]
         alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
                  "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
                  "PYTHONUNBUFFERED": "1"}  # fmt: skip

@@ -26,8 +26,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from interlace.cli.demo.work import BRIDGE_RUNS, LABELS, RECORDS, WIDTHS, Settings
+from interlace.evaluation.compare import paired_difference
 from interlace.evaluation.intervals import RESAMPLES, Estimate, resampled_means
-from interlace.evaluation.pairing import paired_difference
 from interlace.evaluation.results import ArmResult
 from interlace.tasks.base import Example, Task
 from interlace.tasks.tiny_countdown import TRIES, TRY_TOKENS, tries_of
@@ -125,7 +125,7 @@ def show(folder: Path, settings: Settings, console: Console, seconds: float) -> 
 def write(folder: Path, results: Sequence[ArmResult], head: Sequence[str]) -> None:
     """Write the library's report and figures, the demo's own words before its tables."""
     from interlace.evaluation.report import make_report
-    from interlace.evaluation.runs import write_report
+    from interlace.evaluation.run import write_report
 
     (settings, *_) = [result.provenance for result in results]
     report = make_report(results, base=LABELS["rlvr"], provenance=settings["environments"][0])
@@ -144,7 +144,7 @@ def _bullets(sentences: Sequence[str]) -> str:
 
 def _result(folder: Path, arm: str) -> ArmResult:
     """An arm's result; widths that two processes shared, together."""
-    from interlace.evaluation.runs import load_run
+    from interlace.evaluation.run import load_run
 
     names = BRIDGE_RUNS if arm == "bridge" else (arm,)
     parts = [load_run(folder / "evaluation" / name) for name in names]

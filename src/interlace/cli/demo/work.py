@@ -1,8 +1,8 @@
 """What a demo runs: jobs in two lanes, and the child process that carries out one lane.
 
-`python -P -m interlace.cli.demo.work FOLDER LANE`. Finished jobs are skipped and others go on where
-they were. The child ends with the process that started it: its standard input is a pipe, which
-closes when that process is gone.
+Its arguments are the folder and the lane. Finished jobs are skipped and others go on where they
+were. The child ends with the process that started it: its standard input is a pipe, which closes
+when that process is gone.
 """
 
 from __future__ import annotations
@@ -218,7 +218,3 @@ def _alone(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-if __name__ == "__main__":
-    main()

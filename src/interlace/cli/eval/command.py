@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _again(settings: Settings, notes: Console) -> int:
     """Measure the raw generations of a run, and write its result anew."""
     from interlace.evaluation.intervals import LEVEL
-    from interlace.evaluation.runs import load_run, report_of, write_report
+    from interlace.evaluation.run import load_run, report_of, write_report
 
     assert settings.from_run is not None
     folder = Path(settings.from_run)
@@ -52,7 +52,7 @@ def _again(settings: Settings, notes: Console) -> int:
 
 def _evaluate(settings: Settings, notes: Console) -> int:
     """Sample, or go on sampling; then print."""
-    from interlace.evaluation.runs import report_of
+    from interlace.evaluation.run import report_of
 
     settings.sampling()  # mistakes show before a model is loaded
     given = settings.scorer.items()
@@ -168,12 +168,14 @@ def _load(settings: Settings, notes: Console) -> Engine:
 def _print(settings: Settings, report: Report, folder: Path, notes: Console) -> None:
     import json
 
-    from interlace.cli.tables import print_report
+    from rich.console import Console
+
+    from interlace.evaluation.report import print_report
 
     if settings.json:
         sys.stdout.write(json.dumps(report.to_json(), allow_nan=False) + "\n")
     else:
-        print_report(report)
+        print_report(report, Console())
     notes.print(
         f"{folder} has result.json, report.md, the figures and the raw generations.",
         highlight=False,
