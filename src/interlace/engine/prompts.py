@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from interlace.chat import chat_ids
 from interlace.engine.types import Prompt
 from interlace.errors import GenerationError
 
@@ -89,7 +90,7 @@ def _token_id(item: Any) -> int:
 def _from_text(text: str, index: int, tokenizer: Any) -> list[int]:
     try:
         return list(tokenizer(text)["input_ids"])
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # tokenizers raise bare exceptions
         raise GenerationError(
             f"The tokenizer does not take prompt {index}, {_short(text)}: {error}"
         ) from error
@@ -102,14 +103,12 @@ def _from_messages(messages: list[Any], index: int, tokenizer: Any) -> list[int]
             "a text, or set tokenizer.chat_template."
         )
     try:
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
-    except Exception as error:  # templates raise what they like
+        return chat_ids(messages, tokenizer)
+    except GenerationError as error:
         raise GenerationError(
-            f"The chat template does not take prompt {index}, {_short(messages)}: {error}"
+            f"The chat template does not take prompt {index}, {_short(messages)}: {error}. Change "
+            "the messages, pass a text, or set another tokenizer.chat_template."
         ) from error
-    return list(encoded["input_ids"])
 
 
 def _tokenizer(tokenizer: Any, index: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -153,10 +154,37 @@ def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def forbidden_token_ids(model: Any, tokenizer: Any, stop_ids: frozenset[int]) -> list[int]:
-    """PAD and BOS, which are never sampled unless they are end tokens too (often PAD is EOS)."""
+    """PAD and BOS, which are never sampled unless they are end tokens too (often PAD is EOS).
+
+    A warning says so where the tokenizer has one of them as an ordinary piece of text.
+    """
     sources = (getattr(model, "generation_config", None), model.config, tokenizer)
-    ids = {getattr(s, name, None) for s in sources for name in ("pad_token_id", "bos_token_id")}
+    names = ("pad_token_id", "bos_token_id")
+    named = {getattr(s, name, None): name for s in sources for name in names}
     allowed = stop_ids | end_token_ids(model, tokenizer)
     embeddings = model.get_output_embeddings() or model.get_input_embeddings()
     vocabulary = embeddings.weight.shape[0]
-    return sorted(i for i in ids if isinstance(i, int) and i not in allowed and 0 <= i < vocabulary)
+    ids = sorted(
+        i for i in named if isinstance(i, int) and i not in allowed and 0 <= i < vocabulary
+    )
+    for token in ids:
+        text = _ordinary_text(tokenizer, token)
+        if text:
+            warnings.warn(
+                f"Token {token}, {text!r:.40}, is the model's {named[token]} and so never sampled, "
+                "but the tokenizer has it as ordinary text. If it is text, set it to None in "
+                "model.config and model.generation_config.",
+                UserWarning,
+                stacklevel=2,
+            )
+    return ids
+
+
+def _ordinary_text(tokenizer: Any, token: int) -> str:
+    """The text of a token that is no special one; "" for all others."""
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    if added is None or token in added or token in tokenizer.all_special_ids:
+        return ""
+    if token >= len(tokenizer):
+        return ""
+    return str(tokenizer.decode([token])).strip()

@@ -70,8 +70,8 @@ class RowsTask(Task):
             return [self[place] for place in range(*index.indices(len(self)))]
         row = dict(self.rows[index])
         asked = row.get(PROMPT)
-        text = asked if isinstance(asked, str) else str(asked)
-        return Example(f"row-{index}", text, str(row.get("answer", "")), row)
+        question = asked if isinstance(asked, str | list) else str(asked)  # for `prompt` to refuse
+        return Example(f"row-{index}", question, str(row.get("answer", "")), row)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))

@@ -113,3 +113,56 @@ def test_a_text_that_is_no_unicode() -> None:
 def test_a_text_of_which_the_tokenizer_leaves_nothing() -> None:
     with pytest.raises(GenerationError, match="Prompt 0 is empty"):
         encode("a", 0, lambda text: {"input_ids": []})
+
+
+@pytest.mark.parametrize("begun", ["It is", "e", "end|> ", "  two lines\n", "{{ x }}"])
+def test_a_turn_that_the_assistant_began_goes_on(begun: str) -> None:
+    """It was closed, and another turn opened."""
+    messages = [*MESSAGES, {"role": "assistant", "content": begun}]
+    expected = [*ids_of("system: Be brief."), END, *ids_of("\nuser: 1+1?"), END]
+    assert encode(messages, 0, TOKENIZER) == [*expected, *ids_of(f"\nassistant: {begun}")]
+
+
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_turn_is_yet_to_begin(empty: str | None) -> None:
+    with unchecked():
+        begun = encode([*MESSAGES, {"role": "assistant", "content": empty}], 0, TOKENIZER)
+    assert begun == encode(MESSAGES, 0, TOKENIZER)
+
+
+def test_a_template_that_leaves_out_the_assistants_words_refuses_to_go_on() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(GenerationError, match="does not appear in the chat"):
+        encode([*MESSAGES, {"role": "assistant", "content": "Well"}], 0, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{{ 'a'.ljust(10**10) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for a in range(99999) %}{{ 'a' * 99999 }}{% endfor %}",
+        "{{ 9**(9**9) }}",
+        "{{ ('a' * 30000000) }}",
+        "{{ messages.__class__.__mro__ }}",
+        "{% if %}",
+    ],
+)
+def test_a_template_has_bounds(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hung, or took the machine's memory."""
+    monkeypatch.setattr("interlace.chat.CPU_SECONDS", 1.0)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(GenerationError, match="The chat template does not take prompt 0") as raised:
+        encode(MESSAGES, 0, tokenizer)
+    assert len(str(raised.value)) < 1000
+    assert encode(MESSAGES, 0, TOKENIZER)
+
+
+def test_content_that_is_no_json() -> None:
+    with unchecked(), pytest.raises(GenerationError, match="messages are JSON values"):
+        encode([{"role": "user", "content": torch.tensor([1])}], 0, TOKENIZER)

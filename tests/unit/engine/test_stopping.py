@@ -228,6 +228,14 @@ def test_pad_and_bos_are_forbidden_unless_they_end_rows() -> None:
     assert forbidden(model_with(pad=VOCAB + 3, bos=-1), plain, None) == []
 
 
+def test_a_pad_token_that_is_ordinary_text_is_warned_of() -> None:
+    """It was left out of every response in silence."""
+    letter = ids_of("x")[0]
+    with pytest.warns(UserWarning, match=rf"Token {letter}, 'x', is the model's pad_token_id"):
+        ids = forbidden_token_ids(model_with(eos=EOS, pad=letter), TOKENIZER, frozenset())
+    assert ids == [PAD, BOS, letter]
+
+
 # Consensus ----------------------------------------------------------------------------------------
 
 
