@@ -32,7 +32,7 @@ from units import (
     queue_config,
     with_needs,
 )
-from workers import Queue, end_with_parent, only_process, read_job
+from workers import RUN, Queue, end_with_parent, only_process, read_job
 
 STAGES = {"train": ("warmup", "train"), "evaluate": ("evaluate",), "report": ()}
 
@@ -46,7 +46,10 @@ def main() -> int:
     config = queue_config(config, given.queue)
     places = Places((out if given.queue == MAIN else out / given.queue).resolve())
     stages = given.stage or [s for s in STAGES if (given.queue, s) != (TUNING, "evaluate")]
-    if stages != ["report"] and not carry_out_queue(given, config, places, stages):
+    units = plan(config)
+    kinds = {kind for stage in stages for kind in STAGES[stage]}
+    wanted = [unit for unit in only(given.only, units) if unit.kind in kinds]
+    if wanted and not carry_out_queue(given, config, places, with_needs(wanted, units)):
         return 1
     if "report" in stages:
         from report import write_report
@@ -75,12 +78,13 @@ def arguments() -> argparse.Namespace:
 
 
 def carry_out_queue(
-    given: argparse.Namespace, config: Config, places: Places, stages: Sequence[str]
+    given: argparse.Namespace,
+    config: Config,
+    places: Places,
+    chosen: Sequence[Unit],
+    script: Path = RUN,
 ) -> bool:
-    """Do the chosen units of the stages, and all that they need."""
-    units = plan(config)
-    kinds = {kind for stage in stages for kind in STAGES[stage]}
-    chosen = with_needs([u for u in only(given.only, units) if u.kind in kinds], units)
+    """Do the chosen units in their order; `script` does one of them when it gets `--unit`."""
     if given.list:
         for unit in chosen:
             state = "stale" if places.is_stale(unit) else "done" if places.outcome(unit) else ""
@@ -97,7 +101,7 @@ def carry_out_queue(
         except OSError:
             sys.exit(f"Another process works in {places.out}; wait for it, or use another --out.")
         tell = lambda line: print(line, flush=True)  # noqa: E731
-        return Queue(chosen, config, places, given.workers, tell).run()
+        return Queue(chosen, config, places, given.workers, tell, script).run()
 
 
 def only(wishes: Sequence[str], units: Sequence[Unit]) -> list[Unit]:

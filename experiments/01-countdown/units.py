@@ -123,7 +123,7 @@ def load_config(smoke: bool = False, overrides: Sequence[str] = ()) -> Config:
 
 def plan(config: Config) -> list[Unit]:
     """All units of a queue, in the order in which they are begun: seed by seed."""
-    weights = [_digest(base) for base in config["bases"]]
+    weights = [base_digest(base) for base in config["bases"]]
     units: list[Unit] = []
     for seed in config["seeds"]:
         index = seed % len(config["bases"])
@@ -242,7 +242,7 @@ def _source(base: Mapping[str, str]) -> str:
     return str(folder.resolve()) if "/" in base["source"] else base["source"]
 
 
-def _digest(base: Mapping[str, str]) -> str | None:
+def base_digest(base: Mapping[str, str]) -> str | None:
     """Of a base's weights, so that results of a base that was made anew are not mixed in; None for
     a base that is not there."""
     from interlace.models.source import PACKAGED

@@ -25,7 +25,7 @@ from interlace.training import checkpoints
 from interlace.training.arguments import GRPOConfig, WarmupConfig
 from interlace.training.distributed import unwrapped
 from interlace.training.grpo import GRPOTrainer
-from interlace.training.warmup import WarmupTrainer
+from interlace.training.warmup import RESPONSES, WarmupTrainer
 
 MODEL = checkpoints.RESULT
 BLOCKS = {"bridge": interlace.BridgeConfig, "pmatch": interlace.PMatchConfig}
@@ -86,12 +86,15 @@ def source_commit() -> str:
 
 
 def warm_up(unit: Unit, config: Config, places: Places) -> None:
-    """Attach blocks to the seed's base and warm them up."""
-    model, tokenizer = interlace.load(base_source(config, unit.seed))
-    blocks = BLOCKS[unit.settings["attach"]](**unit.settings["blocks"])
-    interlace.attach(model, blocks, seed=unit.seed)
-    folder = places.work(unit.name)
-    args = WarmupConfig(output_dir=str(folder), seed=unit.seed, **unit.settings["trainer"])
+    """Warm up fresh blocks on what the unit starts from; without blocks the model itself."""
+    model, tokenizer = start_of(unit, config, places)
+    if unit.settings["attach"] is not None:
+        blocks = BLOCKS[unit.settings["attach"]](**unit.settings["blocks"])
+        interlace.attach(model, blocks, seed=unit.seed)
+    options = dict(unit.settings["trainer"])
+    if unit.settings.get("responses_of") is not None:  # what another unit sampled
+        options["data"] = str(places.work(unit.needs[-1]) / RESPONSES / "0-of-1.jsonl")
+    args = WarmupConfig(output_dir=str(places.work(unit.name)), seed=unit.seed, **options)
     WarmupTrainer(
         model, args=args, train_dataset=task_of(unit, "train"), processing_class=tokenizer
     ).run()
@@ -99,11 +102,8 @@ def warm_up(unit: Unit, config: Config, places: Places) -> None:
 
 
 def train(unit: Unit, config: Config, places: Places) -> None:
-    """GRPO from the base, or from its warmed-up blocks."""
-    source = base_source(config, unit.seed)
-    model, tokenizer = interlace.load(source)
-    if unit.needs:
-        model, tokenizer = interlace.load(places.work(unit.needs[0]) / MODEL, base=source)
+    """GRPO on what the unit starts from."""
+    model, tokenizer = start_of(unit, config, places)
     folder = places.work(unit.name)
     args = GRPOConfig(output_dir=str(folder), seed=unit.seed, **unit.settings["trainer"])
     snapshots = Snapshots(unit.settings["snapshots"], tokenizer)
@@ -115,6 +115,17 @@ def train(unit: Unit, config: Config, places: Places) -> None:
         callbacks=[snapshots],
     ).run()
     tidy(unit, places)
+
+
+def start_of(unit: Unit, config: Config, places: Places) -> Any:
+    """The model of the unit before, at its end or at a snapshot; without one the seed's base."""
+    source = base_source(config, unit.seed)
+    if not unit.needs:
+        return interlace.load(source)
+    work, moment = places.work(unit.needs[0]), unit.settings.get("moment")
+    if moment is None:  # blocks that were warmed up on the seed's base
+        return interlace.load(work / MODEL, base=source)
+    return interlace.load(work / (MODEL if moment == "final" else moment))
 
 
 def evaluate(unit: Unit, config: Config, places: Places) -> None:

@@ -18,6 +18,7 @@ from typing import IO, Any
 from units import Config, Places, Unit
 
 POLL, TELL = 1.0, 60.0  # seconds
+RUN = Path(__file__).with_name("run.py")
 # Seconds a piece of work on one core, until measured: (kind, coupled).
 PACE = {
     ("warmup", True): 0.4,
@@ -50,6 +51,7 @@ class Queue:
         places: Where their files are.
         workers: Processes at a time.
         tell: What gets a line for every event.
+        script: What carries out one unit when it gets `--unit`.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class Queue:
         places: Places,
         workers: int,
         tell: Callable[[str], None] = print,
+        script: Path = RUN,
     ) -> None:
         self.units, self.config, self.places = units, config, places
-        self.workers, self.tell = workers, tell
+        self.workers, self.tell, self.script = workers, tell, script
         outcomes = {unit.name: places.outcome(unit) for unit in units}
         self.done = {name for name, outcome in outcomes.items() if outcome is not None}
         self.failed: set[str] = set()
@@ -146,12 +149,11 @@ class Queue:
         job = work / "job.json"
         out = str(self.places.out)
         job.write_text(json.dumps({"unit": asdict(unit), "config": self.config, "out": out}))
-        script = Path(__file__).with_name("run.py")
         log = work / "log.txt"
         before = pieces(self.places, unit)
         with log.open("ab") as stream:
             process = subprocess.Popen(
-                [sys.executable, str(script), "--unit", str(job)],
+                [sys.executable, str(self.script), "--unit", str(job)],
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

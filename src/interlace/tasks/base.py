@@ -13,13 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, overload
 
 from interlace.answers import extract_answer, normalise_answer
 from interlace.answers.extract import MAX_TEXT, final_part, marked_answers
 from interlace.errors import TaskError
 from interlace.tasks.equations import find_equations
 from interlace.verifier_pool import verifier_pool
+
+if TYPE_CHECKING:
+    from interlace.tasks.drawn import Draw
 
 TEMPLATE = "{question}\n\n{instruction}"
 
@@ -236,6 +239,31 @@ class Task(ABC, Sequence[Example]):
     def normalise(self, answer: str) -> Hashable | None:
         """The form in which two extracted answers are the same vote; None for no answer."""
         return normalise_answer(answer)
+
+    def splice(
+        self, example: Example, rows: Sequence[Sequence[str]], probability: float, draw: Draw
+    ) -> list[list[str]]:
+        """A group's rows, rewritten so that they show reading: from the column after a sibling's
+        find on, a row's next try becomes that find with this probability. Only what `verify` takes
+        is a find.
+
+        Args:
+            example: The problem.
+            rows: Token texts of every row, one a column, without the end token.
+            probability: Probability of each such try to become the find.
+            draw: Stream of draws.
+
+        Returns:
+            The rows, token by token. Where a row is rewritten, it begins as it was.
+
+        Raises:
+            TaskError: if the task does not know how; the default.
+        """
+        raise TaskError(
+            f"The task {self.name!r} has no splice of its own, so it cannot rewrite sampled rows. "
+            "Leave warmup.splice out, or give the task a method splice(example, rows, probability, "
+            "draw)."
+        )
 
     @abstractmethod
     def check(self, example: Example, answer: str) -> Verdict:

@@ -60,6 +60,10 @@ class Draw:
         """A whole number from `low` to `high`, both included."""
         return low + self.below(high - low + 1)
 
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.below(2**53) < probability * 2**53
+
     def choice(self, items: Sequence[T]) -> T:
         """One of the items."""
         return items[self.below(len(items))]

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from interlace.errors import TaskError
 from interlace.tasks.base import Example, Split, Task
 from interlace.tasks.countdown import Countdown, problem_of
-from interlace.tasks.drawn import Problem, check_count, digest, split_of
+from interlace.tasks.drawn import Draw, Problem, check_count, digest, split_of
+from interlace.tasks.splicing import Row, Try, splice_rows
 
 TEMPLATE = "{numbers[0]} {numbers[1]} {numbers[2]} -> {target} :"
 MAX_NUMBER, MAX_TARGET = 9, 100
 TRIES, TRY_TOKENS = 4, 10
+MISS, HIT = ";", "yes"
 _VERDICT = re.compile(r" (?:;|yes)(?: |$)")
 
 
@@ -83,6 +85,42 @@ class TinyCountdown(Countdown):
         """A response of a single try, which hits."""
         tokens = re.findall(r"\d+|\S", example.answer)
         return f"{' '.join(tokens)} = {example.data['target']}"
+
+    def splice(
+        self, example: Example, rows: Sequence[Sequence[str]], probability: float, draw: Draw
+    ) -> list[Row]:
+        """See `Task.splice`. A row keeps the find that it copies where the sibling keeps it, and
+        ends with it where the sibling ended."""
+
+        def tries_of(row: Sequence[str]) -> list[Try]:
+            return self._tries(example, row)
+
+        return splice_rows(rows, tries_of, _copied, probability, draw)
+
+    def _tries(self, example: Example, row: Sequence[str]) -> list[Try]:
+        words = [token.strip() for token in row]
+        ends = [i for i, word in enumerate(words) if word in (MISS, HIT)]
+        if not ends or ends[-1] + 1 < len(words):
+            ends.append(len(words))  # the last try has no verdict
+        found, start = [], 0
+        for end in ends:
+            held = words[end : end + 1] != [MISS]  # the model takes it for a hit
+            stated = words[start:end][-2:] == ["=", str(example.data["target"])]
+            text = " ".join(words[start:end])
+            hits = held and stated and self.verify(example, text).correct
+            found.append(Try(start, end, hits))
+            start = end + 1
+        return found
+
+
+def _copied(row: Sequence[str], at: Try, sibling: Sequence[str], find: Try) -> list[str]:
+    """The find, again and again where the sibling keeps it, up to a response's number of tries."""
+    written = [f" {token.strip()}" for token in sibling[find.start : find.stop]]
+    if find.stop == len(sibling):
+        return written
+    earlier = sum(token.strip() in (MISS, HIT) for token in row[: at.start])
+    again = max(TRIES - earlier, 1)
+    return [*([*written, f" {HIT}"] * (again - 1)), *written]
 
 
 def _problems() -> Iterator[Problem]:

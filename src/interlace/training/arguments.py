@@ -136,6 +136,11 @@ class WarmupConfig(GroupArguments):
         problems: how many of the task's problems are sampled; None for all.
         samples: responses sampled a problem.
         fewest_correct: problems with fewer correct responses are dropped.
+        splice: Probability that a row's try becomes what a sibling has found before it, so that
+            the groups show reading; the task rewrites them (`Task.splice`). 0 leaves rows as they
+            were sampled.
+        width: Width at which responses are sampled, and rows of a group; a list draws one for each
+            problem. None samples rows alone and makes all of a problem one group.
         groups_per_step: groups in an optimizer step, over all processes.
         data: a JSONL file of responses to use instead of sampling; see `training.responses`.
         train: by default only the new weights.
@@ -144,14 +149,22 @@ class WarmupConfig(GroupArguments):
     problems: int | None = None
     samples: int = 8
     fewest_correct: int = 2
+    splice: float = 0.0
+    width: int | list[int] | None = None
     groups_per_step: int = 24
     data: str | None = None
     train: Train = "new"
     learning_rate: float = 1e-4
 
+    @property
+    def sampled_widths(self) -> list[int]:
+        """The widths at which responses are sampled."""
+        return [1] if self.width is None else _listed(self.width)
+
     def _check(self) -> None:
         super()._check()
         at_least_one(self, "problems", "samples", "fewest_correct", "groups_per_step")
+        self._check_sampling()
         if self.data is None and self.fewest_correct > self.samples:
             raise ConfigError(
                 f"A problem has at most samples={self.samples} correct responses, so "
@@ -163,6 +176,21 @@ class WarmupConfig(GroupArguments):
                 f"responses are one group of up to samples={self.samples} rows: micro_rows="
                 f"{self.micro_rows} is less. Use micro_rows={self.samples} or more, or fewer "
                 "samples."
+            )
+
+    def _check_sampling(self) -> None:
+        if not 0 <= self.splice <= 1:
+            raise ConfigError(f"splice is a probability, from 0 to 1; got {self.splice!r}.")
+        if self.data is not None and (self.splice or self.width is not None):
+            raise ConfigError(
+                "splice and width are about responses that are sampled, and data brings ready "
+                "ones. Leave either out."
+            )
+        widths = self.sampled_widths
+        if not widths or any(not isinstance(w, int) or w < 1 or self.samples % w for w in widths):
+            raise ConfigError(
+                "A problem's responses are whole groups, so width is a divisor of samples, or a "
+                f"list of divisors; got width={self.width!r} and samples={self.samples}."
             )
 
 
@@ -235,7 +263,7 @@ class GRPOConfig(GroupArguments):
     @property
     def widths(self) -> list[int]:
         """The widths that prompts may get."""
-        return [self.width] if isinstance(self.width, int) else list(self.width)
+        return _listed(self.width)
 
     @property
     def steps_per_rollout(self) -> int:
@@ -323,6 +351,10 @@ class GRPOConfig(GroupArguments):
                 f"least two; num_generations={self.num_generations} at width {width} is one. Use "
                 f"num_generations={2 * width}, or credit='row'."
             )
+
+
+def _listed(width: int | list[int]) -> list[int]:
+    return [width] if isinstance(width, int) else list(width)
 
 
 def refuse_missing_trackers(report_to: Any) -> None:

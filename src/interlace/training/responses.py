@@ -1,13 +1,15 @@
 """Responses to learn in the warm-up: sampled from the base model, judged, kept in a JSONL file.
 
 One line is one problem: {"example": id, "sampling": {...}, "prompt_token_ids": [...],
-"completions": [[ids], ...]}.
+"completions": [[ids], ...]}; "groups" in place of "completions" is a list of such lists.
 A ready data set of responses has texts instead: {"prompt": text or messages, "responses": [text,
 ...]}; each gets the tokenizer's end token.
 """
 
 from __future__ import annotations
 
+import itertools
+import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +20,11 @@ from rich.progress import track
 
 from interlace.engine.engine import Engine
 from interlace.engine.prompts import encode
-from interlace.engine.types import SamplingParams
+from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.errors import DataFileError, GenerationError
 from interlace.jsonl import Store, read
-from interlace.tasks.base import Task
+from interlace.tasks.base import Example, Task
+from interlace.tasks.drawn import Draw
 from interlace.training.arguments import WarmupConfig
 from interlace.training.data import draw_indices, sampling_seed
 
@@ -46,8 +49,9 @@ def sample_responses(
 ) -> None:
     """Sample the problems' responses from the base model and write the correct ones.
 
-    Rows are independent (width 1), as the base model is. What the file has already is kept, so a
-    killed run goes on where it ended.
+    Rows are independent (width 1), as the base model is, unless the options name widths. Where
+    they ask for it, the task rewrites the groups (`Task.splice`) before they are judged. What the
+    file has already is kept, so a killed run goes on where it ended.
 
     Args:
         engine: of the base model; blocks that are attached must be fresh, so that it is the base.
@@ -58,12 +62,16 @@ def sample_responses(
     """
     chosen = draw_indices(int(args.seed), len(task), 0, min(args.problems or len(task), len(task)))
     mine = chosen[share[0] :: share[1]]
-    sampling = {
+    sampling: dict[str, Any] = {
         "samples": args.samples,
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
         "seed": int(args.seed),
     }
+    if args.splice:
+        sampling["splice"] = args.splice
+    if args.width is not None:
+        sampling["width"] = args.width
     path.parent.mkdir(parents=True, exist_ok=True)
     with Store(path) as store:
         done = _done(path, sampling)
@@ -88,34 +96,118 @@ def _sample_rest(
         for start in range(0, len(mine), _CHUNK)
     ]
     chunks = [chunk for chunk in chunks if any(example.id not in done for example in chunk)]
-    params = SamplingParams(
-        width=1,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=sampling_seed(int(args.seed), -1),
-    )
     hidden = bool(args.disable_tqdm or quiet)
     for chunk in track(chunks, "Sampling responses", disable=hidden):
-        prompts = [task.prompt(example) for example in chunk for _ in range(args.samples)]
-        groups = engine.generate(prompts, params)
-        for index, example in enumerate(chunk):
+        sampled = _sample(engine, task, args, chunk)
+        for example, own in zip(chunk, sampled, strict=True):
             if example.id in done:
                 continue
-            own = groups[index * args.samples : (index + 1) * args.samples]
-            rows = [group.completions[0] for group in own]
-            right = [
-                row.token_ids
-                for row in rows
-                if row.finish_reason == "stop" and task.verify(example, row.text).correct
+            line = {
+                "example": example.id,
+                "sampling": sampling,
+                "prompt_token_ids": own[0].prompt_token_ids,
+            }
+            rows = [group.completions for group in own]
+            if args.width is None:
+                rows = [[row for group in rows for row in group]]
+            kept = [
+                _right(task, example, splice_group(engine.tokenizer, task, example, each, args, n))
+                for n, each in enumerate(rows)
             ]
-            store.append(
-                {
-                    "example": example.id,
-                    "sampling": sampling,
-                    "prompt_token_ids": own[0].prompt_token_ids,
-                    "completions": right,
-                }
-            )
+            store.append(line | ({"completions": kept[0]} if len(kept) == 1 else {"groups": kept}))
+
+
+def _sample(
+    engine: Engine, task: Task, args: WarmupConfig, chunk: Sequence[Example]
+) -> list[list[GroupOutput]]:
+    """The groups of every problem, those of one width together."""
+    seed = int(args.seed)
+    widths = [
+        random.Random(f"{seed}:warmup-width:{example.id}").choice(args.sampled_widths)
+        for example in chunk
+    ]
+    found: list[list[GroupOutput]] = [[] for _ in chunk]
+    for width in sorted(set(widths)):
+        places = [place for place, own in enumerate(widths) if own == width]
+        count = args.samples // width
+        params = SamplingParams(
+            width=width,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            seed=sampling_seed(seed, -1),
+        )
+        prompts = [task.prompt(chunk[place]) for place in places for _ in range(count)]
+        groups = engine.generate(prompts, params)
+        for index, place in enumerate(places):
+            found[place] = groups[index * count : (index + 1) * count]
+    return found
+
+
+@dataclass(frozen=True)
+class Response:
+    """A row to judge.
+
+    Attributes:
+        ids: Token ids, the end token included.
+        text: Text that the verifier reads.
+        finished: Whether the row ended by itself, or was given an end.
+        spliced: Column from which on it was rewritten; None for a row as it was sampled.
+    """
+
+    ids: list[int]
+    text: str
+    finished: bool
+    spliced: int | None = None
+
+
+def splice_group(
+    tokenizer: Any,
+    task: Task,
+    example: Example,
+    rows: Sequence[Completion],
+    args: WarmupConfig,
+    number: int = 0,
+) -> list[Response]:
+    """A group's rows, rewritten by the task if the options say so.
+
+    Args:
+        tokenizer: Tokenizer of the model; it has an end token.
+        task: Task of the problem.
+        example: The problem.
+        rows: Rows as they were sampled.
+        args: Options; `splice` and `seed` count.
+        number: Number of the group among the problem's.
+    """
+    plain = [Response(r.token_ids, r.text, r.finish_reason == "stop") for r in rows]
+    if not args.splice:
+        return plain
+    end: int = tokenizer.eos_token_id
+    bare = [r.ids[:-1] if r.finished and r.ids[-1] == end else r.ids for r in plain]
+    before = [_pieces(ids, tokenizer) for ids in bare]
+    draw = Draw("splice", int(args.seed), example.id, number)
+    after = task.splice(example, before, args.splice, draw)
+    found = []
+    for row, ids, old, new in zip(plain, bare, before, after, strict=True):
+        if list(old) == list(new):
+            found.append(row)
+            continue
+        pairs = zip(old, new, strict=False)
+        same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        rest = tokenizer.encode("".join(new[same:]), add_special_tokens=False)
+        found.append(Response([*ids[:same], *rest, end], "".join(new), True, same))
+    return found
+
+
+def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the text."""
+    texts = [
+        tokenizer.decode(ids[:count], skip_special_tokens=True) for count in range(len(ids) + 1)
+    ]
+    return [text[len(before) :] for before, text in itertools.pairwise(texts)]
+
+
+def _right(task: Task, example: Example, rows: Sequence[Response]) -> list[list[int]]:
+    return [r.ids for r in rows if r.finished and task.verify(example, r.text).correct]
 
 
 def _done(path: Path, sampling: dict[str, Any]) -> set[str]:
@@ -159,12 +251,13 @@ def read_responses(
     for path in paths:
         for number, entry in read(path):
             problems += 1
-            item = _item(entry, tokenizer, f"{path.name}, line {number}", vocabulary)
-            fitting = [row for row in item.completions if len(row) <= most]
-            overlong += len(item.completions) - len(fitting)
-            if len(fitting) >= fewest:
-                name = str(entry.get("example", f"{path.name}:{number:09d}"))
-                items[name] = Item(item.prompt, fitting)
+            name = str(entry.get("example", f"{path.name}:{number:09d}"))
+            for group, each in enumerate(_groups(entry)):
+                item = _item(each, tokenizer, f"{path.name}, line {number}", vocabulary)
+                fitting = [row for row in item.completions if len(row) <= most]
+                overlong += len(item.completions) - len(fitting)
+                if len(fitting) >= fewest:
+                    items[f"{name}:{group:03d}" if group else name] = Item(item.prompt, fitting)
     if overlong and args.process_index == 0:  # all processes read all files
         warnings.warn(
             f"{overlong} responses are longer than max_new_tokens={most} and are left out. Raise "
@@ -188,6 +281,14 @@ def count_responses(path: Path) -> int:
         DataFileError: for a file that cannot be read.
     """
     return sum(1 for _ in read(path))
+
+
+def _groups(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line as one line a group."""
+    groups = entry.get("groups")
+    if not isinstance(groups, list):
+        return [entry]
+    return [{**entry, "completions": rows} for rows in groups]
 
 
 def _item(entry: dict[str, Any], tokenizer: Any, place: str, vocabulary: int) -> Item:
