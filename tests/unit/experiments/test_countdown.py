@@ -162,18 +162,17 @@ def test_queue_does_what_is_left_in_order_and_leaves_out_what_depends_on_a_failu
         "outcome = {'settings': unit['settings'], 'resumed': False, 'seconds': 1}\n"
         "(folder / 'done.json').write_text(json.dumps(outcome))\n"
     )
-    monkeypatch.setattr(countdown.workers, "__file__", str(tmp_path / "workers.py"))
     monkeypatch.setattr(countdown.workers, "POLL", 0.01)
     config = countdown.units.load_config(smoke=True)
     units = [unit for unit in countdown.units.plan(config) if unit.seed == 0]
     places, told = countdown.units.Places(tmp_path / "out"), []
-    assert not countdown.workers.Queue(units, config, places, 2, told.append).run()
+    assert not countdown.workers.Queue(units, config, places, 2, told.append, script).run()
     done = (tmp_path / "out" / "order").read_text().split()
     expected = {u.name for u in units if "pmatch" not in u.name}
     assert set(done) == expected
     assert done.index("seed-0/warmup-bridge") < done.index("seed-0/bridge8/train")
     assert any("no luck" in line for line in told)
-    countdown.workers.Queue(units, config, places, 2, told.append).run()
+    countdown.workers.Queue(units, config, places, 2, told.append, script).run()
     assert (tmp_path / "out" / "order").read_text().split() == done  # nothing was done twice
 
 

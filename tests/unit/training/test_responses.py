@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from interlace import Engine
 from interlace.errors import ConfigError, DataFileError
+from interlace.tasks.seeds import Draw
 from interlace.training import responses
 from interlace.training.arguments import WarmupConfig
 from interlace.training.responses import Item, read_responses, sample_responses
@@ -274,3 +276,69 @@ def test_no_problem_left(tmp_path: Path) -> None:
     path = write_responses(tmp_path / "data.jsonl")
     with pytest.raises(DataFileError, match=r"No problem has 9 correct .* 12 problems were read"):
         read([path], fewest=9)
+
+
+class Copying(Evens):
+    """Evens whose rows, from their third token on, become what the widest row begins with."""
+
+    def splice(
+        self, example: Any, rows: Sequence[Sequence[str]], probability: float, draw: Draw
+    ) -> list[list[str]]:
+        longest = max(rows, key=len)
+        return [
+            [*row[:2], *longest[:2]] if len(row) > 2 and draw.chance(probability) else list(row)
+            for row in rows
+        ]
+
+
+def sample_copies(path: Path, args: Any, **options: Any) -> list[Any]:
+    sample_responses(Engine(tiny_model(), TOKENIZER, max_rows=12), Copying(), args, path, **options)
+    return read_lines(path)
+
+
+def test_spliced_rows_keep_their_columns_and_end_with_the_end_token(tmp_path: Path) -> None:
+    plain = sample_copies(tmp_path / "a.jsonl", arguments(tmp_path, samples=12))
+    spliced = sample_copies(tmp_path / "b.jsonl", arguments(tmp_path, samples=12, splice=1.0))
+    assert plain != spliced
+    task = Copying()
+    rewritten = 0
+    for line in spliced:
+        assert line["sampling"]["splice"] == 1.0
+        for row in line["completions"]:
+            assert task.verify(task.find(line["example"]), TOKENIZER.decode(row[:-1])).correct
+            rewritten += len(row) == 5 and row[-1] == WORDS.index("<end>")
+    assert rewritten > 5
+
+
+def test_splicing_follows_from_the_seed_whatever_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(tmp_path, samples=12, splice=0.5)
+    first = sample_copies(tmp_path / "a.jsonl", args)
+    monkeypatch.setattr(responses, "_CHUNK", 3)
+    assert sample_copies(tmp_path / "b.jsonl", args) == first
+    shares = [sample_copies(tmp_path / f"{i}.jsonl", args, share=(i, 2)) for i in range(2)]
+    assert sorted(map(str, [*shares[0], *shares[1]])) == sorted(map(str, first))
+
+
+def test_sampled_widths_give_groups_of_those_widths(tmp_path: Path) -> None:
+    args = arguments(tmp_path, samples=12, width=[1, 3, 4], fewest_correct=1)
+    sample(tmp_path / "a.jsonl", args)
+    lines = read_lines(tmp_path / "a.jsonl")
+    assert {len(line["groups"]) for line in lines} <= {12, 4, 3}
+    assert len({len(line["groups"]) for line in lines}) > 1
+    kept = [rows for line in lines for rows in line["groups"] if rows]
+    items = read([tmp_path / "a.jsonl"], fewest=1)
+    assert sorted(str(item.completions) for item in items) == sorted(map(str, kept))
+
+
+def test_responses_spliced_otherwise_are_refused(tmp_path: Path) -> None:
+    sample_copies(tmp_path / "a.jsonl", arguments(tmp_path, splice=0.5))
+    with pytest.raises(DataFileError, match="sampled otherwise"):
+        sample_copies(tmp_path / "a.jsonl", arguments(tmp_path))
+    with pytest.raises(ConfigError, match="probability"):
+        arguments(tmp_path, splice=1.5)
+    with pytest.raises(ConfigError, match="divisor"):
+        arguments(tmp_path, samples=8, width=3)
+    with pytest.raises(ConfigError, match="ready ones"):
+        arguments(tmp_path, splice=0.5, data="ready.jsonl")
