@@ -7,7 +7,7 @@ import pytest
 from interlace.errors import TaskError
 from interlace.tasks import get_task
 from interlace.tasks.base import Example, Task, Verdict
-from interlace.tasks.seeds import Draw
+from interlace.tasks.drawn import Draw
 from interlace.tasks.splicing import Row
 
 TASK = get_task("tiny-countdown", split="all")

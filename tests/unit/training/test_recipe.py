@@ -88,7 +88,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
     [
         ({"modle": "x"}, "no key 'modle'. Did you mean 'model'"),
         ({"learning_rate": 1}, "belongs to a section: warmup.learning_rate or grpo.learning_rate"),
-        ({"width": 4}, "belongs to a section: grpo.width"),
+        ({"width": 4}, "belongs to a section: warmup.width or grpo.width"),
         ({"dtype": "float32"}, "Did you mean 'load'"),
         ({"grpo": {"widht": 4}}, "grpo has no option 'widht'. Did you mean 'width'"),
         ({"grpo": {"lr": 1}}, "Did you mean 'learning_rate'"),

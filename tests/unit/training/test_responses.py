@@ -11,7 +11,7 @@ import pytest
 
 from interlace import Engine
 from interlace.errors import ConfigError, DataFileError
-from interlace.tasks.seeds import Draw
+from interlace.tasks.drawn import Draw
 from interlace.training import responses
 from interlace.training.arguments import WarmupConfig
 from interlace.training.responses import Item, read_responses, sample_responses
