@@ -218,6 +218,8 @@ class RunningGroup:
             alive=[token is not None for token in tokens],
             texts=[text.emit() if text is not None else "" for text in seen],
             finish_reasons=reasons,
+            logprobs=[_at(row.logprobs, number) for row in self.rows],
+            top_logprobs=[_at(row.top_logprobs, number) for row in self.rows],
         )
 
     def note_attention(
@@ -286,3 +288,7 @@ class RunningGroup:
             return ""
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         return text
+
+
+def _at(values: Sequence[Any], number: int) -> Any:
+    return values[number] if number < len(values) else None

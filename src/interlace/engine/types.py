@@ -134,12 +134,16 @@ class Step:
         alive: `[W]`, whether the row got a token in this step.
         texts: `[W]`, the text that each row's token adds ("" while a character is incomplete).
         finish_reasons: `[W]`, why the row ended with this step, else None.
+        logprobs: `[W]`, log-probability of each token, as in `Completion`.
+        top_logprobs: `[W]`, the likeliest tokens, as in `Completion`.
     """
 
     tokens: list[int | None]
     alive: list[bool]
     texts: list[str]
     finish_reasons: list[FinishReason | None]
+    logprobs: list[float | None] = field(default_factory=list)
+    top_logprobs: list[list[tuple[int, float]] | None] = field(default_factory=list)
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server whose n choices of a prompt are one group."""

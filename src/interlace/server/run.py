@@ -1,0 +1,113 @@
+"""Runs the server until a signal ends it: the first drains, the second stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from interlace.engine.engine import Engine
+from interlace.errors import ConfigError
+from interlace.server.app import build_app
+from interlace.server.service import Service
+from interlace.server.settings import ServerSettings
+
+_LOOK = 0.05  # seconds between looks at what still runs
+_MOST_HEADERS = 64 * 2**10  # bytes
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that lets running requests end before it does.
+
+    Args:
+        config: uvicorn's.
+        service: What it serves.
+        ready: Called once it listens.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._ready = service, ready
+        self._drains: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        if self.started:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: the first refuses new requests and waits, the second waits for nobody."""
+        if self._service.draining or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self._service.draining = True
+        self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _begin_to_drain(self) -> None:
+        self._drains = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._service.settings.drain_seconds):
+                while self._service.open_groups:
+                    await asyncio.sleep(_LOOK)
+        self.should_exit = True
+
+
+def serve(
+    engine: Engine,
+    settings: ServerSettings,
+    *,
+    log_level: str = "warning",
+    ready: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        engine: Engine that the server owns from now on.
+        settings: Limits and names.
+        log_level: Level of what is logged; at "warning" and above no request is.
+        ready: Called with the address once it listens.
+
+    Raises:
+        ConfigError: for an address that cannot be listened on.
+    """
+    app = build_app(engine, settings)
+    listening = _listen(settings)
+    host, port = listening.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    config = uvicorn.Config(
+        app,
+        log_level=log_level,
+        http="h11",
+        ws="none",
+        h11_max_incomplete_event_size=_MOST_HEADERS,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+    )
+    server = DrainingServer(config, app.state.service, lambda: ready(address))
+    try:
+        server.run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(found[0], socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(found[4])
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"{settings.host} port {settings.port} cannot be listened on: {error}. Choose another "
+            "with --port; 0 takes a free one."
+        ) from error
+    return listening
