@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-oldest test-gpu fuzz check format demo bench docs dist smoke size smollm2 clean
+.PHONY: help setup test test-slow test-oldest test-gpu fuzz check format demo serve bench docs dist smoke size smollm2 clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ format: $(STAMP) ## Format and fix what can be fixed
 
 demo: $(STAMP) ## Train a tiny model before your eyes and see the method work (about 4 minutes on two cores, at most 8)
 	$(BIN)/interlace demo
+
+serve: $(STAMP) ## Serve the packaged model to OpenAI clients, with a page that shows rows reading each other
+	$(BIN)/interlace serve
 
 bench: $(STAMP) ## Run the benchmarks; each ends in one JSON line
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -32,6 +32,7 @@ COMMANDS = {
     "eval": ("interlace.cli.eval", "A task at every width: metrics with intervals, and figures"),
     "generate": ("interlace.cli.generate", "W responses side by side, then one; or a whole file"),
     "info": ("interlace.cli.info", "Layers, parameters, and memory at a width, from the config"),
+    "serve": ("interlace.cli.serve", "An OpenAI-compatible server: n choices are one group"),
     "tasks": ("interlace.cli.tasks", "The tasks, and how an answer is judged"),
     "train": ("interlace.cli.train", "The warm-up, and GRPO over coupled groups, by a recipe"),
 }

@@ -1,6 +1,6 @@
 """OpenAI's penalties and biases on logits, as logits processors of the engine.
 
-Axes: V vocabulary.
+Axes: R rows of one length, S positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ class Penalties:
     def __init__(self, prompt_tokens: int, presence: float, frequency: float) -> None:
         self._prompt_tokens, self._presence, self._frequency = prompt_tokens, presence, frequency
 
-    def __call__(self, ids: Int[Tensor, "1 S"], logits: Float[Tensor, "1 V"]) -> Tensor:
+    def __call__(
+        self, ids: Int[Tensor, "R S"], logits: Float[Tensor, "R V"]
+    ) -> Float[Tensor, "R V"]:
         """The logits with the penalties."""
-        sampled = ids[0, self._prompt_tokens :]
-        counts = torch.bincount(sampled, minlength=logits.shape[1]).to(logits.dtype)
+        sampled = ids[:, self._prompt_tokens :]
+        one = torch.ones_like(sampled, dtype=logits.dtype)
+        counts = torch.zeros_like(logits).scatter_add_(1, sampled, one)
         return logits - self._presence * (counts > 0) - self._frequency * counts
 
 
@@ -44,7 +47,9 @@ class Bias:
     def __init__(self, bias: dict[int, float]) -> None:
         self._ids, self._values = torch.tensor(list(bias)), torch.tensor(list(bias.values()))
 
-    def __call__(self, ids: Int[Tensor, "1 S"], logits: Float[Tensor, "1 V"]) -> Tensor:
+    def __call__(
+        self, ids: Int[Tensor, "R S"], logits: Float[Tensor, "R V"]
+    ) -> Float[Tensor, "R V"]:
         """The logits with the bias."""
         biased = logits.clone()
         biased[:, self._ids.to(logits.device)] += self._values.to(logits)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from interlace.engine.engine import Engine
 from interlace.errors import ConfigError
@@ -80,10 +81,20 @@ def serve(
         ConfigError: for an address that cannot be listened on.
     """
     app = build_app(engine, settings)
-    listening = _listen(settings)
+    listening = listen(settings)
     host, port = listening.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    config = uvicorn.Config(
+    service = app.state.service
+    server = DrainingServer(configured(app, log_level), service, lambda: ready(address))
+    try:
+        server.run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def configured(app: FastAPI, log_level: str) -> uvicorn.Config:
+    """How uvicorn is to run the application."""
+    return uvicorn.Config(
         app,
         log_level=log_level,
         http="h11",
@@ -92,14 +103,14 @@ def serve(
         timeout_graceful_shutdown=5,
         server_header=False,
     )
-    server = DrainingServer(config, app.state.service, lambda: ready(address))
-    try:
-        server.run(sockets=[listening])
-    finally:
-        listening.close()
 
 
-def _listen(settings: ServerSettings) -> socket.socket:
+def listen(settings: ServerSettings) -> socket.socket:
+    """A socket at the address.
+
+    Raises:
+        ConfigError: for an address that cannot be listened on.
+    """
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(found[0], socket.SOCK_STREAM)

@@ -183,7 +183,10 @@ class Service:
             )
 
     def _job(self, request: SamplingRequest) -> Job:
-        params = sampling_params(request, self.settings.max_tokens)
+        try:
+            params = sampling_params(request, self.settings.max_tokens)
+        except GenerationError as error:
+            raise ApiError(400, str(error)) from None
         prompts: list[Prompt]
         prompts = [request.messages] if isinstance(request, ChatRequest) else request.prompts  # type: ignore[attr-defined]
         if not prompts:

@@ -54,6 +54,8 @@ class ServerSettings:
         for name in ("max_width", "max_queue", "max_tokens", "max_body"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is at least 1; got {getattr(self, name)}.")
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"port is 0 to 65535; got {self.port}.")
         if self.api_key is not None and not self.api_key.strip():
             raise ConfigError("The API key is empty; leave it out, or give one.")
         if self.api_key is None and not self.is_loopback:

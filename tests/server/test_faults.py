@@ -1,0 +1,248 @@
+"""What goes wrong ends in one clear answer, and in nobody else's request."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import torch
+
+from interlace.errors import ConfigError
+from interlace.server import worker
+from interlace.server.settings import ServerSettings
+from support.server import Running, byte_engine, running
+
+PROMPT = "A prompt: "
+
+
+def ask(http: httpx.Client, **fields: Any) -> httpx.Response:
+    return http.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 4, **fields})
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what must come; the bound is for a test that fails."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def raw(server: Running, data: bytes) -> bytes:
+    """What comes back for bytes on a socket."""
+    place = urlsplit(server.address)
+    with socket.create_connection((place.hostname, place.port), timeout=60) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def answer_or_close(server: Running, data: bytes) -> bytes:
+    """The same, where the server may close while it is still written to."""
+    try:
+        return raw(server, data)
+    except ConnectionError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "word"),
+    [
+        (404, {"model": "gpt-9"}, "model"),
+        (400, {"n": 65}, "n"),
+        (400, {"max_tokens": 49}, "max_tokens"),
+        (400, {"max_tokens": 0}, "max_tokens"),
+        (400, {"prompt": ""}, None),
+        (400, {"prompt": []}, "prompt"),
+        (400, {"prompt": [99_999]}, None),
+        (400, {"prompt": "x" * 300}, "prompt"),
+        (400, {"aggregate": {"method": "best_of_n", "scorer": "mine"}}, "aggregate"),
+        (400, {"aggregate": "majority", "stream": True}, "aggregate"),
+        (400, {"record_attention": True, "coupled": False}, "record_attention"),
+        (400, {"logit_bias": {"m": 1}}, "logit_bias"),
+        (400, {"logit_bias": {"260": 1}}, "logit_bias"),
+        (400, {"stop": [""]}, None),
+    ],
+)
+def test_what_is_not_carried_out_is_openais_error(
+    http: httpx.Client, status: int, fields: dict[str, Any], word: str | None
+) -> None:
+    reply = ask(http, **fields)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (status, word)
+    assert error["type"] == "invalid_request_error"
+    assert "Traceback" not in reply.text
+    assert "/" not in error["message"]
+
+
+def test_messages_that_the_template_refuses_are_not_shown(http: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "the secret"}], "chat_template": "x"}
+    reply = http.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 400
+    assert "secret" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v2", 404), ("GET", "/v1/completions", 405), ("POST", "/health", 405),
+     ("GET", "/v1/models/gpt-9", 404)],
+)  # fmt: skip
+def test_paths_and_methods_that_are_none(
+    http: httpx.Client, method: str, path: str, status: int
+) -> None:
+    reply = http.request(method, path)
+    assert reply.status_code == status
+    assert reply.json()["error"]["message"]
+
+
+def test_a_body_of_another_type_is_refused(http: httpx.Client) -> None:
+    """A page elsewhere may send a form without asking, and no JSON."""
+    body = json.dumps({"prompt": PROMPT})
+    reply = http.post("/v1/completions", content=body, headers={"Content-Type": "text/plain"})
+    assert reply.status_code == 415
+
+
+def test_a_name_that_is_not_this_machines_is_refused_without_a_key(http: httpx.Client) -> None:
+    reply = http.get("/v1/models", headers={"Host": "evil.example"})
+    assert reply.status_code == 403
+
+
+def test_a_key_is_asked_for() -> None:
+    with running(api_key="secret") as server, httpx.Client(base_url=server.address) as http:
+        assert http.get("/health").status_code == 200
+        for path in ("/v1/models", "/metrics", "/playground/model"):
+            assert http.get(path).status_code == 401
+        wrong = {"Authorization": "Bearer secretx"}
+        assert http.post("/v1/completions", json={"prompt": "a"}, headers=wrong).status_code == 401
+        right = {"Authorization": "Bearer secret", "Host": "my.example"}
+        assert http.get("/v1/models", headers=right).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org", "10.0.0.1"])
+def test_a_public_address_needs_a_key(host: str) -> None:
+    with pytest.raises(ConfigError, match="--api-key"):
+        ServerSettings(host=host)
+    ServerSettings(host=host, api_key="k")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_413_and_the_connection_closes(chunked: bool) -> None:
+    with running(max_body=1000) as server:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json"
+        if chunked:
+            head += b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+            answer = raw(server, head + b"400\r\n" + b" " * 1024 + b"\r\n")
+        else:
+            answer = raw(server, head + b"\r\nContent-Length: 2000\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"body_too_large" in answer
+
+
+def test_headers_without_an_end_are_refused(server: Running) -> None:
+    flood = b"GET /health HTTP/1.1\r\n" + b"x-filler: " + b"a" * 200_000
+    assert answer_or_close(server, flood)[:10] in (b"", b"HTTP/1.1 4")
+    assert raw(server, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_full_queue_is_429_and_says_when_to_come_back() -> None:
+    long = {"max_tokens": 200, "ignore_eos": True, "n": 2}
+    with (
+        running(max_queue=2, max_tokens=200) as server,
+        httpx.Client(base_url=server.address, timeout=60) as http,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        replies = list(pool.map(lambda _: ask(http, **long), range(12)))
+    codes = [reply.status_code for reply in replies]
+    assert set(codes) == {200, 429}
+    full = replies[codes.index(429)]
+    assert full.headers["Retry-After"] == "1"
+    assert full.json()["error"]["code"] == "queue_full"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_rows(stream: bool) -> None:
+    engine = byte_engine()
+    body = {"prompt": "a", "max_tokens": 240, "ignore_eos": True, "n": 8, "stream": stream}
+    with (
+        running(engine, max_tokens=240) as server,
+        httpx.Client(base_url=server.address, timeout=60) as http,
+    ):
+        for _ in range(3):
+            with (
+                contextlib.suppress(httpx.ReadTimeout),
+                http.stream("POST", "/v1/completions", json=body, timeout=0.3) as reply,
+            ):
+                next(reply.iter_bytes())
+        until(lambda: server.service.open_groups == 0 and engine.core.is_idle)
+        assert ask(http).status_code == 200
+    assert engine.core.backend.nbytes == 0
+
+
+def test_a_slow_reader_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MOST_UNREAD", 5)
+    with running(max_tokens=240) as server:
+        place = urlsplit(server.address)
+        fields = {"prompt": "a", "max_tokens": 240, "ignore_eos": True, "n": 64, "stream": True}
+        fields |= {"logprobs": 20}
+        body = json.dumps(fields).encode()
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json"
+            b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((place.hostname, place.port))
+            slow.sendall(head + body)
+            with httpx.Client(base_url=server.address, timeout=60) as http:
+                until(lambda: server.service.open_groups == 1)
+                assert ask(http).status_code == 200
+                until(lambda: server.service.engine.core.is_idle)
+
+
+def test_a_group_that_fails_ends_alone() -> None:
+    """Not-a-numbers in the embedding of one token reach only those who feed it."""
+    engine = byte_engine(tied=False)
+    with torch.no_grad():
+        engine.model.get_input_embeddings().weight[7] = float("nan")
+    with running(engine) as server, httpx.Client(base_url=server.address, timeout=60) as http:
+        good = ask(http, prompt=[20, 21], seed=1).json()["choices"]
+        with ThreadPoolExecutor(2) as pool:
+            bad = pool.submit(ask, http, prompt=[20, 7])
+            again = pool.submit(ask, http, prompt=[20, 21], seed=1)
+        assert bad.result().status_code == 500
+        assert bad.result().json()["error"]["code"] == "generation_failed"
+        assert again.result().json()["choices"] == good
+        stream = ask(http, prompt=[20, 7], stream=True)
+        events = [line for line in stream.text.splitlines() if line]
+        assert "generation_failed" in events[-2]
+        assert events[-1] == "data: [DONE]"
+
+
+def test_metrics_count_what_was_done() -> None:
+    with running() as server, httpx.Client(base_url=server.address, timeout=60) as http:
+        ask(http, n=3, max_tokens=5, ignore_eos=True)
+        ask(http, n=0)
+        lines = http.get("/metrics").text.splitlines()
+        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    asked = 'interlace_requests_total{endpoint="/v1/completions",status="%d"}'
+    assert values[asked % 200] == "1.0"
+    assert values[asked % 400] == "1.0"
+    assert values["interlace_tokens_total"] == "15.0"
+    assert values["interlace_prompt_tokens_total"] == str(float(len(PROMPT)))
+    assert values["interlace_rows_alive"] == values["interlace_groups_waiting"] == "0.0"
+    assert values["interlace_time_to_first_token_seconds_count"] == "1.0"
+    assert values["interlace_group_straggler_share"] == "0.0"
+
+
+def test_tokenize_gives_what_the_engine_is_fed(http: httpx.Client) -> None:
+    reply = http.post("/tokenize", json={"prompt": PROMPT}).json()
+    assert reply["count"] == len(reply["tokens"]) == len(PROMPT)
+    chat = http.post("/tokenize", json={"messages": [{"role": "user", "content": "a"}]}).json()
+    assert chat["count"] > reply["count"]
+    assert http.post("/tokenize", json={}).status_code == 400

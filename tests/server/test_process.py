@@ -1,0 +1,88 @@
+"""`interlace serve` as a process: it says where it is, drains at the first signal, ends with 0."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+
+import httpx
+import openai
+import pytest
+
+from support.server import serving
+
+PROMPT = "3 4 9 -> 21 :"
+
+
+def test_the_packaged_model_is_served_and_sigterm_drains() -> None:
+    with serving("--max-tokens", "900") as (process, address):
+        with httpx.Client(base_url=address) as http:
+            assert http.get("/health").json() == {"status": "ok"}
+            assert http.get("/v1/models").json()["data"][0]["id"] == "tiny-bridge"
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        long = {"model": "tiny-bridge", "prompt": PROMPT, "n": 8, "max_tokens": 900}
+        body = {"ignore_eos": True}
+        stream = client.completions.create(**long, stream=True, extra_body=body)
+        first = next(stream)
+        counts = [0] * 8
+        counts[first.choices[0].index] += 1
+        process.send_signal(signal.SIGTERM)
+        refused = threading.Thread(target=_expect_draining, args=(address,))
+        refused.start()
+        for chunk in stream:
+            for choice in chunk.choices:
+                counts[choice.index] += 1
+        refused.join(timeout=60)
+        assert counts == [900] * 8  # nothing of what ran was lost
+        assert process.wait(timeout=60) == 0
+
+
+def _expect_draining(address: str) -> None:
+    with httpx.Client(base_url=address) as http:
+        try:
+            while http.get("/health").status_code == 200:
+                pass
+            reply = http.post("/v1/completions", json={"prompt": PROMPT})
+        except httpx.ConnectError:
+            return  # it has ended already
+        assert reply.status_code == 503
+        assert reply.json()["error"]["code"] == "draining"
+
+
+def test_a_second_signal_waits_for_nobody() -> None:
+    with serving("--max-tokens", "1000", "--max-queue", "40") as (process, address):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(
+            model="tiny-bridge", prompt=[PROMPT] * 32, n=8, max_tokens=1000, stream=True,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        next(stream)
+        process.send_signal(signal.SIGINT)
+        with httpx.Client(base_url=address) as http:
+            while http.get("/health").status_code == 200:
+                pass
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+        with pytest.raises((openai.APIError, httpx.HTTPError)):
+            list(stream)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--host", "0.0.0.0"], "--api-key"),
+        (["--port", "99999999"], "port"),
+        (["--max-width", "0"], "max_width"),
+        (["no-such-model"], "no-such-model"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(arguments: list[str], word: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "interlace.cli.main", "serve", *arguments],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
