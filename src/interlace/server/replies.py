@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from interlace.answers.aggregators import Aggregate
+from interlace.answers import Aggregate
 from interlace.engine.types import Completion, GroupOutput, Step
 from interlace.server.protocol import ChatRequest, SamplingRequest
 from interlace.server.scoring import Scored, Token

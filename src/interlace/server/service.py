@@ -20,7 +20,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from interlace.answers.aggregators import (
+from interlace.answers import (
     Aggregate,
     Aggregator,
     BestOfN,
