@@ -134,7 +134,7 @@ def damage_json(rng: random.Random, path: Path) -> str:
     try:
         values = json.loads(path.read_text())
         found = list(places(values))
-    except (ValueError, OSError):  # damaged before
+    except (ValueError, OSError, RecursionError):  # damaged before
         return damage_bytes(rng, path)
     told = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -361,6 +361,7 @@ def run(
         counts[found] += 1
         if found.isupper() or show:
             faults.append(f"case {case}, {name}, {told[:300]}\n  {found}: {text[-1500:]}")
+            print(faults[-1], flush=True)
         shutil.rmtree(place)
         Path(CANARY).unlink(missing_ok=True)
     return counts, faults
@@ -407,4 +408,4 @@ if __name__ == "__main__":
     numbers = range(span[0], span[-1] + 1)
     os.chdir(place)
     found_counts, found_faults = run(place, SEED, iter(numbers), show=len(numbers) == 1)
-    print("\n\n".join(found_faults), found_counts, sep="\n")
+    print(len(found_faults), found_counts)

@@ -26,8 +26,8 @@ from interlace.models.source import (
     resolve,
     unpickled_message,
 )
+from interlace.saving.checkpoint import attach_saved
 from interlace.saving.fingerprint import remember_origin
-from interlace.saving.restore import attach_saved
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Save attached blocks.
+"""Save attached blocks, and put them back on their base model.
 
 A folder of saved blocks holds `bridge.safetensors` (or `pmatch.safetensors`), `interlace.json`,
 a model card, and perhaps `tokenizer/`; with `full=True` also `base/`, a plain Hugging Face folder,
@@ -20,22 +20,31 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from interlace.attaching import Attachment, get_attachment, new_parameters
+from interlace.attaching import Attachment, attach, get_attachment, new_parameters, not_finite
+from interlace.coupling.base import places
 from interlace.coupling.registry import COUPLINGS
-from interlace.errors import CheckpointError
+from interlace.errors import CheckpointError, reading
 from interlace.files import CONFIG, locate, writing
-from interlace.layers import base_model_of
+from interlace.layers import Decoder, base_model_of, find_decoder
 from interlace.save_pretrained import WholeSaving
-from interlace.saving import hub
-from interlace.saving.card import may_replace, model_card
 from interlace.saving.fingerprint import Fingerprint, Origin, fingerprint, origin_of, whole
-from interlace.saving.manifest import BASE, CARD, MANIFEST, TOKENIZER, Manifest
+from interlace.saving.manifest import (
+    BASE,
+    CARD,
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    may_replace,
+    model_card,
+)
 
+SHOWN = 5  # lines of a list of differences
 INDEX_NOTE = "for transformers.Trainer to resume from; interlace.load gives the model"
 # Names the file of the weights in a configuration of Hugging Face's; an unknown ending is an error.
 WEIGHTS_KEY = "transformers_weights"
@@ -105,10 +114,38 @@ def save(
         manifest = _manifest(base, attachment, origin, found, full, data)
         _write(base, folder, manifest, data, state, tokenizer, push_to)
         if push_to is not None:
-            hub.push(folder, push_to, manifest, private=private, token=token)
+            push(folder, push_to, manifest, private=private, token=token)
     if sharded:
         torch.distributed.barrier()
     return folder
+
+
+def push(
+    folder: Path,
+    repository: str,
+    manifest: Manifest,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload a save to a hub repository, in one commit, and nothing else that the folder holds.
+
+    Returns:
+        The commit's address.
+    """
+    api = HfApi(token=token)
+    name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+    saved = [manifest.weights_file, MANIFEST, CARD, f"{TOKENIZER}/*"]
+    saved += [f"{BASE}/*"] if manifest.base_included else []
+    weights = [f"{kind}.safetensors" for kind in COUPLINGS]
+    commit = api.upload_folder(
+        repo_id=name,
+        folder_path=folder,
+        allow_patterns=saved,
+        delete_patterns=[*weights, f"{TOKENIZER}/*", f"{BASE}/*"],  # what an earlier push left
+        commit_message=f"Interlace: {manifest.config.kind} blocks",
+    )
+    return str(commit.commit_url)
 
 
 def _manifest(
@@ -288,3 +325,117 @@ def _without_blocks(base: PreTrainedModel) -> Iterator[None]:
 def _rank() -> int:
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_rank() if ready else 0
+
+
+def attach_saved(
+    model: nn.Module, folder: str | os.PathLike[str], *, check_base: bool = True
+) -> Attachment:
+    """Attach the blocks saved in `folder` to their base model, in place.
+
+    Args:
+        model: the base model, already loaded. A failure leaves it as it was.
+        folder: what `save` wrote.
+        check_base: False lets blocks onto another base of the same sizes (a sibling, a later
+            training stage); differing weights are then not an error.
+
+    Raises:
+        CheckpointError: if the files are damaged, or belong to another base model.
+        AttachError: if `model` has blocks already, or cannot carry any.
+    """
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    base = base_model_of(model)
+    decoder = find_decoder(base)
+    if check_base:
+        _check_same_base(manifest, base, folder)
+    tensors = _read_weights(manifest, folder)
+    values = _match(manifest, tensors, base, decoder, folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The blocks add")  # who trained them has seen it
+        attachment = attach(base, manifest.config, seed=0)
+    with torch.no_grad():
+        for name, parameter in new_parameters(base):
+            parameter.copy_(values[name])
+    return attachment
+
+
+def _check_same_base(manifest: Manifest, base: PreTrainedModel, folder: Path) -> None:
+    lines = manifest.base.differences(fingerprint(base))
+    if lines:
+        at = f" at revision {manifest.base_revision}" if manifest.base_revision else ""
+        raise CheckpointError(
+            f"The blocks in {folder} belong to another base model than this "
+            f"{type(base).__name__}:{_listed(lines)}\nThey were saved from "
+            f"{manifest.base_id or 'a model in memory'}{at}. Load that one; if its weights were "
+            "trained as well, only a save with full=True can give it back. For a base of the same "
+            "sizes, check_base=False attaches the blocks anyway."
+        )
+
+
+def _read_weights(manifest: Manifest, folder: Path) -> dict[str, Tensor]:
+    path = locate(folder, manifest.weights_file)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has a {MANIFEST} but no {manifest.weights_file}: the copy is incomplete."
+        )
+    data = path.read_bytes()
+    if len(data) != manifest.weights_bytes:
+        raise CheckpointError(
+            f"{path} is truncated or replaced: {manifest.weights_bytes:,} bytes expected, "
+            f"{len(data):,} found. Copy or download it again."
+        )
+    found = hashlib.sha256(data).hexdigest()
+    if found != manifest.weights_sha256:
+        raise CheckpointError(
+            f"{path} was changed after it was saved: sha256 {manifest.weights_sha256[:12]}... "
+            f"expected, {found[:12]}... found. Copy or download it again."
+        )
+    with reading(CheckpointError, f"{path} is not a safetensors file", "Copy it again."):
+        return safetensors.torch.load(data)
+
+
+def _match(
+    manifest: Manifest,
+    tensors: dict[str, Tensor],
+    base: PreTrainedModel,
+    decoder: Decoder,
+    folder: Path,
+) -> dict[str, Tensor]:
+    """The saved tensors under the names they get in this model, all there and of the right
+    shape."""
+    config = manifest.config
+    saved = Attachment(config, manifest.layers)
+    spots = places(saved.coupling, config.layer_indices(len(decoder.layers)))
+    mine = Attachment(config, tuple(decoder.names[i] for i in spots if i is not None))
+    sizes = base.config.get_text_config(decoder=True)
+    wanted: dict[str, list[int]] = {}
+    named: dict[str, str] = {}  # in this model, to the name in the file
+    for spot, path, stored in zip(spots, mine.block_names, saved.block_names, strict=True):
+        block = saved.coupling.build(config, sizes, spot, torch.device("meta"))
+        for name, parameter in block.named_parameters():
+            wanted[f"{stored}.{name}"] = list(parameter.shape)
+            named[f"{path}.{name}"] = f"{stored}.{name}"
+    problems = [f"missing {n}" for n in wanted if n not in tensors]
+    problems += [f"surplus {n}" for n in tensors if n not in wanted]
+    problems += [
+        f"{n}: {wanted[n]} expected, {list(t.shape)} found"
+        for n, t in tensors.items()
+        if n in wanted and list(t.shape) != wanted[n]
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{folder / manifest.weights_file} does not hold the weights that {MANIFEST} "
+            f"describes:{_listed(problems)}"
+        )
+    values = {name: tensors[stored] for name, stored in named.items()}
+    if broken := not_finite(values.items()):
+        raise CheckpointError(
+            f"{folder / manifest.weights_file} holds numbers that are not finite, first in "
+            f"{broken[0]}. A training that diverged leaves such; go back to an earlier save."
+        )
+    return values
+
+
+def _listed(lines: list[str]) -> str:
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "".join(f"\n  {line}" for line in lines[:SHOWN] + more)

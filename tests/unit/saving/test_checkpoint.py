@@ -21,8 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 import interlace
 from interlace.attaching import new_parameters
 from interlace.errors import AttachError, CheckpointError, LoadError
-from interlace.saving.checkpoint import save
-from interlace.saving.restore import attach_saved
+from interlace.saving.checkpoint import attach_saved, save
 from support.architectures import BRIDGE, attach_random, build
 from support.hub import local_hub
 from support.saves import (
