@@ -7,8 +7,9 @@ lies in column L + t.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,6 +32,11 @@ class GroupBatch:
             unfinished. Not the completion mask, which also counts the finishing token.
         completion_mask: `[P, W, T]`, where a token counts in the loss.
         sampled_logprobs: `[P, W, T]` from the engine, 0 elsewhere; None for data sampled elsewhere.
+        old_logprobs: `[P, W, T]` under the model that sampled; None takes those of the pass itself.
+        reference_logprobs: `[P, W, T]` under the frozen reference, if the loss has a KL.
+        advantages: `[P, W]`, if the loss has any.
+        outputs: Groups that the batch was collated from, for the guard.
+        counts: False for a batch that is fed only because other processes feed one.
     """
 
     width: int
@@ -39,6 +45,11 @@ class GroupBatch:
     alive: Bool[Tensor, "P W S"]
     completion_mask: Bool[Tensor, "P W T"]
     sampled_logprobs: Float[Tensor, "P W T"] | None = None
+    old_logprobs: Float[Tensor, "P W T"] | None = None
+    reference_logprobs: Float[Tensor, "P W T"] | None = None
+    advantages: Float[Tensor, "P W"] | None = None
+    outputs: Sequence[GroupOutput] = ()
+    counts: bool = True
 
     @property
     def groups(self) -> Groups:
@@ -63,15 +74,9 @@ class GroupBatch:
     def select(self, start: int, stop: int) -> GroupBatch:
         """The groups `start:stop`."""
         rows = slice(start * self.width, stop * self.width)
-        logprobs = self.sampled_logprobs
-        return GroupBatch(
-            self.width,
-            self.input_ids[rows],
-            self.attention_mask[rows],
-            self.alive[start:stop],
-            self.completion_mask[start:stop],
-            None if logprobs is None else logprobs[start:stop],
-        )
+        own = self._tensors(lambda tensor: tensor[start:stop])
+        own |= {name: getattr(self, name)[rows] for name in ("input_ids", "attention_mask")}
+        return replace(self, outputs=self.outputs[start:stop], **own)
 
     def micro_batches(self, rows: int) -> Iterator[tuple[slice, GroupBatch]]:
         """Parts of at most `rows` rows, of whole groups, with the slice of P that each is.
@@ -85,15 +90,12 @@ class GroupBatch:
 
     def to(self, device: torch.device | str) -> GroupBatch:
         """The same batch on `device`."""
-        logprobs = self.sampled_logprobs
-        return GroupBatch(
-            self.width,
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.alive.to(device),
-            self.completion_mask.to(device),
-            None if logprobs is None else logprobs.to(device),
-        )
+        return replace(self, **self._tensors(lambda tensor: tensor.to(device)))
+
+    def _tensors(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The tensors there are by name, each changed."""
+        found = {own.name: getattr(self, own.name) for own in fields(self)}
+        return {name: change(v) for name, v in found.items() if isinstance(v, Tensor)}
 
 
 def collate(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
@@ -109,7 +111,7 @@ def collate(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
     rows = [[c.token_ids for c in group.completions] for group in groups]
     logprobs = [[c.sampled_logprobs for c in group.completions] for group in groups]
     prompts = [group.prompt_token_ids for group in groups]
-    return collate_ids(prompts, rows, pad_token_id, logprobs)
+    return replace(collate_ids(prompts, rows, pad_token_id, logprobs), outputs=tuple(groups))
 
 
 def collate_ids(

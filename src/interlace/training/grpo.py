@@ -10,14 +10,12 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from interlace.engine.types import GroupOutput
 from interlace.errors import ConfigError
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, collate
@@ -28,26 +26,9 @@ from interlace.training.losses import denominator, policy_loss
 from interlace.training.rewarding import RolledGroup
 from interlace.training.rollout import Rollouts, describe
 from interlace.training.scoring import Scores, score
-from interlace.training.trainer import GroupTrainer, Part
+from interlace.training.trainer import GroupTrainer
 
 COMPLETIONS = "completions.jsonl"
-
-
-@dataclass
-class RolledPart(Part):
-    """Groups of one width with what their loss needs.
-
-    Attributes:
-        advantages: one a row.
-        groups: what the engine gave, for the guard.
-        old_logprobs: under the model that sampled; None takes this pass's own.
-        reference_logprobs: under the frozen reference, if the loss has a KL.
-    """
-
-    advantages: Float[Tensor, "P W"] | None = None
-    groups: list[GroupOutput] = field(default_factory=list)
-    old_logprobs: Float[Tensor, "P W T"] | None = None
-    reference_logprobs: Float[Tensor, "P W T"] | None = None
 
 
 class GRPOTrainer(GroupTrainer):
@@ -74,16 +55,8 @@ class GRPOTrainer(GroupTrainer):
                 f"prompts_per_rollout to a multiple of {args.mini_batches * args.world_size}."
             )
         self.rollouts = Rollouts(self.task, args, self.judge_of(self.task, args))
-        self._guard = RolloutGuard(
-            args,
-            self.new_engine,
-            forbidden=self.forbidden,
-            pad_token_id=self.pad_token_id,
-            skeleton=self.skeleton,
-            reduce=self.reduce,
-            tally=self.tally,
-        )
-        self._mini_batches: list[tuple[list[RolledPart], RolledPart]] = []
+        self._guard = RolloutGuard(self)
+        self._mini_batches: list[list[GroupBatch]] = []  # the last one of each is the spare one
         self._completions = Journal(self.folder / COMPLETIONS)
         self._reference: nn.Module | None = None
         if args.kl_weight:
@@ -96,32 +69,34 @@ class GRPOTrainer(GroupTrainer):
     def steps_per_epoch(self, args: Any) -> float:
         return len(self.task) / args.prompts_per_rollout * float(args.steps_per_rollout)
 
-    def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
+    def parts_of(self, step: int) -> tuple[Sequence[GroupBatch], GroupBatch]:
         number, within = divmod(step, self.args.steps_per_rollout)
         if within == 0:
             self._begin_rollout(number)
-        return self._mini_batches[within % self.args.mini_batches]
+        *parts, spare = self._mini_batches[within % self.args.mini_batches]
+        return parts, spare
 
-    def weight_of(self, part: Part) -> float:
-        mask = part.batch.completion_mask
+    def weight_of(self, part: GroupBatch) -> float:
+        mask = part.completion_mask
         return denominator(self.args.loss, mask, self.args.max_new_tokens)
 
-    def loss_of(self, model: nn.Module, part: Part, denominator: float, first: bool) -> Tensor:
-        assert isinstance(part, RolledPart)
+    def loss_of(
+        self, model: nn.Module, part: GroupBatch, denominator: float, first: bool
+    ) -> Tensor:
         assert part.advantages is not None
         config = self.args.loss_config
-        scores = self._score(model, part.batch, entropy=True)
+        scores = self._score(model, part, entropy=True)
         within = self.state.global_step % self.args.steps_per_rollout
         if self.args.guard and first and within == 0:
             model, logprobs = unwrapped(self.model), scores.logprobs.detach()
             with self.timed("guard"):
-                self._guard.check(model, part.batch, logprobs, part.groups, fp32=self._in_fp32())
+                self._guard.check(model, part, logprobs, fp32=self._in_fp32())
         old = scores.logprobs.detach() if part.old_logprobs is None else part.old_logprobs
         parts = policy_loss(
             scores.logprobs,
             old,
             part.advantages,
-            part.batch.completion_mask,
+            part.completion_mask,
             config,
             denominator,
             reference_logprobs=part.reference_logprobs,
@@ -176,8 +151,9 @@ class GRPOTrainer(GroupTrainer):
         with self.timed("score"):
             self._score_before()
 
-    def _parts(self, rolled: Sequence[RolledGroup]) -> tuple[list[RolledPart], RolledPart]:
-        """Groups of one width, of similar length, at most `micro_rows` rows at a time."""
+    def _parts(self, rolled: Sequence[RolledGroup]) -> list[GroupBatch]:
+        """Groups of one width, of similar length, at most `micro_rows` rows at a time; and the
+        smallest, as the spare one."""
         by_width: dict[int, list[RolledGroup]] = defaultdict(list)
         for entry in rolled:
             if entry.kept:
@@ -189,19 +165,13 @@ class GRPOTrainer(GroupTrainer):
             starts = range(0, len(entries), most)
             parts += [self._part(entries[start : start + most]) for start in starts]
         spare = self._part([min(rolled, key=lambda e: e.length * e.width)])
-        spare.counts = False
-        return parts, spare
+        return [*parts, replace(spare, counts=False)]
 
-    def _part(self, entries: Sequence[RolledGroup]) -> RolledPart:
-        batch = collate([e.group for e in entries], self.pad_token_id).to(self.args.device)
+    def _part(self, entries: Sequence[RolledGroup]) -> GroupBatch:
+        batch = collate([e.group for e in entries], self.pad_token_id)
         gains = torch.stack([e.advantages for e in entries if e.advantages is not None])
         old = None if self._recomputes() else batch.sampled_logprobs
-        return RolledPart(
-            batch,
-            advantages=gains.to(self.args.device),
-            groups=[e.group for e in entries],
-            old_logprobs=old,
-        )
+        return replace(batch, advantages=gains, old_logprobs=old).to(self.args.device)
 
     def _recomputes(self) -> bool:
         wanted = self.args.old_logprobs
@@ -217,17 +187,21 @@ class GRPOTrainer(GroupTrainer):
         again = self._recomputes() and self.args.steps_per_rollout > 1
         if not again and self._reference is None:
             return
-        for parts, spare in self._mini_batches:
-            passes = int(self.reduce(torch.tensor([float(len(parts))]), "max"))
+        for batches in self._mini_batches:
+            passes = int(self.reduce(torch.tensor([float(len(batches) - 1)]), "max"))
             for index in range(passes):  # sharded models need as many passes on every process
-                part = parts[index] if index < len(parts) else spare
+                place = min(index, len(batches) - 1)
                 with self.compute_loss_context_manager():
-                    if again:
-                        part.old_logprobs = self._score(self.model_wrapped, part.batch).logprobs
-                    if self._reference is not None:
-                        with self.accelerator.autocast():  # as the model that trains
-                            scores = self._score(self._reference, part.batch)
-                        part.reference_logprobs = scores.logprobs
+                    batches[place] = self._scored(batches[place], again)
+
+    def _scored(self, batch: GroupBatch, again: bool) -> GroupBatch:
+        if again:
+            batch = replace(batch, old_logprobs=self._score(self.model_wrapped, batch).logprobs)
+        if self._reference is None:
+            return batch
+        with self.accelerator.autocast():  # as the model that trains
+            scores = self._score(self._reference, batch)
+        return replace(batch, reference_logprobs=scores.logprobs)
 
     def _score(self, model: nn.Module, batch: GroupBatch, entropy: bool = False) -> Scores:
         return score(

@@ -13,9 +13,9 @@ Axes: P groups, W width, T completion positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -25,11 +25,13 @@ from interlace.attaching import is_attached, new_parameters, not_finite
 from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
-from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, collate
-from interlace.training.distributed import Skeleton, without_autocast
-from interlace.training.logging import LARGEST, Tally
+from interlace.training.distributed import without_autocast
+from interlace.training.logging import LARGEST
 from interlace.training.scoring import score
+
+if TYPE_CHECKING:
+    from interlace.training.grpo import GRPOTrainer
 
 LARGEST_GAP = 1e-4  # in nats, in fp32
 # Where fp32 itself is coarser than that (large logits), a gap of so many times its own rounding is
@@ -69,37 +71,6 @@ def measure_gap(
     if not difference.numel():
         return Gap(0.0, 0.0, 0)
     return Gap(float(difference.max()), float(difference.mean()), difference.numel())
-
-
-@torch.no_grad()
-def measure_rounding(
-    model: nn.Module,
-    batch: GroupBatch,
-    logprobs: Float[Tensor, "P W T"],
-    *,
-    temperature: float,
-    forbidden: Sequence[int],
-) -> float:
-    """How far the training pass in fp32 is from itself in float64 on the same tokens, at most.
-
-    A fault of masks, groups or weights is in both precisions alike, so it does not enter.
-
-    Args:
-        model: the model that trains; it is copied, not changed.
-        batch: what was scored.
-        logprobs: its scores in fp32.
-        temperature: as in sampling.
-        forbidden: as in sampling.
-    """
-    wide = copy.deepcopy(model).double()
-    exact = score(wide, batch, temperature=temperature, forbidden=forbidden).logprobs
-    off = (exact - logprobs.double()).abs()[batch.completion_mask]
-    return float(off.max()) if off.numel() else 0.0
-
-
-def allowed_gap(rounding: float) -> float:
-    """The largest gap that rounding explains, in nats."""
-    return min(max(LARGEST_GAP, ROUNDINGS * rounding), COARSEST_GAP)
 
 
 def check_gap(gap: Gap, largest: float = LARGEST_GAP) -> None:
@@ -144,21 +115,20 @@ def check_finite(model: nn.Module) -> None:
         )
 
 
-def check_record(batch: GroupBatch, groups: Sequence[GroupOutput]) -> None:
+def check_record(batch: GroupBatch) -> None:
     """Raise unless a batch says what the engine recorded, to the token: all rows in order, and
     siblings seeing each until its last token was sampled.
 
     No rounding hides a fault here, in any precision.
 
     Args:
-        batch: what trains.
-        groups: what the engine gave for it.
+        batch: Groups that train, with the engine's outputs that they were collated from.
 
     Raises:
         GuardError: with the first row that differs.
     """
-    rows = [(g.prompt_token_ids, c.token_ids) for g in groups for c in g.completions]
-    alive_for = [count for group in groups for count in group.alive_positions()]
+    rows = [(g.prompt_token_ids, c.token_ids) for g in batch.outputs for c in g.completions]
+    alive_for = [count for group in batch.outputs for count in group.alive_positions()]
     alive, attention = batch.alive.flatten(0, 1).cpu(), batch.attention_mask.cpu()
     ids = batch.input_ids.cpu()
     for row, (prompt, completion) in enumerate(rows):
@@ -176,8 +146,7 @@ def check_record(batch: GroupBatch, groups: Sequence[GroupOutput]) -> None:
 
 
 def sample_again(
-    model: nn.Module,
-    generate: Callable[[nn.Module, list[int], Any], GroupOutput],
+    engine: Engine,
     group: GroupOutput,
     *,
     temperature: float,
@@ -188,86 +157,58 @@ def sample_again(
     a wider type.
 
     Args:
-        model: a copy in fp32 of a model in lower precision, or in float64 of one in fp32.
-        generate: `generate(model, prompt_token_ids, params)` with the very engine that samples.
-        group: one of the rollout's groups, for its prompt and parameters.
-        temperature: as in sampling.
-        forbidden: as in sampling.
-        pad_token_id: for padding.
+        engine: Engine, such as samples the rollouts, of a copy in fp32 of a model in lower
+            precision, or in float64 of one in fp32.
+        group: One of the rollout's groups, for its prompt and parameters.
+        temperature: Temperature of sampling.
+        forbidden: Token ids that sampling excludes.
+        pad_token_id: Token id of padding.
     """
-    again = generate(model, group.prompt_token_ids, group.params)
-    batch = collate([again], pad_token_id).to(next(model.parameters()).device)
-    return measure_gap(model, batch, temperature=temperature, forbidden=forbidden)
+    again = engine.generate([group.prompt_token_ids], group.params)
+    batch = collate(again, pad_token_id).to(next(engine.model.parameters()).device)
+    return measure_gap(engine.model, batch, temperature=temperature, forbidden=forbidden)
 
 
 class RolloutGuard:
     """Checks that what was sampled is what is trained; see this module's head.
 
     Args:
-        args: temperature, device and number of the process.
-        new_engine: `new_engine(model)` gives such an engine as samples the rollouts.
-        forbidden: token ids that sampling excludes.
-        pad_token_id: for padding.
-        skeleton: of a sharded model; None of one that is whole in every process.
-        reduce: `reduce(values, "max")` gives the largest over all processes.
-        tally: for the gaps.
+        trainer: Trainer whose rollouts are checked.
     """
 
-    def __init__(
-        self,
-        args: GRPOConfig,
-        new_engine: Callable[[nn.Module], Engine],
-        *,
-        forbidden: Sequence[int],
-        pad_token_id: int,
-        skeleton: Skeleton | None,
-        reduce: Callable[[Tensor, str], Tensor],
-        tally: Tally,
-    ) -> None:
-        self._args = args
-        self._new_engine = new_engine
-        self._forbidden = forbidden
-        self._pad_token_id = pad_token_id
-        self._skeleton = skeleton
-        self._reduce = reduce
-        self._tally = tally
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self._trainer = trainer
         self._clean: Gap | None = None  # of the last rollout that was checked exactly when due
         self._unchecked = 0  # rollouts since
 
     def check(
-        self,
-        model: nn.Module,
-        batch: GroupBatch,
-        logprobs: Float[Tensor, "P W T"],
-        groups: Sequence[GroupOutput],
-        *,
-        fp32: bool,
+        self, model: nn.Module, batch: GroupBatch, logprobs: Float[Tensor, "P W T"], *, fp32: bool
     ) -> None:
         """Every process calls this, once a rollout.
 
         Args:
-            model: the unwrapped model, which is as it was when it sampled; it is not changed.
-            batch: what was sampled.
-            logprobs: of the pass that trains.
-            groups: the batch's; where it must be, that with the largest gap is sampled again.
-            fp32: whether weights and passes are in fp32 or wider.
+            model: Unwrapped model, which is as it was when it sampled; it is not changed.
+            batch: Groups that were sampled; where it must be, that with the largest gap is sampled
+                again.
+            logprobs: Log-probabilities of the pass that trains.
+            fp32: Whether weights and passes are in fp32 or wider.
 
         Raises:
             GuardError: if sampling and training disagree; in every process alike.
         """
         assert batch.sampled_logprobs is not None
         apart = (logprobs - batch.sampled_logprobs).abs() * batch.completion_mask
-        off, group = apart[batch.completion_mask], groups[int(apart.amax(dim=(1, 2)).argmax())]
+        off, group = apart[batch.completion_mask], int(apart.amax(dim=(1, 2)).argmax())
         mean = float(off.mean()) if off.numel() else 0.0
         worst = float(off.max()) if off.numel() else 0.0
         gap = Gap(self._largest(worst), mean, off.numel())
-        self._tally.extreme("sampled_gap/max", gap.largest, LARGEST)
-        self._tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
+        self._trainer.tally.extreme("sampled_gap/max", gap.largest, LARGEST)
+        self._trainer.tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
         if fp32:
-            self._check_in_fp32(model, batch, logprobs, group, gap)
+            self._check_in_fp32(model, batch, logprobs, batch.outputs[group], gap)
         else:
-            self._check_in_low_precision(model, group, gap)
-        self._check_record(batch, groups)
+            self._check_in_low_precision(model, batch.outputs[group], gap)
+        self._check_record(batch)
 
     def _check_in_fp32(
         self,
@@ -278,21 +219,14 @@ class RolloutGuard:
         gap: Gap,
     ) -> None:
         beyond = LARGEST_GAP < gap.largest <= COARSEST_GAP
-        if not beyond or self._args.device.type == "mps":  # which has no float64
+        if not beyond or self._trainer.args.device.type == "mps":  # which has no float64
             check_gap(gap)
             return
-        if self._skeleton is None:
-            check_gap(gap, self._allowed_gap(model, batch, logprobs))
+        if self._trainer.skeleton is None:
+            rounding = self._largest(self._rounding(model, batch, logprobs))
+            self._trainer.tally.extreme("sampled_gap/rounding", rounding, LARGEST)
+            check_gap(gap, min(max(LARGEST_GAP, ROUNDINGS * rounding), COARSEST_GAP))
         self._check_in_wider(model, group, torch.float64)
-
-    def _check_record(self, batch: GroupBatch, groups: Sequence[GroupOutput]) -> None:
-        fault: GuardError | None = None
-        try:
-            check_record(batch, groups)
-        except GuardError as error:
-            fault = error
-        if self._largest(float(fault is not None)):
-            raise fault or GuardError("The guard stopped another process; see what it says.")
 
     def _check_in_low_precision(self, model: nn.Module, group: GroupOutput, gap: Gap) -> None:
         """Exactly in the first rollout and then seldom; in between against the gap of the last one
@@ -300,7 +234,7 @@ class RolloutGuard:
         now = Gap(gap.largest, self._largest(gap.mean), gap.tokens)
         self._unchecked += 1
         clean = self._clean
-        due = clean is None or self._unchecked >= self._args.guard_every
+        due = clean is None or self._unchecked >= self._trainer.args.guard_every
         if clean is not None and clean.mean and not now.mean <= WRONG * clean.mean:
             check_gap(now, WRONG * clean.mean)
         if due or clean is None or is_suspicious(now, clean):
@@ -308,19 +242,27 @@ class RolloutGuard:
         if due:  # a gap that was suspicious is no measure for the next ones
             self._clean, self._unchecked = now, 0
 
-    def _allowed_gap(
+    def _check_record(self, batch: GroupBatch) -> None:
+        fault: GuardError | None = None
+        try:
+            check_record(batch)
+        except GuardError as error:
+            fault = error
+        if self._largest(float(fault is not None)):
+            raise fault or GuardError("The guard stopped another process; see what it says.")
+
+    @torch.no_grad()
+    def _rounding(
         self, model: nn.Module, batch: GroupBatch, logprobs: Float[Tensor, "P W T"]
     ) -> float:
-        own = measure_rounding(
-            model,
-            batch,
-            logprobs,
-            temperature=self._args.temperature,
-            forbidden=self._forbidden,
-        )
-        rounding = self._largest(own)
-        self._tally.extreme("sampled_gap/rounding", rounding, LARGEST)
-        return allowed_gap(rounding)
+        """How far the training pass in fp32 is from itself in float64 on the same tokens, at most.
+
+        A fault of masks, groups or weights is in both precisions alike, so it does not enter.
+        """
+        wide = copy.deepcopy(model).double()
+        exact = score(wide, batch, **self._sampling()).logprobs
+        off = (exact - logprobs.double()).abs()[batch.completion_mask]
+        return float(off.max()) if off.numel() else 0.0
 
     def _check_in_wider(self, model: nn.Module, group: GroupOutput, dtype: torch.dtype) -> None:
         """Of a sharded model the first process checks a whole copy, and all hear of it."""
@@ -328,25 +270,22 @@ class RolloutGuard:
         with without_autocast(model):
             copied = self._copy(model, dtype)
             if copied is not None:
-                found = sample_again(
-                    copied,
-                    self._sample_again,
-                    group,
-                    temperature=self._args.temperature,
-                    forbidden=self._forbidden,
-                    pad_token_id=self._pad_token_id,
-                )
+                engine, pad = self._trainer.new_engine(copied), self._trainer.pad_token_id
+                found = sample_again(engine, group, pad_token_id=pad, **self._sampling())
         check_gap(Gap(self._largest(found.largest), found.mean, found.tokens))
 
     def _copy(self, model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-        if self._skeleton is None:
+        skeleton, args = self._trainer.skeleton, self._trainer.args
+        if skeleton is None:
             return copy.deepcopy(model).to(dtype)
-        first, device = self._args.process_index == 0, self._args.device
-        return self._skeleton.filled(model, keep=first, device=device, dtype=dtype)
+        return skeleton.filled(model, keep=args.process_index == 0, device=args.device, dtype=dtype)
 
-    def _sample_again(self, model: nn.Module, prompt: list[int], params: Any) -> GroupOutput:
-        return self._new_engine(model).generate([prompt], params)[0]
+    def _sampling(self) -> dict[str, Any]:
+        return {
+            "temperature": self._trainer.args.temperature,
+            "forbidden": self._trainer.forbidden,
+        }
 
     def _largest(self, value: float) -> float:
         """Over all processes."""
-        return float(self._reduce(torch.tensor([value], dtype=torch.float64), "max"))
+        return float(self._trainer.reduce(torch.tensor([value], dtype=torch.float64), "max"))

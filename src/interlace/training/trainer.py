@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,19 +158,6 @@ class SamplingTrainer(ResumableTrainer):
 METRICS = "metrics.jsonl"
 
 
-@dataclass
-class Part:
-    """What goes through the model in one pass.
-
-    Attributes:
-        batch: whole groups of one width.
-        counts: False for one that is fed only because other processes feed one; it adds nothing.
-    """
-
-    batch: GroupBatch
-    counts: bool = True
-
-
 class GroupTrainer(SamplingTrainer):
     """Base of the trainers; see this module's head. Names and order of the arguments are TRL's.
 
@@ -270,15 +256,17 @@ class GroupTrainer(SamplingTrainer):
         """Optimizer steps in which everything there is to draw from is seen once."""
 
     @abstractmethod
-    def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
+    def parts_of(self, step: int) -> tuple[Sequence[GroupBatch], GroupBatch]:
         """This process's parts for an optimizer step, and a small one to feed if it has too few."""
 
     @abstractmethod
-    def weight_of(self, part: Part) -> float:
+    def weight_of(self, part: GroupBatch) -> float:
         """The part's share of the loss's denominator."""
 
     @abstractmethod
-    def loss_of(self, model: nn.Module, part: Part, denominator: float, first: bool) -> Tensor:
+    def loss_of(
+        self, model: nn.Module, part: GroupBatch, denominator: float, first: bool
+    ) -> Tensor:
         """The part's loss, divided by the whole batch's denominator."""
 
     # What Hugging Face's loop asks.

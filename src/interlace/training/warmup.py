@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from interlace.engine.engine import Engine
 from interlace.errors import ConfigError
 from interlace.tasks.base import Example, Verdict
 from interlace.training.arguments import WarmupConfig
-from interlace.training.batch import collate_ids
+from interlace.training.batch import GroupBatch, collate_ids
 from interlace.training.data import PROMPT, RowsTask, as_completion, columns_of, draw_indices
 from interlace.training.distributed import unwrapped
 from interlace.training.responses import Item, read_responses, sample_responses
 from interlace.training.rewarding import NamedReward, add_up, given_rewards
 from interlace.training.scoring import score
-from interlace.training.trainer import GroupTrainer, Part
+from interlace.training.trainer import GroupTrainer
 
 RESPONSES = "responses"
 
@@ -105,25 +106,26 @@ class WarmupTrainer(GroupTrainer):
         finally:
             model.to(home)
 
-    def parts_of(self, step: int) -> tuple[Sequence[Part], Part]:
+    def parts_of(self, step: int) -> tuple[Sequence[GroupBatch], GroupBatch]:
         args = self.args
         count = args.groups_per_step
         indices = draw_indices(int(args.seed), len(self._items), step * count, (step + 1) * count)
         chosen = [self._items[index] for index in indices]
         mine = sorted(chosen[args.process_index :: args.world_size], key=_size)
-        spare = self._part(sorted(chosen, key=_size)[:1])
-        spare.counts = False
+        spare = replace(self._part(sorted(chosen, key=_size)[:1]), counts=False)
         return [self._part(entries) for entries in self._micro_batches(mine)], spare
 
-    def weight_of(self, part: Part) -> float:
-        return float(part.batch.completion_mask.sum())
+    def weight_of(self, part: GroupBatch) -> float:
+        return float(part.completion_mask.sum())
 
-    def loss_of(self, model: nn.Module, part: Part, denominator: float, first: bool) -> Tensor:
+    def loss_of(
+        self, model: nn.Module, part: GroupBatch, denominator: float, first: bool
+    ) -> Tensor:
         # At temperature 1 and with nothing forbidden: the plain next-token loss.
-        logprobs = score(model, part.batch).logprobs
+        logprobs = score(model, part).logprobs
         tokens = self.weight_of(part) if part.counts else 0.0
         self.tally.total("tokens/train", tokens)
-        self.tally.total("groups", part.batch.count if part.counts else 0.0)
+        self.tally.total("groups", part.count if part.counts else 0.0)
         return -logprobs.sum() / denominator
 
     def _micro_batches(self, items: Sequence[Item]) -> list[list[Item]]:
@@ -138,13 +140,13 @@ class WarmupTrainer(GroupTrainer):
             found[-1].append(item)
         return found
 
-    def _part(self, items: Sequence[Item]) -> Part:
+    def _part(self, items: Sequence[Item]) -> GroupBatch:
         batch = collate_ids(
             [item.prompt for item in items],
             [item.completions for item in items],
             self.pad_token_id,
         )
-        return Part(batch.to(self.args.device))
+        return batch.to(self.args.device)
 
 
 def _right(rewards: Sequence[NamedReward], example: Example, text: str) -> Verdict:

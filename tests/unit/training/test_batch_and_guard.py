@@ -158,18 +158,15 @@ def test_in_low_precision_the_guard_samples_again_in_fp32(
     model = attach_random(build("llama", dtype=torch.bfloat16))
     group = rollout(model)[1]
 
-    def generate(wide: PreTrainedModel, prompt: list[int], params: SamplingParams) -> GroupOutput:
-        return Engine(wide).generate([prompt], params)[0]
-
     arguments: dict[str, Any] = {"temperature": 0.8, "forbidden": FORBIDDEN, "pad_token_id": 0}
-    wide = copy.deepcopy(model).float()
-    assert sample_again(wide, generate, group, **arguments).largest < 1e-5
+    engine = Engine(copy.deepcopy(model).float())
+    assert sample_again(engine, group, **arguments).largest < 1e-5
 
     monkeypatch.setattr(
         "interlace.training.guard.collate", lambda *a: finished_visible(collate(*a))
     )
     with pytest.raises(GuardError):
-        check_gap(sample_again(wide, generate, group, **arguments))
+        check_gap(sample_again(engine, group, **arguments))
 
 
 def test_completions_of_every_group_start_in_one_column() -> None:

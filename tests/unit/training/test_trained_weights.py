@@ -233,7 +233,7 @@ def test_the_reference_shares_what_does_not_train(train: str, tmp_path: Path) ->
     own = dict(model.named_parameters())
     for name, parameter in reference.named_parameters():
         assert (parameter is own[name]) == (train == "new" and name not in new), name
-    batch = trainer._mini_batches[0][0][0].batch
+    batch = trainer._mini_batches[0][0]
     with torch.no_grad(), attachment.disabled():
         base = score(model, batch).logprobs
     with torch.no_grad():

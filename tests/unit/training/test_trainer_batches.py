@@ -42,7 +42,7 @@ def test_I10_micro_batches_give_the_gradients_of_one_batch(loss: str, tmp_path: 
 
     def noting(step: int) -> Any:
         found = original(step)
-        fed.extend((part.batch.count * part.batch.width, part.batch.width) for part in found[0])
+        fed.extend((part.count * part.width, part.width) for part in found[0])
         return found
 
     parts.parts_of = noting  # type: ignore[method-assign]
