@@ -88,7 +88,10 @@ class ModelWithBlocks(Swapped, GroupedGeneration, WholeSaving):
                 "groups is an interlace.Groups, such as Groups(width=8); got "
                 f"{type(groups).__name__}."
             )
-        groups.check(*_call_shape(args, kwargs))
+        rows, positions = _call_shape(args, kwargs)
+        groups.check(rows, positions)
+        if self.interlace_attachment.config.reads != "position":
+            _check_reach(groups, positions, kwargs.get("past_key_values"))
         if self.interlace_attachment.handle.disabled:
             base: Any = super()
             return base.forward(*args, **kwargs)
@@ -299,6 +302,28 @@ def _call_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int
             "counted."
         )
     return tokens.shape[0], tokens.shape[1]
+
+
+def _check_reach(groups: Rows, positions: int, cache: Any) -> None:
+    """Refuse a pass with Hugging Face's cache in which rows would read what nobody has kept.
+
+    Raises:
+        GroupError: unless rows have no siblings, or no column belongs to a completion.
+    """
+    if not isinstance(groups, Groups) or groups.width == 1 or groups.continues:
+        return
+    start = groups.completion_start
+    if (
+        cache is None
+        or not cache.get_seq_length()
+        or (start is not None and positions <= min(start))
+    ):
+        return
+    raise GroupError(
+        "These blocks read what siblings wrote at earlier positions, which a pass with Hugging "
+        "Face's cache does not give them. Pass whole sequences with use_cache=False; "
+        "model.generate and Engine keep it."
+    )
 
 
 def _fed(

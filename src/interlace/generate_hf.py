@@ -14,25 +14,36 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from interlace.errors import GenerationError
-from interlace.rows import Groups
+from interlace.rows import Earlier, Groups, Reads, find_earlier
 
 # What each model sampled last, for as long as it lives: one byte a token.
 _LAST: WeakKeyDictionary[nn.Module, Groups] = WeakKeyDictionary()
 
 
 class GenerationRecord(StoppingCriteriaList):
-    """Stopping criteria that remember which rows they have stopped, and when."""
+    """Stopping criteria that remember which rows they have stopped, and when.
+
+    Attributes:
+        kept: Keys and values of the completions' positions so far, of each layer's block, where
+            blocks read earlier positions.
+    """
 
     def __init__(
-        self, criteria: StoppingCriteriaList, width: int, prompt: Int[Tensor, "R S"]
+        self,
+        criteria: StoppingCriteriaList,
+        width: int,
+        prompt: Int[Tensor, "R S"],
+        reads: Reads = "position",
     ) -> None:
         super().__init__(criteria)
         self.width = width
+        self.reads = reads
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.prompt_length = prompt.shape[1]
         self.alive = torch.ones_like(prompt, dtype=torch.bool)
         self.finished = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
@@ -50,16 +61,64 @@ class GenerationRecord(StoppingCriteriaList):
         if (
             self.alive.shape[1] == self.prompt_length
         ):  # a prefill, perhaps in chunks: every row is alive
-            return Groups(self.width)
+            nowhere = None if self.reads == "position" else self._starts(positions)
+            return Groups(self.width, None, nowhere)
         # A copy has the same strides at every step, so a compiled step is compiled once.
         alive = self.alive[:, -positions:].clone(memory_format=torch.contiguous_format)
-        return Groups(self.width, alive.unflatten(0, (-1, self.width)))
+        alive = alive.unflatten(0, (-1, self.width))
+        if self.reads == "position":
+            return Groups(self.width, alive)
+        if positions == self.alive.shape[1]:  # without a cache
+            return Groups(self.width, alive, self._starts(self.prompt_length))
+        return ContinuedGroups(self, alive)
 
     def whole(self) -> Groups:
         """The groups of one call that feeds all columns again."""
         alive = self.alive.unflatten(0, (-1, self.width))
-        start = torch.full((alive.shape[0],), self.prompt_length, device=alive.device)
-        return Groups(self.width, alive, start)
+        return Groups(self.width, alive, self._starts(self.prompt_length))
+
+    def _starts(self, column: int) -> Int[Tensor, " P"]:
+        return torch.full((len(self.alive) // self.width,), column, device=self.alive.device)
+
+
+class ContinuedGroups(Groups):
+    """The groups of a cached step: blocks that read earlier positions find them in the record.
+
+    Axes: L positions of the completions so far, G key-value heads, C head dim of a block.
+    """
+
+    continues = True
+
+    def __init__(self, record: GenerationRecord, alive: Bool[Tensor, "P W S"]) -> None:
+        super().__init__(record.width, alive)
+        self._record = record
+
+    def joined(
+        self,
+        place: int,
+        keys: Float[Tensor, "P W S G C"],
+        values: Float[Tensor, "P W S G C"],
+    ) -> tuple[Float[Tensor, "P W L G C"], Float[Tensor, "P W L G C"]]:
+        """Keys and values so far, those of this step included, which are kept from now on."""
+        record = self._record
+        length = record.alive.shape[1] - record.prompt_length - keys.shape[2]
+        if length:
+            before = (t[:, :, :length] for t in record.kept[place])
+            keys, values = (
+                torch.cat([old, new], dim=2)
+                for old, new in zip(before, (keys, values), strict=True)
+            )
+        record.kept[place] = keys, values
+        return keys, values
+
+    def _find_earlier(
+        self, reads: Reads, count: int, positions: int, device: torch.device
+    ) -> Earlier | None:
+        alive = self._record.alive[:, self._record.prompt_length :]
+        alive = alive.unflatten(0, (-1, self.width)).to(device)
+        return find_earlier(
+            reads, alive, torch.zeros(count, dtype=torch.long, device=device), positions
+        )
 
 
 def last_groups(model: nn.Module) -> Groups:
@@ -150,8 +209,12 @@ class GroupedGeneration:
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
+        attached: Any = self
         record = GenerationRecord(
-            stopping_criteria, generation_config.num_return_sequences or 1, input_ids
+            stopping_criteria,
+            generation_config.num_return_sequences or 1,
+            input_ids,
+            attached.interlace_attachment.config.reads,
         )
         base: Any = super()
         sampled = base._sample(

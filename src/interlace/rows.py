@@ -5,13 +5,16 @@ Axes: P groups, W width (rows of a group), R rows of a call, S positions of this
 One rule: a row sees, at each position, itself and the rows of its group that are alive there.
 `Groups` says it of a rectangle of P groups of W rows each (training, `generate`), group-major: row
 = p*W + w. `Owners` says it of any rows in any order (decode steps: only live rows are there).
+What a coupling with a longer reach reads beside that, `Groups.earlier` says.
 """
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -20,8 +23,34 @@ from torch import Tensor
 from interlace.errors import GroupError
 
 NOBODY = -1  # the owner of a slot without a row
+Reads = Literal["position", "finished", "history"]  # what a row reads of its siblings
 
 _RowsT = TypeVar("_RowsT", bound="Rows")
+
+
+class Kept(ABC):
+    """Keys and values that couplings keep of earlier steps, which whoever decodes owns.
+
+    Axes: R rows of the step, H query heads, G key-value heads, C head dim.
+    """
+
+    @abstractmethod
+    def read(
+        self,
+        place: int,
+        query: Float[Tensor, "R H C"],
+        key: Float[Tensor, "R G C"],
+        value: Float[Tensor, "R G C"],
+    ) -> tuple[Float[Tensor, "R H C"], Float[Tensor, "R H"]] | None:
+        """Keep the keys and values of this step, and attend to the earlier ones that each row
+        reads: the result with its log-sum-exp; None where no row reads any.
+
+        Args:
+            place: Layer that the coupling stands at.
+            query: Queries of this step, without positions.
+            key: Keys, likewise.
+            value: Values.
+        """
 
 
 class Rows:
@@ -36,6 +65,10 @@ class Rows:
     def __init__(self) -> None:
         # Layers note here that a pass came by, so that a skipped block is an error, never silence.
         self._reached: list[int] = []
+
+    def alone(self) -> bool | Bool[Tensor, " R"]:
+        """Which rows are groups of width 1: all, none, or those for which the tensor is True."""
+        raise NotImplementedError
 
     def check(self, rows: int, positions: int) -> int:
         """P, after checking that this object describes a call with `rows` rows of `positions`
@@ -84,6 +117,8 @@ class Groups(Rows):
     2
     """
 
+    continues = False  # where earlier calls ended, whose keys and values it has
+
     def __init__(
         self,
         width: int,
@@ -104,6 +139,7 @@ class Groups(Rows):
         self._alive = alive
         self._completion_start = completion_start
         self._seen_by: Bool[Tensor, "P S W W"] | None = None
+        self._earlier: dict[tuple[Reads, int], Earlier | None] = {}
 
     @property
     def width(self) -> int:
@@ -119,6 +155,10 @@ class Groups(Rows):
     def completion_start(self) -> Int[Tensor, " P"] | None:
         """The first column of this call that belongs to a completion; None means 0."""
         return self._completion_start
+
+    def alone(self) -> bool | Bool[Tensor, " R"]:
+        """Whether every row is a group of its own."""
+        return self.width == 1
 
     def __repr__(self) -> str:
         found = {"alive": self.alive, "completion_start": self.completion_start}
@@ -239,9 +279,9 @@ class Groups(Rows):
         )
         if alive is self.alive and starts is self.completion_start:
             return self
-        moved = Groups(self.width, alive, starts)
-        # Shared, not copied: the pass that is being watched is the same one.
-        moved._reached = self._reached
+        moved = copy.copy(self)  # the record of the pass that is being watched is the same one
+        moved._alive, moved._completion_start = alive, starts
+        moved._seen_by, moved._earlier = None, {}
         return moved
 
     def visible(self) -> Bool[Tensor, "P S W W"] | None:
@@ -259,6 +299,71 @@ class Groups(Rows):
             self._seen_by = _alive_or_self(self.alive)
         return self._seen_by
 
+    def earlier(
+        self, reads: Reads, count: int, positions: int, device: torch.device
+    ) -> Earlier | None:
+        """What the rows read of their siblings at earlier positions, beside `visible`; None when
+        nothing.
+
+        Args:
+            reads: What a row reads: "finished", all that siblings wrote that are finished, or
+                "history", all that siblings wrote. Either is of completions only, while alive.
+            count: P.
+            positions: Number of positions of this call.
+            device: Device of the masks.
+        """
+        if reads == "position" or self.width == 1 or (reads == "finished" and self.alive is None):
+            return None
+        if torch.compiler.is_compiling():
+            return self._find_earlier(reads, count, positions, device)
+        if (reads, count) not in self._earlier:
+            self._earlier[reads, count] = self._find_earlier(reads, count, positions, device)
+        return self._earlier[reads, count]
+
+    def joined(
+        self,
+        place: int,
+        keys: Float[Tensor, "P W S G C"],
+        values: Float[Tensor, "P W S G C"],
+    ) -> tuple[Float[Tensor, "P W L G C"], Float[Tensor, "P W L G C"]]:
+        """Keys and values of all positions that `earlier` speaks of, from those of this call.
+
+        Args:
+            place: Layer that the coupling stands at.
+            keys: Keys of this call's positions.
+            values: Values of this call's positions.
+        """
+        return keys, values
+
+    def _find_earlier(
+        self, reads: Reads, count: int, positions: int, device: torch.device
+    ) -> Earlier | None:
+        alive, start = self.alive, self.completion_start
+        if alive is None:
+            alive = torch.ones(count, self.width, positions, dtype=torch.bool, device=device)
+        if start is None:
+            start = torch.zeros(count, dtype=torch.long, device=device)
+        return find_earlier(reads, alive, start)
+
+
+class Prompts(Groups):
+    """One row for each prompt, which stands for all rows of its group: those hold the same, so
+    that each reads what a row of width 1 reads.
+
+    Args:
+        alone: For each row whether the group is of width 1.
+    """
+
+    def __init__(self, alone: Sequence[bool]) -> None:
+        super().__init__(1)
+        self._alone = list(alone)
+
+    def alone(self) -> bool | Bool[Tensor, " R"]:
+        """Which rows stand for groups of width 1."""
+        if all(self._alone) or not any(self._alone):
+            return self._alone[0]
+        return torch.tensor(self._alone)
+
 
 class Owners(Rows):
     """Rows of any groups in any order: each names its group, as its owner.
@@ -273,6 +378,8 @@ class Owners(Rows):
             while this object is in use. A tensor's values are not looked at, so that no device has
             to be waited for.
         device: Device of the masks; by default that of `owners`, the CPU for a sequence.
+        alone: For each row whether its group is of width 1; by default none is.
+        kept: Keys and values of earlier steps, for couplings that read them.
 
     Raises:
         GroupError: for no rows, or owners of another type or shape.
@@ -282,7 +389,12 @@ class Owners(Rows):
     """
 
     def __init__(
-        self, owners: Int[Tensor, " R"] | Sequence[int], device: torch.device | str | None = None
+        self,
+        owners: Int[Tensor, " R"] | Sequence[int],
+        device: torch.device | str | None = None,
+        *,
+        alone: Sequence[bool] = (),
+        kept: Kept | None = None,
     ) -> None:
         super().__init__()
         given = owners if isinstance(owners, Tensor) else torch.tensor(owners)
@@ -298,6 +410,14 @@ class Owners(Rows):
         self._owners = given if device is None else given.to(device)
         # Shared with the copies that passes watch: the rows are the same until a row ends.
         self._masks: dict[torch.dtype, Tensor] = {}
+        self._alone: bool | Tensor = len(alone) > 0 and all(alone)
+        if any(alone) and not all(alone):
+            self._alone = torch.tensor(list(alone), device=self._owners.device)
+        self.kept = kept
+
+    def alone(self) -> bool | Bool[Tensor, " R"]:
+        """Which rows are groups of width 1; not those whose siblings have all finished."""
+        return self._alone
 
     @property
     def owners(self) -> Int[Tensor, " R"]:
@@ -329,6 +449,8 @@ class Owners(Rows):
             return self
         moved = copy.copy(self)  # the record of the pass is the same one
         moved._owners, moved._masks = owners, {}
+        if isinstance(self._alone, Tensor):
+            moved._alone = self._alone.to(device, non_blocking=non_blocking)
         return moved
 
     def visible(self) -> Bool[Tensor, "1 1 R R"] | None:
@@ -353,6 +475,88 @@ class Owners(Rows):
         if dtype not in self._masks:
             self._masks[dtype] = make()
         return self._masks[dtype]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What the rows of a call read of their siblings at earlier positions.
+
+    Axes: N of a group's (position, row) pairs that any of its rows reads, positions first; with
+    gaps where another group has more. L positions, S of them of this call, the last ones.
+
+    Attributes:
+        first: First position of this call at which any row reads one.
+        pairs: `[P, N]`, position * W + row.
+        kept: `[P, N]`, False for gaps.
+        upto: For each position of this call, the number of pairs before it.
+        alive: `[P, W, L]`.
+        ended_only: Whether a row reads only siblings that are not alive at its position.
+        positions: `[P, L]`, counted from the first of the completion.
+    """
+
+    first: int
+    pairs: Int[Tensor, "P N"]
+    kept: Bool[Tensor, "P N"]
+    upto: list[int]
+    alive: Bool[Tensor, "P W L"]
+    ended_only: bool
+    positions: Int[Tensor, "P L"]
+
+    def seen(self, start: int, stop: int) -> Bool[Tensor, "P W B N"]:
+        """Which pairs each row reads at the positions `start:stop` of this call; of N, as many as
+        come before `stop`."""
+        width, length = self.alive.shape[1:]
+        pairs = self.pairs[:, : self.upto[stop - 1]]
+        row, column = pairs % width, pairs // width
+        offset = length - len(self.upto)
+        now = torch.arange(offset + start, offset + stop, device=pairs.device)
+        reader = torch.arange(width, device=pairs.device)
+        before = column[:, None, :] < now[:, None]  # P B N
+        before = before & self.kept[:, None, : pairs.shape[1]]
+        if self.ended_only:
+            alive = self.alive[:, :, offset + start : offset + stop].transpose(1, 2)  # P B W
+            before = before & ~alive.gather(2, row[:, None].expand(-1, len(now), -1))
+        return before[:, None] & (row[:, None, None] != reader[:, None, None])
+
+
+def find_earlier(
+    reads: Reads,
+    alive: Bool[Tensor, "P W L"],
+    start: Int[Tensor, " P"],
+    positions: int | None = None,
+) -> Earlier | None:
+    """What the rows at the last positions read of their siblings at earlier ones; None when
+    nothing. Equation (31).
+
+    Args:
+        reads: What a row reads: "finished" or "history".
+        alive: Mask of all positions so far.
+        start: First position of each group's completions.
+        positions: Number of positions of this call; by default all.
+    """
+    width, length = alive.shape[1:]
+    offset = 0 if positions is None else length - positions
+    column = torch.arange(length, device=alive.device)
+    wrote = alive & (column >= start[:, None, None])
+    relative = column - start[:, None]
+    if torch.compiler.is_compiling():  # where shapes must not depend on values: all pairs
+        pairs = torch.arange(width * length, device=alive.device).expand(len(start), -1)
+        upto = [width * s for s in range(offset, length)]
+        kept = wrote.transpose(1, 2).flatten(1)
+        return Earlier(0, pairs, kept, upto, alive, reads == "finished", relative)
+    ended = ~alive if reads == "finished" else torch.ones_like(alive)
+    read = (((wrote.cumsum(-1) - wrote.int()) > 0) & ended)[..., offset:]
+    if not bool(read.any()):
+        return None
+    used = (wrote & read.any(dim=-1, keepdim=True)).transpose(1, 2).flatten(1)  # P LW
+    pairs = used.int().argsort(dim=1, descending=True, stable=True)
+    until = used.unflatten(1, (length, width)).sum(-1).cumsum(-1).amax(0)
+    before = [0, *until.tolist()]
+    pairs = pairs[:, : before[-1]]
+    first = int(read.flatten(0, 1).any(0).int().argmax())
+    upto = before[offset:length]
+    kept = used.gather(1, pairs)
+    return Earlier(first, pairs, kept, upto, alive, reads == "finished", relative)
 
 
 def _check_mask(width: int, alive: Tensor) -> None:

@@ -8,16 +8,20 @@ Axes: P = 2 groups, W = 5 rows, R = 10 rows, S = 13 positions, V = 97.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from interlace import Groups
+from interlace.coupling.bridge import BridgeBlock
 from invariants.subject import (
     COUNT,
     POSITIONS,
     PROMPTS,
     ROWS,
+    START,
     WIDTH,
     Subject,
     assert_close,
@@ -26,8 +30,10 @@ from invariants.subject import (
 from support.architectures import (
     VOCAB,
     attach_fresh,
+    bridge_config,
     random_alive,
     random_ids,
+    randomise,
 )
 from support.lockstep import (
     chosen_logprobs,
@@ -35,6 +41,7 @@ from support.lockstep import (
     left_pad,
     positions_of,
     sample_lockstep,
+    starts,
     teacher_force,
 )
 
@@ -44,13 +51,14 @@ def check_i1(subject: Subject) -> None:
     """Freshly attached = base model, bit for bit, at every width."""
     model, ids = subject.base(), random_ids(ROWS, POSITIONS)
     expected = model(ids).logits
-    attach_fresh(model)
+    attach_fresh(model, reads=subject.reads)
     assert torch.equal(model(ids).logits, expected), "I1: without groups"
     for width in (w for w in range(1, ROWS + 1) if ROWS % w == 0):
         for alive in (None, random_alive(ROWS // width, width, POSITIONS)):
+            groups = Groups(width, alive, 3 + torch.arange(ROWS // width))
             with torch.enable_grad():
-                trained = model(ids, groups=Groups(width, alive)).logits.detach()
-            assert torch.equal(model(ids, groups=Groups(width, alive)).logits, expected), (
+                trained = model(ids, groups=groups).logits.detach()
+            assert torch.equal(model(ids, groups=groups).logits, expected), (
                 f"I1: width {width}, alive {alive is not None}"
             )
             assert torch.equal(trained, expected), f"I1: width {width}, with gradients"
@@ -63,9 +71,10 @@ def check_i2(subject: Subject) -> None:
     alive = random_alive(COUNT, WIDTH, POSITIONS)
     order = torch.tensor([3, 0, 4, 1, 2])
     rows = torch.cat([order, WIDTH + order.flip(0)])
-    out = model(ids, groups=Groups(WIDTH, alive)).logits
+    out = model(ids, groups=Groups(WIDTH, alive, START)).logits
     moved_alive = alive.flatten(0, 1)[rows].unflatten(0, (COUNT, WIDTH))
-    moved = model(ids[rows], groups=Groups(WIDTH, moved_alive)).logits
+    # Each group keeps its start: rows move within their groups only.
+    moved = model(ids[rows], groups=Groups(WIDTH, moved_alive, START)).logits
     assert_far(out, model(ids).logits, "I2: siblings against none")
     assert_close(moved, out[rows], subject.close, "I2")
 
@@ -77,7 +86,7 @@ def check_i3(subject: Subject) -> None:
     alive = torch.ones(COUNT, WIDTH, POSITIONS, dtype=torch.bool)
     ended, end = 1, 6  # row 1 of group 0; the token fed at 6 is the one that finished it
     alive[0, ended, end:] = False
-    groups = Groups(WIDTH, alive)
+    groups = Groups(WIDTH, alive, START)
     out = model(ids, groups=groups).logits
 
     other = ids.clone()
@@ -95,10 +104,29 @@ def check_i3(subject: Subject) -> None:
 
 
 @torch.no_grad()
+def check_i3_reach(subject: Subject) -> None:
+    """A block reads what its reach says and nothing else, at the right distances: against the plain
+    loops, on every way that it can go."""
+    config = bridge_config(num_heads=2, num_kv_heads=1, head_dim=4, reads=subject.reads)
+    block = BridgeBlock(config, 5, dtype=torch.float64)
+    randomise(block.named_parameters(), seed=13)
+    generator = torch.Generator().manual_seed(14)
+    x = torch.randn(COUNT * 3, 8, 5, generator=generator, dtype=torch.float64)
+    # Row 2 of group 0 ends within its prompt, row 1 within its completion; two rows never end.
+    alive = torch.arange(8) < torch.tensor([[8, 6, 3], [5, 8, 7]])[..., None]
+    for groups in (Groups(3, alive, START), Groups(3, alive), Groups(3, None, START)):
+        expected = block.reference(x, groups)
+        assert_close(block(x, groups), expected, 1e-11, "I3: what is read")
+        with torch.enable_grad():
+            trained = block(x, groups).detach()
+        assert_close(trained, expected, 1e-11, "I3: what is read, with gradients")
+
+
+@torch.no_grad()
 def check_i4(subject: Subject) -> None:
     """Row b's token at s reaches row b' only at positions >= s, and there it does."""
     model, ids = subject.attached(), random_ids(ROWS, POSITIONS)
-    groups = Groups(WIDTH)
+    groups = Groups(WIDTH, None, START)
     out = model(ids, groups=groups).logits
     row, at = 2, 6
     changed_ids = ids.clone()
@@ -121,7 +149,8 @@ def check_i5(subject: Subject) -> None:
     assert_close(trained, alone, subject.close, "I5: width 1 with gradients")
     repeated = ids.repeat_interleave(WIDTH, 0)
     same = model(repeated, groups=Groups(WIDTH)).logits
-    assert_close(same[::WIDTH], alone, subject.close, "I5: identical rows")
+    if subject.reads != "history":  # then a row reads siblings where it does not read itself
+        assert_close(same[::WIDTH], alone, subject.close, "I5: identical rows")
     assert_close(same, same[::WIDTH].repeat_interleave(WIDTH, 0), subject.close, "I5: each row")
     different = random_ids(ROWS, POSITIONS)
     nobody = torch.zeros(COUNT, WIDTH, POSITIONS, dtype=torch.bool)
@@ -137,6 +166,9 @@ def check_i5(subject: Subject) -> None:
 def check_i6(subject: Subject) -> None:
     """Prefill once at width 1, expand the cache to W rows and go on = prefill W times."""
     model = subject.attached()
+    if subject.reads != "position":
+        _check_i6_whole(model, subject)
+        return
     ids, mask = left_pad(PROMPTS, WIDTH)
     tokens = random_ids(ROWS, 9, seed=9)
     alive = random_alive(COUNT, WIDTH, 9, seed=10)
@@ -167,6 +199,27 @@ def check_i6(subject: Subject) -> None:
         )
     expand(once, WIDTH)
     assert_close(go_on(once), go_on(many), subject.close, "I6")
+
+
+def _check_i6_whole(model: PreTrainedModel, subject: Subject) -> None:
+    """Blocks that read earlier positions: what a prompt's columns are does not depend on the width,
+    nor on what comes after them."""
+    ids, mask = left_pad(PROMPTS, WIDTH)
+    length = ids.shape[1]
+    positions = positions_of(mask, length)
+    alone = model(ids, attention_mask=mask, position_ids=positions).logits
+    tokens = random_ids(ROWS, 6, seed=9)
+    ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
+    alive = random_alive(COUNT, WIDTH, length + 6, seed=10)
+    alive[..., :length] = True
+    wide = model(
+        ids,
+        attention_mask=mask,
+        position_ids=positions_of(mask, length + 6),
+        groups=Groups(WIDTH, alive, starts(COUNT, length)),
+    ).logits
+    shown = mask[:, :length].bool()
+    assert_close(wide[:, :length][shown], alone[shown], subject.close, "I6")
 
 
 @torch.no_grad()
@@ -211,7 +264,7 @@ def check_i7_generate(subject: Subject) -> None:
         generated.sequences,
         attention_mask=mask,
         position_ids=positions_of(mask, mask.shape[1]),
-        groups=Groups(WIDTH, alive.unflatten(0, (COUNT, WIDTH))),
+        groups=Groups(WIDTH, alive.unflatten(0, (COUNT, WIDTH)), starts(COUNT, prompt)),
     ).logits[:, prompt - 1 : -1]
     seen = torch.stack(generated.logits, 1)
     assert_close(
@@ -230,7 +283,7 @@ def check_i8(subject: Subject) -> None:
     alive = torch.ones(COUNT, WIDTH, POSITIONS, dtype=torch.bool)
     alive[0, ended, end:] = False
     embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
-    logits = model(inputs_embeds=embeddings, groups=Groups(WIDTH, alive)).logits
+    logits = model(inputs_embeds=embeddings, groups=Groups(WIDTH, alive, START)).logits
     logprob = logits[row, at].float().log_softmax(-1)[ids[row, at + 1]]
     (gradient,) = torch.autograd.grad(logprob, embeddings)
     size = gradient.float().norm(dim=-1)
@@ -253,13 +306,13 @@ def check_i8(subject: Subject) -> None:
 def check_i8_differences(subject: Subject) -> None:
     """Those gradients are the slopes of the log-probability, by central differences in float64:
     for architectures without norms that compute in float32 whatever they are given."""
-    model = Subject(subject.name, subject.attn, torch.float64).attached()
+    model = replace(subject, dtype=torch.float64).attached()
     ids, alive = random_ids(ROWS, POSITIONS), random_alive(COUNT, WIDTH, POSITIONS)
     row, at, step = 2, 9, 1e-5
     embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
 
     def logprob(inputs: Tensor) -> Tensor:
-        logits = model(inputs_embeds=inputs, groups=Groups(WIDTH, alive)).logits
+        logits = model(inputs_embeds=inputs, groups=Groups(WIDTH, alive, START)).logits
         return logits[row, at].log_softmax(-1)[ids[row, at + 1]]
 
     (gradient,) = torch.autograd.grad(logprob(embeddings), embeddings)
@@ -280,6 +333,7 @@ CHECKS = {
     "I1": check_i1,
     "I2": check_i2,
     "I3": check_i3,
+    "I3-reach": check_i3_reach,
     "I4": check_i4,
     "I5": check_i5,
     "I6": check_i6,

@@ -30,10 +30,25 @@ the named checks fail.
 | generate_alive_late | ... with the token that finished them | I7-generate |
 | generate_scans_prompt | EOS inside a prompt finishes nothing | I7-generate |
 | siblings_detached | gradients flow into siblings | I8, I8-differences |
+| start_forgotten | earlier positions are those of completions | I3-reach, I7-generate |
+| start_late | ... from the first one on | I3-reach, I7-generate |
+| ended_late | a sibling is finished where it is not alive, not one position later | I3-reach |
+| feed_position_read | the position that feeds the finishing token is not alive | I3, I3-reach |
+| ended_read_early | a finished sibling is read after it has ended, not before | I3-reach |
+| future_read | only earlier positions are read | I4, I3-reach |
+| itself_read | of siblings, not of itself | I3-reach |
+| other_group_read | ... of the own group | I3, I3-reach |
+| turned_backwards | a score depends on the distance back, not ahead | I3-reach |
+| keys_not_turned | ... and not on the position | I3-reach |
+| parts_apart | own and earlier positions share one softmax | I3-reach |
+| earlier_detached | gradients flow into earlier positions, too | I8-differences |
+| kept_late | generate keeps what a row wrote, each position in its place | I7-generate |
+| kept_freed_early | ... as long as its group lives | I7-generate |
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,13 +60,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+import interlace.rows as rows_module
 from interlace.coupling import bridge as block_module
+from interlace.coupling import reach as reach_module
 from interlace.coupling.bridge import BridgeBlock
-from interlace.generate_hf import GenerationRecord
-from interlace.rows import Groups
+from interlace.generate_hf import ContinuedGroups, GenerationRecord
+from interlace.rows import Earlier, Groups
 from invariants import checks
+from invariants.subject import REACHES
 
 _forward = BridgeBlock.forward
+_seen, _joined = Earlier.seen, ContinuedGroups.joined
+_find_earlier, _attend_with_earlier = rows_module.find_earlier, block_module.attend_with_earlier
+_turned, _gathered = reach_module.turned, reach_module._gathered
 _attend = block_module._attend
 _reset = BridgeBlock.reset_parameters
 _visible = Groups.visible
@@ -68,6 +89,7 @@ class Mutation:
     attribute: str
     fault: Callable[..., Any]
     caught_by: tuple[str, ...]
+    reads: tuple[str, ...] = ("position",)
 
     def __call__(self) -> AbstractContextManager[Any]:
         return patch.object(self.owner, self.attribute, self.fault)
@@ -190,14 +212,86 @@ def generate_alive_late(self: GenerationRecord, ids: Any, scores: Any, **kwargs:
     return stopped
 
 
-def generate_scans_prompt(self: GenerationRecord, criteria: Any, width: int, prompt: Any) -> None:
-    _record_init(self, criteria, width, prompt)
+def generate_scans_prompt(
+    self: GenerationRecord, criteria: Any, width: int, prompt: Any, reads: Any
+) -> None:
+    _record_init(self, criteria, width, prompt, reads)
     for length in range(1, prompt.shape[1] + 1):
         self.finished = self.finished | criteria(prompt[:, :length], None)
 
 
 def siblings_detached(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     return _attend(q, k.detach(), v.detach(), visible)
+
+
+# Blocks with another reach than the paper's ------------------------------------------------------
+
+
+def start_forgotten(reads: Any, alive: Tensor, start: Tensor, *rest: Any) -> Earlier | None:
+    return _find_earlier(reads, alive, torch.zeros_like(start), *rest)
+
+
+def start_late(reads: Any, alive: Tensor, start: Tensor, *rest: Any) -> Earlier | None:
+    return _find_earlier(reads, alive, start + 1, *rest)
+
+
+def ended_late(self: Earlier, start: int, stop: int) -> Tensor:
+    before = torch.cat([torch.ones_like(self.alive[..., :1]), self.alive[..., :-1]], -1)
+    return _seen(dataclasses.replace(self, alive=before), start, stop)
+
+
+def feed_position_read(reads: Any, alive: Tensor, *rest: Any) -> Earlier | None:
+    longer = torch.cat([alive[..., :1], alive[..., :-1] | alive[..., 1:]], -1)
+    found = _find_earlier(reads, longer, *rest)
+    return None if found is None else dataclasses.replace(found, alive=alive)
+
+
+def ended_read_early(self: Earlier, start: int, stop: int) -> Tensor:
+    return _seen(dataclasses.replace(self, ended_only=False), start, stop)
+
+
+def future_read(self: Earlier, start: int, stop: int) -> Tensor:
+    seen = _seen(self, start, stop)
+    return seen[:, :, -1:].expand_as(seen)
+
+
+def itself_read(self: Earlier, start: int, stop: int) -> Tensor:
+    return _seen(self, start, stop).any(1, keepdim=True).expand(-1, self.alive.shape[1], -1, -1)
+
+
+def other_group_read(x: Tensor, pairs: Tensor) -> Tensor:
+    return _gathered(x.roll(1, 0), pairs)
+
+
+def turned_backwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _turned(x, cos, -sin)
+
+
+def keys_not_turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return x if x.shape[3] == 1 else _turned(x, cos, sin)
+
+
+def parts_apart(q: Tensor, keys: Tensor, values: Tensor, visible: Any, earlier: Earlier) -> Tensor:
+    both = _attend_with_earlier(q, keys, values, visible, earlier)
+    own = slice(earlier.first, None)
+    k, v = (t[:, :, -q.shape[2] :][:, :, own] for t in (keys, values))
+    same = _attend(q[:, :, own], k, v, None if visible is None else visible[:, own])
+    return (both + same) / 2
+
+
+def earlier_detached(x: Tensor, pairs: Tensor) -> Tensor:
+    return _gathered(x, pairs).detach()
+
+
+def kept_late(self: ContinuedGroups, place: int, keys: Tensor, values: Tensor) -> Any:
+    keys, values = _joined(self, place, keys, values)
+    return keys.roll(1, 2), values.roll(1, 2)
+
+
+def kept_freed_early(self: ContinuedGroups, place: int, keys: Tensor, values: Tensor) -> Any:
+    keys, values = _joined(self, place, keys, values)
+    lives = self.alive[:, :, -1, None, None, None]
+    return keys * lives, values * lives
 
 
 def _on_block(fault: Callable[..., Any], *caught_by: str) -> Mutation:
@@ -214,6 +308,12 @@ def _on_mask(fault: Callable[..., Any], *caught_by: str) -> Mutation:
 
 def _on_record(attribute: str, fault: Callable[..., Any]) -> Mutation:
     return Mutation(GenerationRecord, attribute, fault, ("I7-generate",))
+
+
+def _on_reach(
+    owner: Any, attribute: str, fault: Any, *caught_by: str, reads: Any = tuple(REACHES)
+) -> Mutation:
+    return Mutation(owner, attribute, fault, caught_by, reads)
 
 
 _ALL = [
@@ -242,5 +342,19 @@ _ALL = [
     _on_record("__call__", generate_alive_late),
     _on_record("__init__", generate_scans_prompt),
     _on_attention(siblings_detached, "I8", "I8-differences"),
+    _on_reach(rows_module, "find_earlier", start_forgotten, "I3-reach", "I7-generate"),
+    _on_reach(rows_module, "find_earlier", start_late, "I3-reach", "I7-generate"),
+    _on_reach(Earlier, "seen", ended_late, "I3-reach", reads=("finished",)),
+    _on_reach(rows_module, "find_earlier", feed_position_read, "I3", "I3-reach"),
+    _on_reach(Earlier, "seen", ended_read_early, "I3-reach", reads=("finished",)),
+    _on_reach(Earlier, "seen", future_read, "I4", "I3-reach", reads=("history",)),
+    _on_reach(Earlier, "seen", itself_read, "I3-reach"),
+    _on_reach(reach_module, "_gathered", other_group_read, "I3", "I3-reach"),
+    _on_reach(reach_module, "turned", turned_backwards, "I3-reach"),
+    _on_reach(reach_module, "turned", keys_not_turned, "I3-reach"),
+    _on_reach(block_module, "attend_with_earlier", parts_apart, "I3-reach"),
+    _on_reach(reach_module, "_gathered", earlier_detached, "I8-differences"),
+    _on_reach(ContinuedGroups, "joined", kept_late, "I7-generate"),
+    _on_reach(ContinuedGroups, "joined", kept_freed_early, "I7-generate"),
 ]
 MUTATIONS = {mutation.fault.__name__: mutation for mutation in _ALL}

@@ -15,6 +15,8 @@ from support.architectures import ARCHITECTURES, attach_random, build
 
 COUNT, WIDTH, POSITIONS = 2, 5, 13
 ROWS = COUNT * WIDTH
+START = torch.tensor([4, 2])  # the first columns of the groups' completions
+REACHES = ["finished", "history"]  # beside the paper's
 PROMPTS = [[11, 12, 13, 14, 15, 16, 17], [21, 22, 23]]
 
 
@@ -25,12 +27,13 @@ class Subject:
     name: str
     attn: str = "sdpa"
     dtype: torch.dtype = torch.float32
+    reads: str = "position"
 
     def base(self) -> PreTrainedModel:
         return build(self.name, self.attn, self.dtype)
 
     def attached(self) -> PreTrainedModel:
-        return attach_random(self.base())
+        return attach_random(self.base(), reads=self.reads)
 
     @property
     def moe(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from invariants.checks import CHECKS, Subject
+from invariants.subject import REACHES
 from support.architectures import NAMES, every_architecture
 
 
@@ -59,6 +60,17 @@ def test_I8_gradients_reach_siblings(name: str) -> None:
 
 def test_I8_gradients_are_slopes() -> None:
     CHECKS["I8-differences"](Subject("starcoder2"))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("reads", REACHES)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3_moe"])
+def test_invariant_with_another_reach(name: str, reads: str, check: str) -> None:
+    CHECKS[check](Subject("starcoder2" if check == "I8-differences" else name, reads=reads))
+
+
+def test_I3_what_is_read_is_what_the_plain_loops_read() -> None:
+    CHECKS["I3-reach"](Subject("llama"))
 
 
 @pytest.mark.slow

@@ -9,27 +9,36 @@ import pytest
 from invariants import mutations
 from invariants.checks import CHECKS, Subject
 from invariants.mutations import MUTATIONS
+from invariants.subject import REACHES
 
-PAIRS = [(name, check) for name, m in MUTATIONS.items() for check in m.caught_by]
-# Wide heads, sliding windows and an untied head; layer norms that compute in float64.
-SUBJECT, PRECISE = Subject("qwen3"), Subject("starcoder2")
-SUBJECTS = {check: PRECISE if check == "I8-differences" else SUBJECT for check in CHECKS}
+TRIPLES = [
+    (name, check, reads)
+    for name, m in MUTATIONS.items()
+    for check in m.caught_by
+    for reads in m.reads
+]
 
 
-@pytest.mark.parametrize(("mutation", "check"), PAIRS)
-def test_mutation_is_caught(mutation: str, check: str) -> None:
+def subject(check: str, reads: str) -> Subject:
+    """Wide heads, sliding windows and an untied head; layer norms that compute in float64."""
+    return Subject("starcoder2" if check == "I8-differences" else "qwen3", reads=reads)
+
+
+@pytest.mark.parametrize(("mutation", "check", "reads"), TRIPLES)
+def test_mutation_is_caught(mutation: str, check: str, reads: str) -> None:
     invariant = check.split("-")[0]
     with MUTATIONS[mutation](), pytest.raises(AssertionError, match=f"^{invariant}"):
-        CHECKS[check](SUBJECTS[check])
+        CHECKS[check](subject(check, reads))
 
 
+@pytest.mark.parametrize("reads", ["position", *REACHES])
 @pytest.mark.parametrize("check", CHECKS)
-def test_check_passes_without_mutation(check: str) -> None:
-    CHECKS[check](SUBJECTS[check])
+def test_check_passes_without_mutation(check: str, reads: str) -> None:
+    CHECKS[check](subject(check, reads))
 
 
 def test_every_invariant_has_a_mutation() -> None:
-    assert {check for _, check in PAIRS} == set(CHECKS)
+    assert {check for _, check, _ in TRIPLES} == set(CHECKS)
 
 
 def test_docs_list_every_mutation_with_its_invariants() -> None:

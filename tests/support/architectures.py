@@ -9,6 +9,7 @@ embeddings are tied wherever they can be.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -167,17 +168,27 @@ def build(
     return model.eval()
 
 
-def attach_fresh(model: PreTrainedModel, kind: str = "bridge", seed: int = 2) -> PreTrainedModel:
+def bridge_config(**options: Any) -> BridgeConfig:
+    """The tests' Bridge with other options; an even head dim where blocks turn their features."""
+    even = {} if options.get("reads", "position") == "position" else {"head_dim": 6}
+    return dataclasses.replace(BRIDGE, **(even | options))
+
+
+def attach_fresh(
+    model: PreTrainedModel, kind: str = "bridge", seed: int = 2, **options: Any
+) -> PreTrainedModel:
     """Attach fresh blocks without the warning that they are many for so small a model."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The blocks add")
-        attach(model, BRIDGE if kind == "bridge" else PMATCH, seed=seed)
+        attach(model, bridge_config(**options) if kind == "bridge" else PMATCH, seed=seed)
     return model
 
 
-def attach_random(model: PreTrainedModel, kind: str = "bridge", seed: int = 2) -> PreTrainedModel:
+def attach_random(
+    model: PreTrainedModel, kind: str = "bridge", seed: int = 2, **options: Any
+) -> PreTrainedModel:
     """Attach blocks whose every weight is random, W_O above all."""
-    attach_fresh(model, kind, seed)
+    attach_fresh(model, kind, seed, **options)
     randomise(new_parameters(model), seed)
     return model
 

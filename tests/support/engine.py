@@ -42,7 +42,8 @@ def teacher_forced(model: nn.Module, groups: Sequence[GroupOutput]) -> list[list
     """The log-probability of every sampled token, per group and row, from one training pass."""
     ids, attention, alive = fed_again(groups)
     positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-    extra = {"groups": Groups(alive.shape[1], alive)} if is_attached(model) else {}
+    start = torch.full((len(groups),), max(len(g.prompt_token_ids) for g in groups))
+    extra = {"groups": Groups(alive.shape[1], alive, start)} if is_attached(model) else {}
     out = model(input_ids=ids, attention_mask=attention, position_ids=positions, **extra)
     logprobs = out.logits.float().log_softmax(dim=-1)
     longest_prompt = max(len(g.prompt_token_ids) for g in groups)

@@ -82,7 +82,11 @@ def sample_lockstep(
     ids, mask = left_pad(prompts, width)
     alive = torch.ones_like(ids, dtype=torch.bool)
     cache = DynamicCache(config=model.config)
-    if share_prefill:
+    attachment = getattr(model, "interlace_attachment", None)
+    reads = "position" if attachment is None else attachment.config.reads
+    if reads != "position":
+        logits = _feed_again(model, ids, mask, alive, ids.shape[1], width)
+    elif share_prefill:
         out = _feed(model, ids[::width], mask[::width], cache, Groups(1))
         expand(cache, width)
         logits = out[:, -1].repeat_interleave(width, 0)
@@ -99,7 +103,9 @@ def sample_lockstep(
         ids = torch.cat([ids, token[:, None]], 1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         alive = torch.cat([alive, ~finished[:, None]], 1)
-        if step + 1 < steps:
+        if step + 1 < steps and reads != "position":
+            logits = _feed_again(model, ids, mask, alive, ids.shape[1] - step - 1, width)
+        elif step + 1 < steps:
             groups = Groups(width, alive[:, -1:].unflatten(0, (-1, width)))
             logits = _feed(model, ids[:, -1:], mask, cache, groups)[:, -1]
     return Sampled(
@@ -125,6 +131,25 @@ def _feed(
     ).logits
 
 
+def _feed_again(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, alive: Tensor, prompt: int, width: int
+) -> Tensor:
+    """The last logits of a pass over all that there is, for blocks that read earlier positions."""
+    groups = Groups(width, alive.unflatten(0, (-1, width)), starts(len(ids) // width, prompt))
+    return model(
+        ids,
+        attention_mask=mask,
+        position_ids=positions_of(mask, ids.shape[1]),
+        use_cache=False,
+        groups=groups,
+    ).logits[:, -1]
+
+
+def starts(count: int, column: int) -> Tensor:
+    """`completion_start` of groups whose completions all begin in one column."""
+    return torch.full((count,), column)
+
+
 def teacher_force(
     model: PreTrainedModel, sampled: Sampled, alive: Tensor | None = None, seed: int = 6
 ) -> Tensor:
@@ -140,7 +165,8 @@ def teacher_force(
     noise = torch.randint(1, model.config.vocab_size, ids.shape, generator=generator)
     ids = ids.where(~after, noise)
     mask = mask * (~after | (noise % 2 == 0))
-    groups = Groups(sampled.width, sampled.alive if alive is None else alive)
+    alive = sampled.alive if alive is None else alive
+    groups = Groups(sampled.width, alive, starts(len(alive), sampled.prompt_length))
     parts = []
     for rows, part in groups.micro_batches(ids.shape[0], size=sampled.width):
         logits = model(

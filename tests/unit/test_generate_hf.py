@@ -107,6 +107,24 @@ def test_rows_are_interdependent_and_finished_ones_masked(
     assert gap(model, generated, finished, width=2) > 0.05
 
 
+@pytest.mark.parametrize("reads", ["finished", "history"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"cache_implementation": "static"}, {"use_cache": False}, {"prefill_chunk_size": 3}],
+    ids=lambda kwargs: "-".join(map(str, kwargs.values())) or "dynamic",
+)
+def test_what_siblings_wrote_is_kept_whatever_the_cache(reads: str, kwargs: dict[str, Any]) -> None:
+    model = attach_random(build("qwen3"), reads=reads)
+    generated = sample(model, eos_token_id=STOPS, output_scores=True, **kwargs)
+    finished = finished_by(generated.sequences[:, IDS.shape[1] :], STOPS)
+    assert 0 < finished[:, 3].sum() < len(finished), "some rows finish early"
+    groups = interlace.last_groups(model)
+    assert sampled_gap(model, generated, groups) < 1e-4
+    assert sampled_gap(model, generated, Groups(WIDTH, groups.alive)) > (
+        0.05 if reads == "history" else -1
+    ), "prompts are not read"
+
+
 def test_same_tokens_as_a_plain_lockstep_loop(model: PreTrainedModel) -> None:
     generated = sample(model, eos_token_id=STOPS).sequences
     torch.manual_seed(11)

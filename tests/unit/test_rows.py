@@ -6,6 +6,7 @@ Axes: P groups, W width, S positions, R rows.
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from interlace import Groups
 from interlace.coupling.bridge import BridgeBlock
 from interlace.errors import GroupError, InterlaceError
-from interlace.rows import Owners
+from interlace.rows import Owners, Prompts, Reads
 from support.architectures import BRIDGE, HIDDEN, randomise
 from support.unchecked import unchecked
 
@@ -224,6 +225,69 @@ def test_completion_start_of_another_number_of_groups_is_refused() -> None:
         Groups(W, None, START).count(20)
     with pytest.raises(GroupError, match=r"got start=-1 without one\. Count from the first"):
         Groups(W, None, START).columns(-1, None)
+
+
+def pairs_read(groups: Groups, reads: Reads, count: int, positions: int) -> set[tuple[int, ...]]:
+    """(group, reader, position, sibling, earlier position) of all that is read."""
+    earlier = groups.earlier(reads, count, positions, torch.device("cpu"))
+    if earlier is None:
+        return set()
+    found = set()
+    for start in range(earlier.first, positions):
+        seen = earlier.seen(start, start + 1)
+        for p, reader, _, n in seen.nonzero().tolist():
+            column, row = divmod(int(earlier.pairs[p, n]), groups.width)
+            found.add((p, reader, start, row, column))
+    return found
+
+
+@pytest.mark.parametrize("reads", ["finished", "history"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_earlier_positions_are_those_of_the_rule(reads: Reads, masked: bool) -> None:
+    """Word for word from the definition, with rows that end, gaps and starts of their own."""
+    alive = ALIVE if masked else torch.ones_like(ALIVE)
+    groups = Groups(W, alive if masked else None, START)
+    expected = {
+        (p, me, s, w, at)
+        for p, me, s, w, at in itertools.product(range(P), range(W), range(S), range(W), range(S))
+        if w != me and int(START[p]) <= at < s and alive[p, w, at]
+        if reads == "history" or not alive[p, w, s]
+    }
+    assert pairs_read(groups, reads, P, S) == expected
+    assert bool(expected) == (masked or reads == "history")
+    earlier = groups.earlier(reads, P, S, torch.device("cpu"))
+    if earlier is not None:
+        whole = earlier.seen(earlier.first, S)
+        for s in range(earlier.first, S):  # blocks of queries of any size say the same
+            one = earlier.seen(s, s + 1)
+            assert torch.equal(whole[:, :, s - earlier.first, : one.shape[-1]], one[:, :, 0])
+            assert not whole[:, :, s - earlier.first, one.shape[-1] :].any()
+        assert earlier.first == min(s for _, _, s, _, _ in expected)
+        assert groups.earlier(reads, P, S, torch.device("cpu")) is earlier  # found once a pass
+        assert groups.to("meta")._earlier == {}
+
+
+def test_nobody_reads_earlier_positions_of_no_siblings() -> None:
+    device = torch.device("cpu")
+    assert Groups(W, ALIVE).earlier("position", P, S, device) is None
+    assert Groups(1).earlier("history", P, S, device) is None
+    assert Groups(W).earlier("finished", P, S, device) is None  # all live
+    beyond = torch.full((P,), S)
+    assert Groups(W, ALIVE, beyond).earlier("history", P, S, device) is None  # all prompt
+
+
+def test_which_rows_are_alone() -> None:
+    assert Groups(1).alone() is True
+    assert Groups(2).alone() is False
+    assert Prompts([True, True]).alone() is True
+    assert Prompts([False]).alone() is False
+    assert Prompts([True, False]).alone().tolist() == [True, False]
+    assert Owners([3, 4]).alone() is False
+    assert Owners([3, 4], alone=[True, True]).alone() is True
+    mixed = Owners([3, 4, 4], alone=[True, False, False])
+    assert mixed.alone().tolist() == [True, False, False]
+    assert mixed.to("meta").alone().device.type == "meta"
+    assert mixed.watched().alone() is mixed.alone()
 
 
 def test_owners_see_their_own_group() -> None:

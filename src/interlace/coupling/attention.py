@@ -60,13 +60,14 @@ def further_part(
 
 
 def merged(
-    out: Float[Tensor, "R H S C"],
-    lse: Float[Tensor, "R H S"],
-    part: Float[Tensor, "R H S C"],
-    part_lse: Float[Tensor, "R H S"],
-) -> Float[Tensor, "R H S C"]:
+    out: Float[Tensor, "*axes C"],
+    lse: Float[Tensor, "*axes"],
+    part: Float[Tensor, "*axes C"],
+    part_lse: Float[Tensor, "*axes"],
+) -> Float[Tensor, "*axes C"]:
     """The attention over what both parts read, from the attention over each; exact."""
-    share = torch.sigmoid(part_lse.float() - lse.float()).unsqueeze(-1)
+    wide = torch.promote_types(lse.dtype, torch.float32)
+    share = torch.sigmoid(part_lse.to(wide) - lse.to(wide)).unsqueeze(-1)
     return torch.lerp(out, part.to(out.dtype), share.to(out.dtype))
 
 

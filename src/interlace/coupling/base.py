@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from interlace.coupling.config import CouplingConfig
 from interlace.errors import GenerationError
-from interlace.rows import Owners, Rows
+from interlace.rows import Owners, Reads, Rows
 
 Seat = Literal["input", "attention", "layer", "head"]
 AT_LAYERS: tuple[Seat, ...] = ("attention", "layer")  # a module for each layer that carries one
@@ -55,6 +55,7 @@ class Coupling(nn.Module):
             gets (I5, I6), so that a prompt is computed once.
         needs_history: Whether its decode form reads keys and values of earlier positions, which it
             keeps itself.
+        place: Layer that this one stands at; 0 for the one of the model as a whole.
         PROJECTIONS: Names of weights that it applies through `_linear`, which backends may replace
             by a faster product.
     """
@@ -68,6 +69,7 @@ class Coupling(nn.Module):
     shares_prompt: ClassVar[bool] = True
     needs_history: ClassVar[bool] = False
     PROJECTIONS: ClassVar[tuple[str, ...]] = ()
+    place = 0
 
     @classmethod
     def build(
@@ -89,6 +91,7 @@ class Coupling(nn.Module):
         """
         make: Any = cls
         made: Coupling = make(config, base.hidden_size, device=device, dtype=dtype)
+        made.place = layer or 0
         return made
 
     def forward(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
@@ -190,19 +193,30 @@ def places(coupling: type[Coupling], indices: Collection[int]) -> list[int | Non
 
 
 def check_carried(
-    coupling: type[Coupling], carried: Collection[Seat], backend: str, others: str
+    coupling: type[Coupling],
+    carried: Collection[Seat | Reads],
+    backend: str,
+    others: str,
+    reads: Reads = "position",
 ) -> None:
     """Refuse what a backend does not carry, by name.
 
     Args:
         coupling: Class of the kind.
-        carried: Seats that the backend carries.
+        carried: Seats that the backend carries, and reaches.
         backend: Name of the backend.
         others: Way out, as a sentence.
+        reads: Reach of the attached blocks.
 
     Raises:
-        GenerationError: for a seat that is not carried, or for a need that no backend meets yet.
+        GenerationError: for a seat or a reach that is not carried, or for a need that no backend
+            meets yet.
     """
+    if reads != "position" and reads not in carried:
+        raise GenerationError(
+            f"{coupling.kind} blocks with reads={reads!r} read siblings at earlier positions, "
+            f"which the engine's {backend} backend does not carry. {others}"
+        )
     for seat in coupling.seats:
         if seat not in carried:
             raise GenerationError(

@@ -5,21 +5,26 @@ C head dim. For every position s separately, over the W rows of one group (METHO
 2510.01143):
 
     X <- X + softmax(mask(Q K^T / sqrt(C))) V W_O,   Q, K, V = Norm(X)[:, s] W_Q, W_K, W_V
+
+With a longer reach than the paper's, the same softmax also runs over earlier positions: reach.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from interlace.coupling.attention import merged
 from interlace.coupling.base import NORM_EPS, PAPER, Coupling
 from interlace.coupling.config import BlockConfig
-from interlace.rows import Groups, Rows
+from interlace.coupling.reach import attend_with_earlier, attend_with_lse
+from interlace.errors import ConfigError, GroupError
+from interlace.rows import Groups, Owners, Reads, Rows
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,16 @@ class BridgeConfig(BlockConfig):
         parameter_share: Share of new over base parameters, between 0 and 1. When given, heads and
             head dim follow from it: `num_heads` becomes an upper bound and the nearest legal shape
             is taken.
+        reads: Reach of a row: "position", its live siblings at the same position (the paper's);
+            "finished", also every completion position that finished siblings wrote; "history",
+            every completion position so far of every sibling. The last two tell distances apart
+            by rotary positions, and keep keys and values of the blocks while a group is sampled.
+        alone: Meaning of width 1: "block", a row that reads itself (the paper's), or "skip",
+            exactly the base model.
 
     Raises:
-        ConfigError: for sizes below 1, heads that do not divide, or a share outside (0, 1).
+        ConfigError: for sizes below 1, heads that do not divide, a share outside (0, 1), another
+            word, or an odd head dim where there are positions.
 
     >>> BridgeConfig().projection_width
     2112
@@ -49,10 +61,39 @@ class BridgeConfig(BlockConfig):
 
     kind: ClassVar[str] = "bridge"
 
+    reads: Reads = "position"
+    alone: Literal["block", "skip"] = "block"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, words in (("reads", get_args(Reads)), ("alone", ("block", "skip"))):
+            if getattr(self, name) not in words:
+                known = ", ".join(map(repr, words))
+                raise ConfigError(f"{name} is one of {known}; got {getattr(self, name)!r}.")
+        if self.reads != "position" and self.head_dim % 2:
+            raise ConfigError(
+                "Rotary positions turn pairs of features, so with reads="
+                f"{self.reads!r} head_dim is even; got {self.head_dim}."
+            )
+
+    @property
+    def skips_alone(self) -> bool:
+        """Whether rows that are groups of width 1 go by the blocks."""
+        return self.alone == "skip"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without what is the paper's: files and runs of 0.1 have neither
+        key, and go on."""
+        values = super().to_dict()
+        papers = {"reads": "position", "alone": "block"}
+        return {k: v for k, v in values.items() if papers.get(k) != v}
+
     def facts(self) -> dict[str, str]:
-        """Heads and their dimension."""
+        """Heads and their dimension; the reach and the meaning of width 1 where it is another."""
         heads = f"{self.num_heads} ({self.num_kv_heads} key-value) x {self.head_dim}"
-        return {"heads x head dim": heads}
+        reach = {} if self.reads == "position" else {"reads": self.reads}
+        alone = {"at width 1": "the base model"} if self.skips_alone else {}
+        return {"heads x head dim": heads} | reach | alone
 
 
 class BridgeBlock(Coupling):
@@ -60,7 +101,8 @@ class BridgeBlock(Coupling):
 
     No positional encoding, so rows permute freely and any width runs with the same weights; no
     key-value cache, since only the current position is shared. W_O starts at zero: a fresh block
-    changes nothing.
+    changes nothing. With another reach than the paper's there are both, of siblings' earlier
+    positions; rows still permute freely.
 
     W_Q, W_K and W_V are one matrix (`qkv_weight`, in that order), because one matrix product costs
     less than three; none is an `nn.Linear`, so that adapters and quantisers that look for linears
@@ -95,6 +137,7 @@ class BridgeBlock(Coupling):
             self.num_heads * self.head_dim,
             self.num_kv_heads * self.head_dim,
         )
+        self.reads, self.skips_alone = config.reads, config.skips_alone
         self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS, device=device, dtype=dtype)
         self.qkv_weight = nn.Parameter(
             torch.empty(self.q_size + 2 * self.kv_size, hidden_size, device=device, dtype=dtype)
@@ -111,6 +154,19 @@ class BridgeBlock(Coupling):
         nn.init.normal_(self.qkv_weight, std=self.qkv_weight.shape[1] ** -0.5)
         nn.init.zeros_(self.o_weight)
 
+    def forward(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """The layer seat; rows that are alone go by it where the configuration says so."""
+        alone = self.skips_alone and rows.alone()
+        if alone is True:
+            rows.check(x.shape[0], x.shape[1])
+            return x + self._nothing() if torch.is_grad_enabled() else x
+        out = super().forward(x, rows)
+        return out if alone is False else torch.where(alone[:, None, None], x, out)
+
+    def _nothing(self) -> Tensor | float:
+        """Zero, with a gradient of zeros for every parameter, which data-parallel reducers need."""
+        return sum(0 * p.sum() for p in self.parameters() if p.requires_grad)
+
     def layer(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
         """X + Bridge(Norm(X)). Equation (1).
 
@@ -124,7 +180,8 @@ class BridgeBlock(Coupling):
         """Bridge(Norm(X)), what the block adds to X. Equations (1), (8)."""
         count = rows.check(x.shape[0], x.shape[1])
         normed = self.norm(x)
-        if count == x.shape[0]:  # width 1
+        reads_kept = self.reads != "position" and isinstance(rows, Owners)
+        if count == x.shape[0] and not reads_kept:  # width 1
             # The softmax over itself alone is 1, so only V and O matter. W_Q and W_K, in one
             # parameter with W_V, still get a gradient, of zeros, which data-parallel reducers need.
             values = F.linear(normed, self.qkv_weight[self.q_size + self.kv_size :])
@@ -134,14 +191,64 @@ class BridgeBlock(Coupling):
             )
         else:
             q, k, v = self._project(normed, count)
-            mixed = _attend(q, k, v, rows.visible())
+            mixed = self._mixed(q, k, v, rows)
         return self._linear(mixed, "o_weight")
+
+    def _mixed(
+        self,
+        q: Float[Tensor, "P W S H C"],
+        k: Float[Tensor, "P W S G C"],
+        v: Float[Tensor, "P W S G C"],
+        rows: Rows,
+    ) -> Float[Tensor, "R S HC"]:
+        """What each row reads, heads concatenated. Equations (3), (30)."""
+        if self.reads == "position":
+            return _attend(q, k, v, rows.visible())
+        if isinstance(rows, Owners):
+            return self._mixed_in_step(q, k, v, rows)
+        assert isinstance(rows, Groups)
+        keys, values = rows.joined(self.place, k, v)
+        earlier = rows.earlier(self.reads, q.shape[0], q.shape[2], q.device)
+        visible = rows.visible()
+        if earlier is None:
+            return _attend(q, k, v, visible)
+        mixed = attend_with_earlier(q, keys, values, visible, earlier)
+        if earlier.first == 0:
+            return mixed
+        before = slice(earlier.first)
+        q, k, v = (t[:, :, before] for t in (q, k, v))
+        own = _attend(q, k, v, None if visible is None else visible[:, before])
+        return torch.cat([own, mixed], dim=1)
+
+    def _mixed_in_step(
+        self,
+        q: Float[Tensor, "1 R 1 H C"],
+        k: Float[Tensor, "1 R 1 G C"],
+        v: Float[Tensor, "1 R 1 G C"],
+        rows: Owners,
+    ) -> Float[Tensor, "R 1 HC"]:
+        """`_mixed` in a decode step, the parts merged by their log-sum-exp. Equation (13)."""
+        if rows.kept is None:
+            raise GroupError(
+                f"Bridge blocks with reads={self.reads!r} read what siblings wrote at earlier "
+                "positions, and nobody keeps it in this step: pass Owners(..., kept=...), or whole "
+                "sequences with Groups."
+            )
+        part = rows.kept.read(self.place, q[0, :, 0], k[0, :, 0], v[0, :, 0])
+        visible = rows.visible()
+        if part is None:
+            return _attend(q, k, v, visible)
+        own, lse = attend_with_lse(q[0, :, 0], k[0, :, 0], v[0, :, 0], visible)
+        return merged(own, lse, *part).flatten(1).unsqueeze(1)
 
     def attention_weights(
         self, x: Float[Tensor, "R S D"], rows: Rows
-    ) -> Float[Tensor, "P S H W W"]:
-        """Who attends to whom: the softmax weights for input X; the last axis sums to 1."""
+    ) -> Float[Tensor, "P S H W W"] | None:
+        """Who attends to whom: the softmax weights for input X; the last axis sums to 1. None
+        where rows read earlier positions, too, which W x W weights cannot tell."""
         count = rows.check(x.shape[0], x.shape[1])
+        if self.reads != "position":
+            return None
         q, k, _ = self._project(self.norm(x), count)
         return _weights(q, k, rows.visible()).flatten(2, 3)
 
@@ -162,7 +269,7 @@ class BridgeBlock(Coupling):
         from interlace.coupling.reference import bridge_reference
 
         assert isinstance(rows, Groups)
-        return bridge_reference(self, x, rows.width, rows.alive)
+        return bridge_reference(self, x, rows.width, rows.alive, rows.completion_start)
 
     def extra_repr(self) -> str:
         return f"heads={self.num_heads}, kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"

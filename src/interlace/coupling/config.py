@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from interlace.errors import ConfigError
+from interlace.rows import Reads
 
 Layers = Literal["all"] | str | int | list[int]
 
@@ -33,6 +34,16 @@ class CouplingConfig:
     def parameter_share(self) -> float | None:
         """The share of new parameters that was asked for; a field of kinds whose sizes follow."""
         return None
+
+    @property
+    def reads(self) -> Reads:
+        """What a row reads of its siblings; a field of kinds that have a choice."""
+        return "position"
+
+    @property
+    def skips_alone(self) -> bool:
+        """Whether rows that are groups of width 1 go by the blocks, as the base model's."""
+        return False
 
     def layer_indices(self, num_layers: int) -> list[int]:
         """The indices of the layers that carry a block, ascending.

@@ -5,19 +5,24 @@ Axes: P groups, W width, R = P*W rows, S positions, D hidden size.
 P-Match, for every row and position: X <- X + W_O SiLU(W_in Norm(X)). Bridge:
 X <- X + Bridge(Norm(X));   for every position s separately, over the W rows of one group:
 Q = X[:, s] W_Q,  K = X[:, s] W_K,  V = X[:, s] W_V,   out = softmax(mask(Q K^T / sqrt(C))) V W_O
+
+With `reads` "finished" or "history" the softmax also runs over earlier positions s' < s of siblings
+(`bridge_reads`), whose keys are turned by the distance s - s'.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interlace.coupling.base import NORM_EPS
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.pmatch import PMatchBlock
+from interlace.coupling.reach import ROTARY_BASE
 
 
 def bridge_reference(
@@ -25,10 +30,12 @@ def bridge_reference(
     x: Float[Tensor, "R S D"],
     width: int,
     alive: Bool[Tensor, "P W S"] | None = None,
+    completion_start: Int[Tensor, " P"] | None = None,
 ) -> Float[Tensor, "R S D"]:
-    """What `block(x, Groups(width, alive))` must return, one row, position and head at a time.
+    """What `block(x, Groups(width, alive, completion_start))` must return, one row, position and
+    head at a time.
 
-    Equations (1), (2), (3).
+    Equations (1), (2), (3), (30), (31).
     """
     heads, kv_heads, dim = block.num_heads, block.num_kv_heads, block.head_dim
     w_q, w_k, w_v = block.qkv_weight.split([heads * dim, kv_heads * dim, kv_heads * dim])
@@ -37,25 +44,62 @@ def bridge_reference(
     for s in range(positions):
         for row in range(rows):
             group, me = divmod(row, width)
-            visible = [
-                w for w in range(width) if w == me or alive is None or bool(alive[group, w, s])
+            living = [
+                [alive is None or bool(alive[group, w, at]) for at in range(positions)]
+                for w in range(width)
             ]
+            start = 0 if completion_start is None else int(completion_start[group])
+            read = bridge_reads(block.reads, living, me, s, start)
             mixed = []
             for head in range(heads):
                 shared = head // (heads // kv_heads)
                 part = slice(head * dim, (head + 1) * dim)
                 kv_part = slice(shared * dim, (shared + 1) * dim)
                 query = w_q[part] @ _norm(block, x[row, s])
-                siblings = [_norm(block, x[group * width + w, s]) for w in visible]
+                siblings = [(_norm(block, x[group * width + w, at]), s - at) for w, at in read]
                 scores = torch.stack(
-                    [query @ (w_k[kv_part] @ y) / math.sqrt(dim) for y in siblings]
+                    [query @ _moved(w_k[kv_part] @ y, far) / math.sqrt(dim) for y, far in siblings]
                 )
                 weights = torch.exp(scores - scores.max())
                 weights = weights / weights.sum()
                 mixed.append(
-                    sum(a * (w_v[kv_part] @ y) for a, y in zip(weights, siblings, strict=True))
+                    sum(a * (w_v[kv_part] @ y) for a, (y, _) in zip(weights, siblings, strict=True))
                 )
             out[row, s] = x[row, s] + block.o_weight @ torch.cat(mixed)
+    return out
+
+
+def bridge_reads(
+    reads: str, alive: Sequence[Sequence[bool]], me: int, s: int, start: int
+) -> list[tuple[int, int]]:
+    """The (row, position) pairs of its group that row `me` reads at position s. Equation (31).
+
+    Args:
+        reads: Reach of the block.
+        alive: Mask of the group, `[W][S]`.
+        me: Row that reads.
+        s: Position at which it reads.
+        start: First position of the completions.
+    """
+    pairs = []
+    for w, mine in enumerate(alive):
+        if w == me or mine[s]:
+            pairs.append((w, s))
+        if w == me or reads == "position" or (reads == "finished" and mine[s]):
+            continue
+        pairs += [(w, at) for at in range(start, s) if mine[at]]
+    return pairs
+
+
+def _moved(key: Float[Tensor, " C"], far: int) -> Float[Tensor, " C"]:
+    """A key that lies so many positions back: each pair of features turned by its angle."""
+    half = len(key) // 2
+    out = key.clone()
+    for i in range(half if far else 0):
+        angle = -far * ROTARY_BASE ** (-2 * i / len(key))
+        a, b = key[i], key[i + half]
+        out[i] = a * math.cos(angle) - b * math.sin(angle)
+        out[i + half] = b * math.cos(angle) + a * math.sin(angle)
     return out
 
 

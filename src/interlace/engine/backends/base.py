@@ -22,7 +22,9 @@ from interlace.attaching import get_attachment, is_attached
 from interlace.coupling.base import Seat, check_carried
 from interlace.engine.architecture import check_model, context_of
 from interlace.engine.kv import Slot, StoredPrompt
+from interlace.errors import GenerationError
 from interlace.layers import base_model_of
+from interlace.rows import Reads
 
 
 class Backend(ABC):
@@ -35,6 +37,7 @@ class Backend(ABC):
     Attributes:
         name: Name by which a user chooses it.
         seats: Seats of couplings that it carries; a coupling at another seat is refused.
+        reads: Reaches of blocks that it carries beside the paper's; another is refused.
 
     Raises:
         GenerationError: for a model or a coupling that it cannot run.
@@ -42,6 +45,7 @@ class Backend(ABC):
 
     name: ClassVar[str]
     seats: ClassVar[tuple[Seat, ...]]
+    reads: ClassVar[tuple[Reads, ...]] = ()
 
     def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
         self.model = model
@@ -63,8 +67,14 @@ class Backend(ABC):
 
     def _check_coupling(self) -> None:
         if is_attached(self.base):
-            coupling = get_attachment(self.base).coupling
-            check_carried(coupling, self.seats, self.name, "Use model.generate instead.")
+            attachment = get_attachment(self.base)
+            carried, reads = (*self.seats, *self.reads), attachment.config.reads
+            way_out = "Use model.generate instead."
+            check_carried(attachment.coupling, carried, self.name, way_out, reads)
+            if attachment.config.skips_alone:
+                raise GenerationError(
+                    f"The engine's {self.name} backend does not carry alone='skip'. {way_out}"
+                )
 
     @abstractmethod
     def refresh(self) -> None:

@@ -1,0 +1,233 @@
+"""Blocks with another reach than the paper's, against plain loops, and what width 1 may mean.
+
+Axes: P groups, W width, S positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from interlace import BridgeConfig, Groups
+from interlace.attaching import new_parameters
+from interlace.coupling import reach as reach_module
+from interlace.coupling.attention import merged
+from interlace.coupling.bridge import BridgeBlock
+from interlace.coupling.reach import attend_with_lse, turned, turns
+from interlace.coupling.registry import config_from_dict
+from interlace.errors import ConfigError, GroupError
+from interlace.rows import Owners, Prompts, Reads
+from support.architectures import attach_random, build, random_ids, randomise
+from support.unchecked import unchecked
+
+D = 5
+FLOAT64 = torch.float64
+
+
+def random_block(reads: Reads = "history", **options: Any) -> BridgeBlock:
+    config = BridgeConfig(num_heads=4, num_kv_heads=2, head_dim=6, reads=reads, **options)
+    block = BridgeBlock(config, D, dtype=FLOAT64)
+    randomise(block.named_parameters(), seed=1)
+    return block
+
+
+def random_case(
+    count: int, width: int, positions: int, seed: int, ends: bool
+) -> tuple[Tensor, Groups]:
+    """Rows that end, or masks as no generation leaves them, with starts of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count * width, positions, D, generator=generator, dtype=FLOAT64)
+    if ends:
+        last = torch.randint(0, positions + 2, (count, width, 1), generator=generator)
+        alive = torch.arange(positions) < last
+    else:
+        alive = torch.rand(count, width, positions, generator=generator) < 0.6
+    start = torch.randint(0, positions + 2, (count,), generator=generator)
+    return 2 * x, Groups(width, alive, start)
+
+
+def case_with_ends() -> tuple[Tensor, Groups]:
+    """Two groups of three rows, in both of which somebody reads a finished sibling."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(6, 7, D, generator=generator, dtype=FLOAT64)
+    alive = torch.arange(7) < torch.tensor([[7, 4, 2], [5, 6, 7]])[..., None]
+    return 2 * x, Groups(3, alive, torch.tensor([1, 2]))
+
+
+cases = st.fixed_dictionaries(
+    {
+        "count": st.integers(1, 3),
+        "width": st.integers(1, 4),
+        "positions": st.integers(1, 5),
+        "seed": st.integers(0, 1000),
+        "ends": st.booleans(),
+    }
+)
+every_reach = pytest.mark.parametrize("reads", ["finished", "history"])
+
+
+@every_reach
+@pytest.mark.parametrize("entries", [2**24, 40], ids=["whole", "blocks"])
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "inference"])
+@settings(max_examples=25, deadline=None)
+@given(case=cases)
+def test_block_matches_the_equation(
+    case: dict[str, Any], gradients: bool, entries: int, reads: Reads
+) -> None:
+    block = random_block(reads)
+    x, groups = random_case(**case)
+    with torch.set_grad_enabled(gradients), patch.object(reach_module, "_MASK_ENTRIES", entries):
+        out = block(x, groups)
+    torch.testing.assert_close(out, block.reference(x, groups), rtol=0, atol=1e-12)
+
+
+@every_reach
+@pytest.mark.parametrize("entries", [2**24, 40], ids=["whole", "blocks"])
+def test_gradients_match_the_equation(entries: int, reads: Reads) -> None:
+    block = random_block(reads)
+    x, groups = case_with_ends()
+    inputs = [x.requires_grad_(), *block.parameters()]
+    weight = torch.randn(x.shape, dtype=FLOAT64)
+    with patch.object(reach_module, "_MASK_ENTRIES", entries):
+        got = torch.autograd.grad((block(x, groups) * weight).sum(), inputs)
+    expected = torch.autograd.grad((block.reference(x, groups) * weight).sum(), inputs)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+@every_reach
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_lower_precision_follows_the_equation(dtype: torch.dtype, reads: Reads) -> None:
+    exact, low = random_block(reads), random_block(reads).to(dtype)
+    exact.load_state_dict(low.state_dict())
+    x, groups = case_with_ends()
+    out = low(x.to(dtype), groups)
+    assert out.dtype == dtype
+    allowed = {torch.float32: 1e-5, torch.bfloat16: 0.15, torch.float16: 0.02}[dtype]
+    expected = exact.reference(x.to(dtype).double(), groups)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=allowed)
+
+
+def test_reach_and_meaning_of_width_1_are_words() -> None:
+    with (
+        unchecked(),
+        pytest.raises(ConfigError, match=r"reads is one of 'position', .*; got 'past'"),
+    ):
+        BridgeConfig(reads="past")  # type: ignore[arg-type]
+    with (
+        unchecked(),
+        pytest.raises(ConfigError, match=r"alone is one of 'block', 'skip'; got True"),
+    ):
+        BridgeConfig(alone=True)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"reads='history' head_dim is even; got 7"):
+        BridgeConfig(head_dim=7, reads="history")
+    config = BridgeConfig(reads="finished", alone="skip")
+    assert config_from_dict(config.to_dict()) == config
+    assert config.facts().keys() == {"heads x head dim", "reads", "at width 1"}
+    assert BridgeConfig().facts().keys() == {"heads x head dim"}
+
+
+def test_a_mask_of_all_pairs_is_never_made() -> None:
+    """Blocks of queries cover all positions in order, and no mask has more entries than allowed."""
+    groups = Groups(16, completion_start=torch.tensor([3]))
+    earlier = groups.earlier("history", 1, 2048, torch.device("cpu"))
+    assert earlier is not None
+    blocks = reach_module._blocks(1, 16, 2048, earlier)
+    assert blocks[0][0] == earlier.first == 4
+    assert blocks[-1][1] == 2048
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(blocks))
+    sizes = [
+        16 * (stop - start) * (earlier.upto[stop - 1] + 16 * (stop - start))
+        for start, stop in blocks
+    ]
+    assert max(sizes) <= reach_module._MASK_ENTRIES < (16 * 2048) ** 2 / 60
+
+
+def test_scores_depend_on_the_distance_alone() -> None:
+    q, k = torch.randn(2, 6, dtype=FLOAT64)
+
+    def score(at: int, of: int) -> float:
+        here, there = (turns(torch.tensor(p), 6, FLOAT64) for p in (at, of))
+        return float(turned(q, *here) @ turned(k, *there))
+
+    assert score(9, 4) == pytest.approx(score(1009, 1004), abs=1e-10)
+    assert score(7, 7) == pytest.approx(float(q @ k), abs=1e-12)
+    assert abs(score(9, 4) - score(4, 9)) > 1e-3
+    assert abs(score(9, 4) - score(9, 5)) > 1e-3
+
+
+def test_parts_of_a_decode_step_merge_to_the_whole() -> None:
+    q, k, v = torch.randn(5, 4, 6), torch.randn(5, 2, 6), torch.randn(5, 2, 6)
+    first = (torch.arange(5) < 2).expand(1, 1, 5, 5)
+    whole, lse = attend_with_lse(q, k, v, None)
+    parts = [attend_with_lse(q, k, v, part) for part in (first, ~first)]
+    torch.testing.assert_close(merged(*parts[0], *parts[1]), whole)
+    torch.testing.assert_close(torch.logaddexp(parts[0][1], parts[1][1]), lse)
+
+
+@every_reach
+def test_steps_without_what_was_kept_are_refused(reads: Reads) -> None:
+    block = random_block(reads)
+    with pytest.raises(GroupError, match=rf"reads='{reads}' read what siblings wrote.*kept=\.\.\."):
+        block(torch.zeros(3, 1, D, dtype=FLOAT64), Owners([1, 1, 2]))
+
+
+@every_reach
+def test_passes_with_a_cache_that_nobody_keeps_for_are_refused(reads: Reads) -> None:
+    model, ids = attach_random(build("llama"), reads=reads), random_ids(6, 5)
+    prompt = Groups(3, completion_start=torch.tensor([5, 5]))
+    cache = model(ids, groups=prompt, use_cache=True).past_key_values
+    with pytest.raises(GroupError, match=r"use_cache=False; model\.generate and Engine keep it"):
+        model(ids[:, :1], past_key_values=cache, groups=Groups(3))
+    model(ids[:, :2], past_key_values=cache, groups=prompt)  # a further chunk of the prompt
+    model(ids[:, :1], past_key_values=cache)  # without siblings
+
+
+def test_who_attends_to_whom_is_not_told_where_rows_read_more() -> None:
+    x, groups = case_with_ends()
+    assert random_block("history").attention_weights(x, groups) is None
+    assert random_block("position").attention_weights(x, groups) is not None
+
+
+# Width 1 ------------------------------------------------------------------------------------------
+
+
+def test_at_width_1_the_old_model_may_be_asked_for() -> None:
+    base, ids = build("qwen3"), random_ids(6, 5)
+    expected = base(ids).logits
+    model = attach_random(build("qwen3"), alone="skip")
+    assert torch.equal(model(ids).logits, expected)
+    assert torch.equal(model(ids, groups=Groups(1)).logits, expected)
+    same = attach_random(build("qwen3"))
+    wide = Groups(3)
+    assert torch.equal(model(ids, groups=wide).logits, same(ids, groups=wide).logits)
+    assert (same(ids).logits - expected).abs().max() > 0.05
+
+
+def test_skipped_blocks_train_with_zeros_not_none() -> None:
+    """Data-parallel reducers wait for a gradient of every parameter."""
+    model = attach_random(build("qwen3"), alone="skip")
+    model(random_ids(6, 5)).logits.sum().backward()
+    gradients = [p.grad for _, p in new_parameters(model)]
+    assert all(g is not None and not g.any() for g in gradients)
+
+
+def test_rows_that_are_alone_go_by_a_block_that_others_pass() -> None:
+    skips, passes = random_block("position", alone="skip"), random_block("position")
+    x = torch.randn(5, 1, D, dtype=FLOAT64)
+    mixed = Owners([1, 2, 1, 3, 4], alone=[False, True, False, True, False])
+    out, whole = skips(x, mixed), passes(x, Owners([1, 2, 1, 3, 4]))
+    assert torch.equal(out[[1, 3]], x[[1, 3]])
+    assert torch.equal(out[[0, 2, 4]], whole[[0, 2, 4]])  # one whose siblings are gone, too
+    prompts = torch.randn(2, 4, D, dtype=FLOAT64)
+    out = skips(prompts, Prompts([False, True]))
+    assert torch.equal(out[1], prompts[1])
+    torch.testing.assert_close(out[0], passes(prompts, Groups(1))[0], rtol=0, atol=1e-12)
