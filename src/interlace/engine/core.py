@@ -80,7 +80,7 @@ class EngineCore:
         self._waiting: deque[Ticket] = deque()
         self._running: list[RunningGroup] = []
         self._prompts = PromptStore(backend)
-        self._torn: list[RunningGroup] = []  # whose rows may have got a part of a step
+        self._is_torn = False  # an interrupt may have left a part of a change, here or there
         self._admits_several = True
         self._workspace = Workspace()
         self._executor: ThreadPoolExecutor | None = None
@@ -89,6 +89,11 @@ class EngineCore:
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._waiting and not self._running
+
+    def refresh(self) -> None:
+        """Follow a model that has changed, with all groups that begin from now on."""
+        self.backend.refresh()
+        self._prompts.outdate()
 
     def add(self, request: Request, *, streaming: bool = False) -> int:
         """Put a request in the queue.
@@ -122,16 +127,19 @@ class EngineCore:
     @torch.inference_mode()
     def advance(self) -> None:
         """`step`, which leaves its events in the outbox: there no interrupt can lose one."""
-        self._begin_torn_groups_again()
+        if self._is_torn:
+            self._begin_again()
         began, rows = time.perf_counter(), self._live_rows()
         admitting = bool(self._waiting) and self._fits([self._waiting[0]])
         try:
             drawing = self._admit() if admitting else self._decode(rows)
         except Exception as error:
+            self._is_torn = True
             if is_out_of_memory(error):
                 self._make_room(error, admitting)
             else:
                 self._fail_pass(error, admitting)
+            self._is_torn = False
             return
         calls = _calls(row.group for row in drawing.tokens)
         self._take(drawing, wait=not rows and not admitting)
@@ -145,17 +153,30 @@ class EngineCore:
         Returns:
             The group as it is, if it had begun.
         """
-        for ticket in self._waiting:
-            if ticket.id == number:
-                self._waiting.remove(ticket)
-                self._tidy()
-                return None
-        for group in self._running:
-            if group.ticket.id == number:
-                partial = group.result()
-                self._remove(group)
-                return partial
-        return None
+        if self._is_torn:
+            return self._abort_torn(number)
+        partial = None
+        self._is_torn = True
+        for ticket in [ticket for ticket in self._waiting if ticket.id == number]:
+            self._waiting.remove(ticket)
+            self._tidy()
+        for group in [group for group in self._running if group.ticket.id == number]:
+            partial = _as_it_is(group)
+            self._remove(group)
+        self._is_torn = False
+        return partial
+
+    def _abort_torn(self, number: int) -> GroupOutput | None:
+        """`abort` without the backend, of which nobody knows what it holds."""
+        found = [group for group in self._running if group.ticket.id == number]
+        partial = _as_it_is(found[0]) if found else None
+        for ticket in [ticket for ticket in self._waiting if ticket.id == number]:
+            self._waiting.remove(ticket)
+        self._running = [group for group in self._running if group not in found]
+        if self.is_idle:
+            self._tidy()
+            self._is_torn = False
+        return partial
 
     # Scheduling -----------------------------------------------------------------------------------
 
@@ -216,13 +237,16 @@ class EngineCore:
         self._remove(group)
         group.request.stats.preempted_groups += 1
 
-    def _begin_torn_groups_again(self) -> None:
-        """After an interrupt between a step's tokens: of the groups that are still wanted, nobody
-        knows which rows have got theirs."""
-        torn, self._torn = self._torn, []
-        for group in reversed(torn):
-            if group in self._running:
-                self._put_back(group)
+    def _begin_again(self) -> None:
+        """After an interrupt in the middle of a change: nobody knows which rows have got their
+        tokens, nor which the backend holds, so all groups that are still wanted begin again."""
+        for group in reversed(list(self._running)):
+            if group.ticket not in self._waiting:
+                self._waiting.appendleft(group.ticket)
+            self._running.remove(group)
+            group.request.stats.preempted_groups += 1
+        self._prompts.clear()
+        self._is_torn = False
 
     # Steps ----------------------------------------------------------------------------------------
     # Nothing changes before all tokens of a step are drawn, so that it can be done again.
@@ -253,7 +277,7 @@ class EngineCore:
         drawing.failed |= {
             group: failed[group.request.prompt_key] for group in groups if group not in sound
         }
-        self._torn = groups
+        self._is_torn = True
         for group in groups:
             self._running.append(group)
             self._waiting.popleft()
@@ -276,7 +300,7 @@ class EngineCore:
         )
         drawing = draw(rows, logits, self._workspace)
         weights = None if attention is None else attention.cpu().numpy()
-        self._torn = groups
+        self._is_torn = True
         self.backend.advance()
         for group in recorded if weights is not None else ():
             assert weights is not None
@@ -297,30 +321,33 @@ class EngineCore:
             wait: Whether there is nothing to do until a majority is known.
         """
         for row, drawn in drawing.tokens.items():
-            row.append(drawn)
+            try:
+                row.append(drawn)
+            except Exception as unreadable:  # of the tokenizer
+                drawing.failed.setdefault(row.group, unreadable)
             row.group.request.stats.sampled_tokens += 1
         for group, error in drawing.failed.items():
             self._fail(group, error)
         for group in list(self._running):
             try:
                 group.settle(wait)
-            except Exception as error:  # of a user's function
-                self._fail(group, error)
-            else:
                 self._report(group)
-        self._torn = []
+            except Exception as error:  # of a user's function, or of the tokenizer
+                self._fail(group, error)
+        self._is_torn = False
 
     def _report(self, group: RunningGroup) -> None:
-        number, steps = group.ticket.id, group.new_steps()
-        for step in steps[:-1]:
-            self.outbox.append(Event(number, step))
-        last = steps[-1] if steps else None
-        if group.is_finished:
-            self.outbox.append(Event(number, last, group.result()))
+        number = group.ticket.id
+        result = group.result() if group.is_finished else None
+        is_told = False
+        for step, is_last in group.new_steps():
+            is_told = is_last
+            self.outbox.append(Event(number, step, result if is_last else None))
+        if result is not None:
+            if not is_told:
+                self.outbox.append(Event(number, group=result))
             self._remove(group)
             return
-        if last is not None:
-            self.outbox.append(Event(number, last))
         self._release([row for row in group.rows if row.finish_reason is not None])
 
     # What is over ---------------------------------------------------------------------------------
@@ -358,6 +385,14 @@ class EngineCore:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(4, thread_name_prefix="interlace-consensus")
         return self._executor.submit(question, *arguments)
+
+
+def _as_it_is(group: RunningGroup) -> GroupOutput | None:
+    """What a group has by now; None where its tokenizer cannot say it."""
+    try:
+        return group.result()
+    except Exception:
+        return None
 
 
 def _calls(whose: Iterable[RunningGroup | Ticket]) -> list[tuple[EngineStats, int]]:

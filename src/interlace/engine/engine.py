@@ -54,7 +54,7 @@ class Engine:
 
     Attributes:
         core: The `EngineCore` under it, for those who call it from one thread of their own instead
-            of the methods here, as a server does; call `core.backend.refresh()` first.
+            of the methods here, as a server does; call `core.refresh()` first.
 
     Raises:
         GenerationError: if the model's architecture cannot share a prompt's keys and values, or

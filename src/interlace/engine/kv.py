@@ -90,9 +90,10 @@ class SharedCache(Cache):
             shapes: dict[tuple[int, int, torch.device], list[int]] = {}
             for index, (keys, _) in enumerate(keys_values):
                 shapes.setdefault((keys.shape[1], keys.shape[3], keys.device), []).append(index)
-            for layers in shapes.values():
-                self._shared.append(Store(layers, keys_values[layers[0]][0]))
-                self._own.append(Store(layers, keys_values[layers[0]][0]))
+            self._own = [Store(layers, keys_values[layers[0]][0]) for layers in shapes.values()]
+            self._shared = [
+                Store(store.layers, keys_values[store.layers[0]][0]) for store in self._own
+            ]
         for store in self._shared:
             store.resize(max(store.places, place + 1), max(store.room, grown(0, length)))
             for n, (keys, values) in store.views(place + 1, 0, length).items():

@@ -17,7 +17,7 @@ from interlace.engine.memory import is_out_of_memory
 from interlace.engine.state import Request
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stored:
     """A prompt that is in the backend, with the logits after its last token."""
 
@@ -35,6 +35,7 @@ class PromptStore:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._stored: dict[bytes, Stored] = {}
+        self._outdated: list[Stored] = []  # of which rows may be left
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._stored
@@ -68,6 +69,12 @@ class PromptStore:
                 request.stats.prefill_tokens += len(request.token_ids)
         return failed
 
+    def outdate(self) -> None:
+        """Compute what is stored anew for groups that begin from now on: weights may have
+        changed."""
+        self._outdated += self._stored.values()
+        self._stored.clear()
+
     def tidy(self, ahead: bytes | None) -> None:
         """Let go of prompts that no row answers.
 
@@ -78,8 +85,12 @@ class PromptStore:
             if stored.prompt.users == 0 and key != ahead:
                 del self._stored[key]
                 self._backend.release(stored.prompt)
+        for stored in [old for old in self._outdated if old.prompt.users == 0]:
+            self._outdated.remove(stored)
+            self._backend.release(stored.prompt)
 
     def clear(self) -> None:
         """Let go of all prompts, and of all rows."""
         self._stored.clear()
+        self._outdated.clear()
         self._backend.clear()

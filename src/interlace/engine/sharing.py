@@ -87,7 +87,7 @@ class SharedCore:
         call = Call(self)
         try:
             with self._held():
-                self.core.backend.refresh()
+                self.core.refresh()
                 for request in requests:
                     number = self.core.add(request, streaming=streaming)
                     call.open[number] = request.index

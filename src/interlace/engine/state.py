@@ -6,7 +6,7 @@ Axes: R live rows, W width, L layers with blocks, N forbidden tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -189,16 +189,18 @@ class RunningGroup:
                 row.text = None
         del self._attention[steps - 1 :]
 
-    def new_steps(self) -> list[Step]:
-        """The steps that the caller has not seen yet, and that are sure by now."""
+    def new_steps(self) -> Iterator[tuple[Step, bool]]:
+        """The steps that the caller has not seen yet, and that are sure by now, with whether it is
+        the last of them; each counts as seen once the next is asked for, so that an interrupt loses
+        none."""
         ticket, sure = self.ticket, self.steps
         if ticket.texts is None:
-            return []
+            return
         if self._consensus is not None:
             sure = self._consensus.known
-        steps = [self._step(number, ticket.texts) for number in range(ticket.shown, sure)]
-        ticket.shown = max(ticket.shown, sure)
-        return steps
+        for number in range(ticket.shown, sure):
+            yield self._step(number, ticket.texts), number == sure - 1
+            ticket.shown = number + 1
 
     def _step(self, number: int, seen: list[RowText | None]) -> Step:
         tokens: list[int | None] = []

@@ -35,14 +35,15 @@ class Store:
         if old.shape[1] == places and old.shape[3] == room:
             return
         # Zeros, because masked places take part in products with weight zero, and 0 * NaN is NaN.
-        self.data = old.new_zeros(old.shape[0], places, old.shape[2], room, old.shape[4])
+        new = old.new_zeros(old.shape[0], places, old.shape[2], room, old.shape[4])
         kept = (
             slice(None),
             slice(min(places, old.shape[1])),
             slice(None),
             slice(min(room, old.shape[3])),
         )
-        self.data[kept] = old[kept]
+        new[kept] = old[kept]
+        self.data = new  # last, so that an interrupt before it leaves all as it was
 
     def views(self, places: int, start: int, stop: int) -> dict[int, tuple[Tensor, Tensor]]:
         """Each layer's keys and values `[places, G, stop - start, C]` of some positions."""

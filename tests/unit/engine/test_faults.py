@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +16,10 @@ from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
 from interlace.engine import drawing as drawing_module
-from interlace.engine.state import Row
+from interlace.engine.core import EngineCore
+from interlace.engine.kv import SharedCache
+from interlace.engine.state import Row, RunningGroup
+from interlace.engine.stores import Store
 from interlace.engine.types import GroupOutput
 from interlace.errors import GenerationError, GenerationInterrupted
 from support.architectures import VOCAB, attach_random, build
@@ -315,3 +320,87 @@ def test_an_error_in_a_users_function_is_theirs_and_leaves_the_engine_usable(how
     with pytest.raises(ZeroDivisionError, match="the user's"):
         engine.generate([ids_of("ab")], failing_params, progress=progress)
     assert ids(engine.generate([ids_of("ab")], params)) == expected
+
+
+class Unreadable:
+    """A tokenizer that raises for long completions, as a slow one does for an unknown id."""
+
+    def __init__(self) -> None:
+        self._own = byte_tokenizer()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def decode(self, ids: Any, **options: Any) -> Any:
+        if len(ids) > 3:
+            raise IndexError("piece id is out of range")
+        return self._own.decode(ids, **options)
+
+
+@pytest.mark.parametrize("stop", [(), ("zzz",)])
+def test_an_error_of_the_tokenizer_ends_its_group_alone(stop: tuple[str, ...]) -> None:
+    """It reached whichever call took the step, and was raised again by every later call."""
+    engine = Engine(attach_random(build("llama", vocab_size=BYTE_VOCAB)), Unreadable())
+    short = SamplingParams(width=2, max_new_tokens=3, seed=1)
+    expected = ids(engine.generate([[5, 6, 7]], short))
+    steps = iter(engine.stream([9, 8, 7, 6], PARAMS.replace(stop=stop)))
+    for _ in range(3):
+        next(steps)
+    assert ids(engine.generate([[5, 6, 7]], short)) == expected
+    with pytest.raises(IndexError, match="out of range"):
+        list(steps)
+    with pytest.raises(IndexError, match="out of range"):
+        engine.generate([[5, 6, 7]], PARAMS.replace(stop=stop))
+    assert ids(engine.generate([[5, 6, 7]], short)) == expected
+    assert engine.core.is_idle
+
+
+@contextmanager
+def interrupted_at(function: Callable[..., Any], source: str) -> Iterator[None]:
+    """Ctrl-C before a line of a function, whenever it comes there first."""
+    lines, first = inspect.getsourcelines(function)
+    (wanted,) = [first + n for n, line in enumerate(lines) if line.strip().startswith(source)]
+    waits, code = True, inspect.unwrap(function).__code__  # tests check types by wrappers
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal waits
+        if frame.f_code is not code:
+            return None
+        if event == "line" and frame.f_lineno == wanted and waits:
+            waits = False
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        assert not waits
+
+
+@pytest.mark.parametrize(
+    ("function", "source", "most"),
+    [
+        (Store.resize, "new[kept]", 5),
+        (EngineCore._admit, "for row, slot in", 5),
+        (EngineCore._release, "if slot is not None", 5),
+        (SharedCache.remove_row, "self.rows.pop()", 5),
+        (RunningGroup.result, "params =", 12),
+    ],
+)
+def test_an_interrupt_in_the_middle_of_a_change_leaves_other_calls_whole(
+    function: Any, source: str, most: int
+) -> None:
+    """Rows that nobody held stayed in the backend, rows' keys and values were lost, or a step."""
+    engine = Engine(MODEL, prefill_chunk=5)
+    stream = engine.stream(PROMPTS[2], PARAMS)
+    steps = [next(iter(stream)), next(iter(stream))]
+    with interrupted_at(function, source), pytest.raises(GenerationInterrupted):
+        engine.generate(PROMPTS[:2], PARAMS.replace(max_new_tokens=most))
+    steps += list(stream)
+    for w, row in enumerate(EXPECTED[2][: PARAMS.width]):
+        assert [s.tokens[w] for s in steps if s.tokens[w] is not None] == row
+    assert ids(engine.generate(PROMPTS, PARAMS)) == EXPECTED
+    assert engine.core.is_idle

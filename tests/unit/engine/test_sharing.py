@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from interlace import Engine, SamplingParams
 from interlace.engine.core import Event
@@ -201,3 +202,19 @@ def test_a_caller_that_was_brought_its_event_does_not_wait_for_the_holder() -> N
             call.box.append(Event(number))
             reader.join()
         assert found == [Event(number)]
+
+
+@pytest.mark.parametrize("backend", ["hf", "cpu"])
+def test_a_stored_prompt_is_not_used_once_weights_have_changed(backend: str) -> None:
+    """A half-read stream keeps its prompt stored; a later call of the same prompt took its keys,
+    values and first logits, which were computed with the weights before."""
+    model = attach_random(build("llama"))
+    engine = Engine(model, backend=backend)
+    stream = engine.stream(PROMPTS[0], PARAMS)
+    next(iter(stream))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    assert largest_gap(model, engine.generate(PROMPTS[:1], PARAMS)) < 2e-5
+    stream.close()
+    assert engine.core.is_idle
