@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +91,7 @@ class Table:
             title_justify="left",
             box=None,
             header_style="bold",
+            show_header=any(self.columns),
             padding=(0, 2, 0, 0),
         )
         for place, name in enumerate(self.columns):
@@ -124,6 +125,22 @@ def _shown(cell: Cell, below: bool):  # type: ignore[no-untyped-def]
     value, low, high = map(printable, cell)
     ends = f"\n{low}{' to ' if low[:1] in '+-' else '-'}{high}" if below else f" [{low}, {high}]"
     return Text(value).append(ends, style="dim")
+
+
+def facts(title: str, sections: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of names and values; None is left out, whole numbers get commas.
+
+    Args:
+        title: Words above the table.
+        sections: Names with their values, sections set apart by an empty line.
+    """
+    rows: list[tuple[str, str]] = []
+    for section in sections:
+        rows += [("", "")] if rows else []
+        for name, value in section.items():
+            if value is not None:
+                rows.append((name, f"{value:,}" if isinstance(value, int) else str(value)))
+    return Table(("", ""), rows, title)
 
 
 def percent(value: float, sign: bool = False) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from interlace.batch import Tally
 from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput, SamplingParams
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.results import ArmResult
-from interlace.evaluation.sampler import Tally
 from support.number_model import number_engine, number_model, number_tokenizer, sums
 
 

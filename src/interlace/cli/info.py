@@ -112,28 +112,21 @@ def _block_config(arguments: argparse.Namespace) -> CouplingConfig | None:
 
 
 def _print(description: Description, needed: Memory, width: int, prompt: int, length: int) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD, show_header=False, title=description.id, title_justify="left"
-    )
-    table.add_column()
-    table.add_column(justify="right", overflow="fold")
-    for section in (
-        _model_rows(description),
-        _block_rows(description),
-        _memory_rows(needed, width, prompt, length, description.dtype),
-    ):
-        for name, value in section.items():
-            if value is not None:
-                table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-        table.add_section()
+    from interlace.terminal import facts, say
+
     console = Console()
-    console.print(table)
+    facts(
+        description.id,
+        [
+            _model_rows(description),
+            _block_rows(description),
+            _memory_rows(needed, width, prompt, length, description.dtype),
+        ],
+    ).print(console)
     for note in description.notes:
-        console.print(f"Note: {note}", style="yellow", markup=False)
+        say(console, f"Note: {note}", "yellow")
 
 
 def _model_rows(description: Description) -> dict[str, Any]:

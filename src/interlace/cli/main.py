@@ -24,6 +24,7 @@ from typing import NoReturn
 import interlace
 from interlace.errors import InterlaceError
 from interlace.own_code import own_place, told
+from interlace.terminal import printable
 
 # Name -> module, and what it does in one line.
 COMMANDS = {
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InterlaceError as error:
         if debug:
             traceback.print_exc()
-        print(f"interlace: {error}", file=sys.stderr)
+        print(printable(f"interlace: {error}"), file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("interlace: interrupted", file=sys.stderr)
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exc()
-        print(f"interlace: code of your own failed: {told(error)}", file=sys.stderr)
+        print(printable(f"interlace: code of your own failed: {told(error)}"), file=sys.stderr)
         return USAGE_ERROR
 
 

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import TaskError
+from interlace.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,11 +127,10 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _heading(console: Console, text: str) -> None:
-    console.print(text, style="bold", markup=False, highlight=False)
+    say(console, text, "bold")
 
 
 def _field(console: Console, name: str, value: str) -> None:
-    # No markup and no highlighting: the value is a problem's or a model's own text.
     lines = value.split("\n")
     indented = "\n".join([lines[0], *(" " * 11 + line for line in lines[1:])])
-    console.print(f"{name:<10} {indented}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{name:<10} {indented}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlace.answers.choose import Scorer
+from interlace.batch import Progress, Tally, run_groups
 from interlace.coupling.registry import coupling_class
 from interlace.errors import ConfigError
 from interlace.evaluation.figures import FORMATS
@@ -25,7 +26,7 @@ from interlace.evaluation.provenance import (
 )
 from interlace.evaluation.results import ArmResult
 from interlace.evaluation.run import RecordedGroups, RunFolder, report_of, result_of, write_report
-from interlace.evaluation.sampler import Job, Progress, Sampler, batches, groups_by_width
+from interlace.evaluation.sampler import Jobs, Recorder, groups_by_width
 from interlace.tasks import Task
 
 if TYPE_CHECKING:
@@ -134,22 +135,23 @@ def evaluate(
             "notes": notes or {},
         }
     )
-    work = batches(examples, groups, batch_rows)
-    # Problem by problem, so that a machine that gets slower does so at every width.
-    alone = [Job(example, width, 0) for example in examples[:timed] for width in sorted(widths)]
-    sampler = Sampler(
-        engine,
-        task,
-        examples,
-        chosen,
-        coupled=coupled,
-        scorers=scorers or {},
-        progress=progress,
-    )
-    with _store(output, settings, overwrite) as store:
-        tally = sampler.sample(store, work)
-        sampler.time(store, alone, tally)
-        result = result_of(settings, store.environments, store.records.values(), store.timings)
+    jobs = Jobs(task, examples, engine.tokenizer)
+    calls = jobs.calls(groups, batch_rows)
+    tally = Tally(sum(map(len, calls)), sum(job.width for call in calls for job in call))
+    progress = progress or (lambda tally: None)
+    with _store(output, settings, overwrite) as kept:
+        recorder = Recorder(
+            engine,
+            task,
+            chosen,
+            coupled=coupled,
+            scorers=scorers or {},
+            kept=kept,
+            tally=tally,
+        )
+        run_groups(engine, calls, chosen, recorder, tally, progress)
+        recorder.time(jobs.timed(timed, widths), progress)
+        result = result_of(settings, kept.environments, kept.records.values(), kept.timings)
         if output is not None:
             write_report(Path(output), report_of(result), figures)
     return result

@@ -1,19 +1,21 @@
-"""The part of an evaluation that uses the engine: groups are sampled, judged and recorded.
+"""The part of an evaluation that uses the engine: which groups are sampled, judged, and timed.
 
-The unit of work is a call of the engine with a fixed set of groups. In low precision the tokens of
-a group depend, by rounding, on which groups share its passes; so a run that goes on after a kill
-samples an unfinished call again as a whole and keeps what was missing of it: the records are those
-of an unbroken run.
+Letters: W width, M groups of a problem, n = M W rows of a problem. A coupled model runs every width
+on its own; rows of an independent one are exchangeable, so it runs once, at the largest width.
+
+In a batch, seconds say how full the batch was; the first problems of a run are sampled once more
+for their time, with the same seeds, alone, at every width. On a CPU seconds are those of the
+processor, all threads together; a GPU's are on the wall.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from interlace.answers.choose import Scorer, best_of_n
+from interlace.batch import Job, Progress, Tally
 from interlace.engine.prompts import encode
 from interlace.errors import ConfigError, InterlaceError, RecordError
 from interlace.evaluation.provenance import environment
@@ -23,21 +25,7 @@ from interlace.tasks import Example, Task
 
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
-    from interlace.engine.types import EngineStats, GroupOutput, SamplingParams
-
-
-@dataclass(frozen=True)
-class Job:
-    """One group to sample."""
-
-    example: Example
-    width: int
-    group: int
-
-    @property
-    def sample_id(self) -> str:
-        """What tells the groups of a problem apart for their seeds, in any run."""
-        return f"{self.example.id}/{self.group}"
+    from interlace.engine.types import GroupOutput, SamplingParams
 
 
 def groups_by_width(
@@ -78,234 +66,151 @@ def groups_by_width(
     return {width: samples // width for width in sampled}
 
 
-def batches(
-    examples: Sequence[Example], groups: dict[int, int], batch_rows: int
-) -> list[list[Job]]:
-    """All jobs, divided into calls of the engine of at most `batch_rows` rows and one width.
+class Jobs:
+    """The groups of an evaluation.
 
-    The division depends on nothing but these arguments: a run that goes on after a kill finds the
-    same calls again.
+    Args:
+        task: Task that asks.
+        examples: Problems of the task.
+        tokenizer: Tokenizer of the model.
 
     Raises:
-        ConfigError: for `batch_rows` below 1.
+        GenerationError: for a prompt that the tokenizer cannot take.
     """
-    if batch_rows < 1:
-        raise ConfigError(f"batch_rows is at least 1; got {batch_rows}.")
-    found = []
-    for width, count in groups.items():
-        jobs = [Job(example, width, group) for example in examples for group in range(count)]
-        size = max(1, batch_rows // width)
-        found += [jobs[start : start + size] for start in range(0, len(jobs), size)]
-    return found
+
+    def __init__(self, task: Task, examples: Sequence[Example], tokenizer: object) -> None:
+        self._task, self._examples = task, examples
+        self._prompts = [
+            encode(task.prompt(example), index, tokenizer) for index, example in enumerate(examples)
+        ]
+
+    def calls(self, groups: Mapping[int, int], batch_rows: int) -> list[list[Job]]:
+        """All groups, divided into calls of the engine of at most `batch_rows` rows and one width.
+
+        The division depends on nothing but the arguments: a run that goes on after a kill finds the
+        same calls again.
+
+        Raises:
+            ConfigError: for `batch_rows` below 1.
+        """
+        if batch_rows < 1:
+            raise ConfigError(f"batch_rows is at least 1; got {batch_rows}.")
+        found = []
+        for width, count in groups.items():
+            jobs = [
+                self._job(place, width, group)
+                for place in range(len(self._examples))
+                for group in range(count)
+            ]
+            size = max(1, batch_rows // width)
+            found += [jobs[start : start + size] for start in range(0, len(jobs), size)]
+        return found
+
+    def timed(self, count: int, widths: Sequence[int]) -> list[Job]:
+        """The first problems, each at every width: a machine that gets slower does so at all."""
+        places = range(min(count, len(self._examples)))
+        return [self._job(place, width, 0) for place in places for width in sorted(widths)]
+
+    def _job(self, place: int, width: int, group: int) -> Job:
+        example = self._examples[place]
+        return Job(
+            name=example.id,
+            key=(self._task.name, example.id, width, group),
+            width=width,
+            prompt=self._prompts[place],
+            sample_id=f"{example.id}/{group}",
+            subject=example,
+        )
 
 
-def time_groups(
-    engine: Engine,
-    jobs: Sequence[tuple[Job, list[int]]],
-    params: SamplingParams,
-    done: Callable[[Timing], None],
-) -> None:
-    """Sample each group alone.
+class Recorder:
+    """Judges groups and records them; a `GroupStore` for `run_groups`.
 
     Args:
-        engine: Samples.
-        jobs: Groups with their prompts' token ids.
-        params: How; the width is the job's.
-        done: Called with each timing.
-    """
-    on_cpu = next(engine.model.parameters()).device.type == "cpu"
-    clock = time.process_time if on_cpu else time.perf_counter
-    warm: set[int] = set()
-    for job, prompt in jobs:
-        own = params.replace(width=job.width)
-        if job.width not in warm:  # the first passes at a width also allocate
-            engine.generate([prompt], own.replace(max_new_tokens=2))
-            warm.add(job.width)
-        began = clock()
-        engine.generate([prompt], own, sample_ids=[job.sample_id])
-        done(Timing(job.example.id, job.width, clock() - began))
-
-
-@dataclass
-class Tally:
-    """How far an evaluation is.
-
-    Attributes:
-        all_groups: Groups in all.
-        all_rows: Their rows.
-        stage: "sampling", then "timing".
-        width: The width at work.
-        groups: Groups that are recorded, those of earlier starts included.
-        rows: Their rows.
-        resumed_rows: Rows that were recorded when this start began.
-        correct: Correct rows among those recorded.
-        tokens: Tokens sampled since this start, those of unfinished groups included.
-        recorded_tokens: Tokens of the rows that were recorded since.
-        notes: What went other than expected, each remark once.
-        started: When this start began, by the monotonic clock.
-        ended: When its sampling ended and timing began; None before.
-    """
-
-    all_groups: int
-    all_rows: int
-    stage: str = "sampling"
-    width: int = 0
-    groups: int = 0
-    rows: int = 0
-    resumed_rows: int = 0
-    correct: int = 0
-    tokens: int = 0
-    recorded_tokens: int = 0
-    notes: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    ended: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """That sampling took since this start."""
-        return (self.ended or time.monotonic()) - self.started
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of this start's sampling."""
-        return self.tokens / self.seconds if self.tokens else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until all rows are sampled, if the others get as long as those recorded since this start;
-        None before there are any."""
-        new = self.rows - self.resumed_rows
-        if not new or not self.tokens:
-            return None
-        expected = self.recorded_tokens / new * (self.all_rows - self.resumed_rows)
-        return max(expected - self.tokens, 0.0) / self.tokens_per_second
-
-    def note(self, remark: str) -> None:
-        """Keep a remark, once."""
-        if remark not in self.notes:
-            self.notes.append(remark)
-
-    def count(self, record: GroupRecord) -> None:
-        """One more group is recorded."""
-        self.groups += 1
-        self.rows += record.width
-        self.correct += sum(record.correct)
-
-
-Progress = Callable[[Tally], None]
-
-
-class Sampler:
-    """Samples and judges the groups of a run.
-
-    Args:
-        engine: Samples.
-        task: Judges.
-        examples: The problems.
-        params: How to sample, with the seed; the width is each job's.
+        engine: Engine that samples.
+        task: Task that judges.
+        params: How groups are sampled.
         coupled: Whether the rows of a group see each other.
-        scorers: See `interlace.evaluate`.
-        progress: Called after every step of the engine and every record.
-
-    Raises:
-        GenerationError: for a prompt that the tokenizer cannot take; before anything is sampled.
+        scorers: Scorers, as in `interlace.evaluate`.
+        kept: Groups that are recorded.
+        tally: Tally, kept up to date.
     """
 
     def __init__(
         self,
         engine: Engine,
         task: Task,
-        examples: Sequence[Example],
         params: SamplingParams,
         *,
         coupled: bool,
         scorers: Mapping[str, Scorer],
-        progress: Progress | None,
+        kept: RecordedGroups,
+        tally: Tally,
     ) -> None:
-        self._engine = engine
-        self._task = task
-        self._params = params
-        self._coupled = coupled
-        self._scorers = scorers
-        self._progress = progress or (lambda tally: None)
-        self._prompts = {
-            example.id: encode(task.prompt(example), index, engine.tokenizer)
-            for index, example in enumerate(examples)
-        }
+        self._engine, self._task, self._params = engine, task, params
+        self._coupled, self._scorers = coupled, scorers
+        self._kept, self._tally = kept, tally
+        self._noted = False
+        tally.correct = sum(sum(record.correct) for record in kept.records.values())
 
-    def sample(self, store: RecordedGroups, work: Sequence[Sequence[Job]]) -> Tally:
-        """Sample all groups that are not recorded yet, call by call.
+    def has(self, job: Job) -> bool:
+        """Whether the group is recorded."""
+        return job.key in self._kept.records
 
-        Args:
-            store: Has the groups of earlier starts, and gets the new ones.
-            work: The calls.
-        """
-        tally = Tally(sum(map(len, work)), sum(job.width for jobs in work for job in jobs))
-        for record in store.records.values():
-            tally.count(record)
-        tally.resumed_rows = tally.rows
-        for jobs in work:
-            if any(self._key(job) not in store.records for job in jobs):
-                store.note_environment(environment(self._engine.model))
-                self._call(store, jobs, tally)
-        return tally
+    def take(self, job: Job, group: GroupOutput) -> None:
+        """Judge a group and record it, or compare it with what is recorded."""
+        record, tally = self._record(job, group), self._tally
+        known = self._kept.records.get(record.key)
+        if known is None:
+            self._note_environment()
+            self._kept.append(record)
+            tally.keep(record.width, sum(record.tokens))
+            tally.correct = (tally.correct or 0) + sum(record.correct)
+        elif (known.texts, known.tokens) != (record.texts, record.tokens):
+            tally.note(
+                "A call of the engine that an earlier start left unfinished was sampled again, and "
+                "gave other tokens than were recorded: this is not the same machine or software. "
+                "What was recorded is kept."
+            )
 
-    def _call(self, store: RecordedGroups, jobs: Sequence[Job], tally: Tally) -> None:
-        before, tally.width = tally.tokens, jobs[0].width
+    def end_call(self) -> None:
+        """Nothing waits for the end of a call."""
 
-        def follow(stats: EngineStats) -> None:
-            tally.tokens = before + stats.sampled_tokens
-            self._progress(tally)
-
-        prompts = [self._prompts[job.example.id] for job in jobs]
-        params = self._params.replace(width=jobs[0].width)
-        ids = [job.sample_id for job in jobs]
-        for index, group in self._engine.as_completed(
-            prompts, params, sample_ids=ids, progress=follow
-        ):
-            record = self._record(jobs[index], group)
-            known = store.records.get(record.key)
-            if known is None:
-                store.append(record)
-                tally.count(record)
-                tally.recorded_tokens += sum(record.tokens)
-                self._progress(tally)
-            elif (known.texts, known.tokens) != (record.texts, record.tokens):
-                tally.note(
-                    "A call of the engine that an earlier start left unfinished was sampled again, "
-                    "and gave other tokens than were recorded: this is not the same machine or "
-                    "software. What was recorded is kept."
-                )
-        for remark in self._engine.stats.notes:
-            tally.note(remark)
-
-    def time(self, store: RecordedGroups, jobs: Sequence[Job], tally: Tally) -> None:
+    def time(self, jobs: Sequence[Job], progress: Progress) -> None:
         """Time those groups, each alone, that are not timed yet."""
-        done = {(timing.example_id, timing.width) for timing in store.timings}
-        left = [job for job in jobs if (job.example.id, job.width) not in done]
+        done = {(timing.example_id, timing.width) for timing in self._kept.timings}
+        left = [job for job in jobs if (job.subject.id, job.width) not in done]
         if not left:
             return
-        store.note_environment(environment(self._engine.model))
-        tally.stage, tally.ended = "timing", time.monotonic()
+        self._note_environment()
+        self._tally.stage, self._tally.ended = "timing", time.monotonic()
+        on_cpu = next(self._engine.model.parameters()).device.type == "cpu"
+        clock = time.process_time if on_cpu else time.perf_counter
+        warm: set[int] = set()
+        for job in left:
+            params = self._params.replace(width=job.width)
+            if job.width not in warm:  # the first passes at a width also allocate
+                self._engine.generate([job.prompt], params.replace(max_new_tokens=2))
+                warm.add(job.width)
+            began = clock()
+            self._engine.generate([job.prompt], params, sample_ids=[job.sample_id])
+            self._kept.append_timing(Timing(job.subject.id, job.width, clock() - began))
+            self._tally.width = job.width
+            progress(self._tally)
 
-        def keep(timing: Timing) -> None:
-            store.append_timing(timing)
-            tally.width = timing.width
-            self._progress(tally)
-
-        pairs = [(job, self._prompts[job.example.id]) for job in left]
-        time_groups(self._engine, pairs, self._params, keep)
-
-    def _key(self, job: Job) -> tuple[str, str, int, int]:
-        return (self._task.name, job.example.id, job.width, job.group)
+    def _note_environment(self) -> None:
+        if not self._noted:
+            self._kept.note_environment(environment(self._engine.model))
+            self._noted = True
 
     def _record(self, job: Job, group: GroupOutput) -> GroupRecord:
-        verdicts = [self._task.verify(job.example, text) for text in group.texts]
+        *_, number = job.key
+        verdicts = [self._task.verify(job.subject, text) for text in group.texts]
         return GroupRecord(
             task=self._task.name,
-            example_id=job.example.id,
+            example_id=job.subject.id,
             width=job.width,
-            group=job.group,
+            group=number,
             seed=self._params.seed,
             coupled=self._coupled,
             answers=tuple(verdict.answer for verdict in verdicts),
@@ -316,7 +221,7 @@ class Sampler:
             texts=tuple(group.texts),
             finish_reasons=tuple(row.finish_reason for row in group.completions),
             scorers={
-                name: self._scores(name, scorer, job.example, group.texts)
+                name: self._scores(name, scorer, job.subject, group.texts)
                 for name, scorer in self._scorers.items()
             },
             seconds=group.seconds,

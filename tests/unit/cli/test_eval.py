@@ -19,7 +19,7 @@ import pytest
 
 from interlace.cli.main import main
 from interlace.evaluation.records import read_records
-from interlace.evaluation.sampler import Sampler
+from interlace.evaluation.sampler import Recorder
 from support.number_model import number_folder
 
 Eval = Callable[..., tuple[int, str, str]]
@@ -96,7 +96,7 @@ def test_figures_are_drawn(run):
 def test_measuring_again_samples_nothing(run, monkeypatch):
     run(*SUMS, *QUICK, "--widths", "1,2", "--output", "x")
     before = Path("x/result.json").read_bytes(), Path("x/records.jsonl").read_bytes()
-    monkeypatch.setattr(Sampler, "sample", None)
+    monkeypatch.setattr(Recorder, "take", None)
     monkeypatch.setattr("interlace.models.loading.load", None)
     status, _, _ = run("--from", "x", "--figures", "none", model=None)
     assert status == 0

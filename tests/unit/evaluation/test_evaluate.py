@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import interlace
+from interlace.batch import Tally
 from interlace.engine.types import SamplingParams
 from interlace.errors import ConfigError, DependentRowsError, GenerationError, RecordError
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.records import GroupRecord, read_records
 from interlace.evaluation.run import load_run
-from interlace.evaluation.sampler import Tally
 from support.evaluation import SHORT, quick
 from support.number_model import number_engine, number_model, number_tokenizer, sums
 

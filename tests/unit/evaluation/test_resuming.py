@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import interlace
+from interlace.batch import Tally
 from interlace.engine.types import SamplingParams
 from interlace.errors import RecordError, RunError
 from interlace.evaluation.run import load_run
-from interlace.evaluation.sampler import Tally
 from support.evaluation import quick, records_without_times, result_file
 from support.killed_run import evaluation
 from support.number_model import number_engine, sums

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.cli.config_file import settle
 from interlace.cli.eval.settings import Settings, build_parser, check
+from interlace.cli.running import INTERRUPTED, Bar, load_engine, summary
 from interlace.own_code import named_function
+from interlace.terminal import say
 
 if TYPE_CHECKING:
     import argparse
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from interlace.evaluation.report import Report
     from interlace.evaluation.results import ArmResult
     from interlace.tasks import Task
-
-INTERRUPTED = 130
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,15 +58,14 @@ def _evaluate(settings: Settings, notes: Console) -> int:
     given = settings.scorer.items()
     scorers = {name: named_function(str(where), "--scorer") for name, where in given}
     task = _task(settings)
-    engine = _load(settings, notes)
+    engine = load_engine(settings, notes)
     result = _sampled(settings, engine, _answerable(settings, task, engine, notes), scorers, notes)
     if result is None:
-        notes.print(
+        say(
+            notes,
             f"Interrupted; {settings.folder()} has what was recorded. Run the same command again "
             "to go on.",
-            style="yellow",
-            highlight=False,
-            markup=False,
+            "yellow",
         )
         return INTERRUPTED
     _print(settings, report_of(result), settings.folder(), notes)
@@ -81,11 +80,10 @@ def _sampled(
     notes: Console,
 ) -> ArmResult | None:
     """The run's result; None after Ctrl-C."""
-    from interlace.cli.eval.progress import EvalProgress, summary
     from interlace.evaluation.evaluate import evaluate
 
     result = None
-    with EvalProgress(notes) as progress, contextlib.suppress(KeyboardInterrupt):
+    with Bar(notes) as progress, contextlib.suppress(KeyboardInterrupt):
         result = evaluate(
             engine,
             task,
@@ -107,7 +105,7 @@ def _sampled(
             notes=_noted(settings),
         )
     for line in [] if progress.tally is None else summary(progress.tally):
-        notes.print(line, highlight=False, markup=False)
+        say(notes, line)
     return result
 
 
@@ -126,11 +124,7 @@ def _answerable(settings: Settings, task: Task, engine: Engine, notes: Console) 
     for."""
     if engine.tokenizer.chat_template or not task.chat or "chat" in settings.task_options:
         return task
-    notes.print(
-        f"The tokenizer of {settings.model} has no chat template: prompts are plain text.",
-        highlight=False,
-        markup=False,
-    )
+    say(notes, f"The tokenizer of {settings.model} has no chat template: prompts are plain text.")
     return _task(settings, chat=False)
 
 
@@ -140,29 +134,6 @@ def _noted(settings: Settings) -> dict[str, Any]:
     if settings.data is not None:
         options["data"] = settings.data
     return {"task_options": options, "memory": settings.memory}
-
-
-def _load(settings: Settings, notes: Console) -> Engine:
-    import torch
-    from transformers.utils import logging
-
-    from interlace.engine.engine import Engine
-    from interlace.models.loading import load
-
-    logging.disable_progress_bar()
-    device = settings.device or ("cuda" if torch.cuda.is_available() else None)
-    with notes.status(f"Loading {settings.model}"):
-        model, tokenizer = load(
-            settings.model,
-            base=settings.base,
-            revision=settings.revision,
-            gguf_file=settings.gguf_file,
-            dtype=settings.dtype,
-            device=device,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        budget = None if settings.memory is None else int(settings.memory * 2**30)
-        return Engine(model, tokenizer, memory_budget=budget)
 
 
 def _print(settings: Settings, report: Report, folder: Path, notes: Console) -> None:
@@ -176,9 +147,4 @@ def _print(settings: Settings, report: Report, folder: Path, notes: Console) -> 
         sys.stdout.write(json.dumps(report.to_json(), allow_nan=False) + "\n")
     else:
         print_report(report, Console())
-    notes.print(
-        f"{folder} has result.json, report.md, the figures and the raw generations.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(notes, f"{folder} has result.json, report.md, the figures and the raw generations.")

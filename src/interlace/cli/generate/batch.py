@@ -1,148 +1,78 @@
-"""A file of prompts to a file of groups: window by window, line by line, resumable.
-
-A window is what goes into one call of the engine. In low precision the tokens of a group depend, by
-rounding, on which groups share its passes; so a run that goes on after a kill samples the whole
-window again and appends the lines that are missing: they are those of an unbroken run.
-"""
+"""A file of prompts to lines in the order of the file; a `GroupStore` for `run_groups`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from interlace.batch import Job, Tally
 from interlace.cli.generate.outcome import Aggregation, line_of, responses_of
-from interlace.cli.generate.records import Record, windows
-from interlace.errors import GenerationError
+from interlace.cli.generate.records import Record
 
 if TYPE_CHECKING:
-    from interlace.engine.engine import Engine
-    from interlace.engine.types import EngineStats, GroupOutput, SamplingParams
+    from interlace.engine.types import GroupOutput
 
 
-@dataclass
-class Tally:
-    """What a run has done so far.
-
-    Attributes:
-        prompts: lines written, those of earlier runs included.
-        resumed: lines that were there when the run began.
-        tokens: tokens sampled by this run.
-        computed_row_steps: rows of all forward passes of one token.
-        alive_row_steps: those that fed an unfinished row's token.
-        seconds: since sampling began.
-        notes: what the engine remarked, each remark once.
-    """
-
-    prompts: int = 0
-    resumed: int = 0
-    tokens: int = 0
-    computed_row_steps: int = 0
-    alive_row_steps: int = 0
-    notes: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.tokens else 0.0
+def calls_of(records: Sequence[Record], width: int, size: int) -> list[list[Job]]:
+    """The records as jobs, `size` of them in a call; their keys count from 0."""
+    jobs = [
+        Job(f"line {record.line}", place, width, record.token_ids, record.sample_id, record)
+        for place, record in enumerate(records)
+    ]
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
-Report = Callable[[Tally], None]
-
-
-def run_windows(
-    engine: Engine,
-    records: Sequence[Record],
-    params: SamplingParams,
-    aggregation: Aggregation,
-    write: Callable[[dict[str, Any]], None],
-    tally: Tally,
-    *,
-    size: int,
-    report: Report,
-) -> None:
-    """Sample all records whose lines are not there yet, and write the lines in order.
+class Lines:
+    """Writes a line for each group, as soon as those before it are there.
 
     Args:
-        engine: samples.
-        records: all records of the file.
-        params: how to sample each group.
-        aggregation: makes one response of each group.
-        write: takes one line.
-        tally: says how many lines are there already, and is kept up to date.
-        size: records in a window.
-        report: called after every step of the engine and after every line.
-
-    Raises:
-        GenerationError: for what the engine cannot carry out; lines before it are written.
+        write: Function that takes a line.
+        done: Number of lines that are there.
+        aggregation: Aggregation that makes one response of each group.
+        tally: Tally, kept up to date.
     """
-    report(tally)
-    done = tally.resumed
-    for start, window in windows(records, size):
-        if start + len(window) <= done:
-            continue
-        before = (tally.tokens, tally.computed_row_steps, tally.alive_row_steps)
 
-        def progress(stats: EngineStats, before: tuple[int, int, int] = before) -> None:
-            tally.tokens = before[0] + stats.sampled_tokens
-            tally.computed_row_steps = before[1] + stats.computed_row_steps
-            tally.alive_row_steps = before[2] + stats.alive_row_steps
-            report(tally)
+    def __init__(
+        self,
+        write: Callable[[dict[str, Any]], None],
+        done: int,
+        aggregation: Aggregation,
+        tally: Tally,
+    ) -> None:
+        self._write, self._done = write, done
+        self._aggregation, self._tally = aggregation, tally
+        self._waiting: dict[int, tuple[Job, GroupOutput]] = {}
 
-        try:
-            for index, line in _lines(engine, window, params, aggregation, progress, tally):
-                if start + index >= done:
-                    write(line)
-                    tally.prompts += 1
-                    report(tally)
-        except GenerationError as error:
-            raise GenerationError(
-                f"Sampling for the lines {window[0].line} to {window[-1].line} failed, which are "
-                f"prompts 0 to {len(window) - 1} here: {error}"
-            ) from error
+    def has(self, job: Job) -> bool:
+        """Whether the line is there."""
+        return bool(job.key < self._done)
 
+    def take(self, job: Job, group: GroupOutput) -> None:
+        """Write the lines whose turn it is."""
+        if self.has(job):
+            return
+        self._waiting[job.key] = job, group
+        # Syntheses need the engine, which is busy until the call's last group is there.
+        while self._done in self._waiting and not self._aggregation.writes:
+            self._finish([self._waiting.pop(self._done)])
 
-def _lines(
-    engine: Engine,
-    window: Sequence[Record],
-    params: SamplingParams,
-    aggregation: Aggregation,
-    progress: Callable[[EngineStats], None],
-    tally: Tally,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The window's lines, each as soon as those before it are there."""
-    waiting: dict[int, GroupOutput] = {}
-    following = 0
-    prompts = [record.token_ids for record in window]
-    ids = [record.sample_id for record in window]
-    for index, group in engine.as_completed(prompts, params, sample_ids=ids, progress=progress):
-        waiting[index] = group
-        # Syntheses need the engine, which is busy until the window's last group is there.
-        while following in waiting and not aggregation.writes:
-            yield from _finished({following: waiting.pop(following)}, window, aggregation)
-            following += 1
-    tally.notes += [note for note in engine.stats.notes if note not in tally.notes]
-    if waiting:
-        yield from _finished(dict(sorted(waiting.items())), window, aggregation)
+    def end_call(self) -> None:
+        """Write what waited for the engine."""
+        waiting = [self._waiting.pop(key) for key in sorted(self._waiting)]
+        if waiting:
+            self._finish(waiting)
 
-
-def _finished(
-    groups: dict[int, GroupOutput], window: Sequence[Record], aggregation: Aggregation
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    outcomes = aggregation(
-        [
-            responses_of(group, as_text(window[index].prompt), window[index].columns)
-            for index, group in groups.items()
-        ]
-    )
-    for (index, group), outcome in zip(groups.items(), outcomes, strict=True):
-        record = window[index]
-        yield index, line_of(record.id, record.prompt, group, outcome)
+    def _finish(self, pairs: Sequence[tuple[Job, GroupOutput]]) -> None:
+        outcomes = self._aggregation(
+            [
+                responses_of(group, as_text(job.subject.prompt), job.subject.columns)
+                for job, group in pairs
+            ]
+        )
+        for (job, group), outcome in zip(pairs, outcomes, strict=True):
+            self._write(line_of(job.subject.id, job.subject.prompt, group, outcome))
+            self._done += 1
+            self._tally.keep(job.width, group.num_tokens)
 
 
 def as_text(prompt: Any) -> str:

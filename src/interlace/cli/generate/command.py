@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlace.cli.generate.settings import Settings, settle
+from interlace.cli.running import INTERRUPTED, Bar, load_engine, summary
 from interlace.errors import ConfigError, GenerationError, GenerationInterrupted
+from interlace.terminal import say
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from interlace.cli.generate.outcome import Aggregation
     from interlace.cli.generate.records import Record
     from interlace.engine.engine import Engine
-
-INTERRUPTED = 130
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,26 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _load(settings: Settings, notes: Console) -> Engine:
-    with notes.status(f"Loading {settings.model}"):  # the imports take their time too
-        import torch
-        from transformers.utils import logging
-
-        from interlace.engine.engine import Engine
-        from interlace.models.loading import load
-
-        logging.disable_progress_bar()
-        model, tokenizer = load(
-            settings.model,
-            base=settings.base,
-            revision=settings.revision,
-            gguf_file=settings.gguf_file,
-            dtype=settings.dtype,
-            device=settings.device or ("cuda" if torch.cuda.is_available() else None),
-            trust_remote_code=settings.trust_remote_code,
-        )
-        budget = None if settings.memory is None else int(settings.memory * 2**30)
-        engine = Engine(model, tokenizer, memory_budget=budget)
-    if settings.system is not None and not tokenizer.chat_template:
+    engine = load_engine(settings, notes)
+    if settings.system is not None and not engine.tokenizer.chat_template:
         raise ConfigError(
             f"--system needs a chat template, and the tokenizer of {settings.model} has none. Put "
             "the instruction into the prompt."
@@ -180,13 +162,7 @@ def _run_file(settings: Settings, engine: Engine, notes: Console) -> int:
         source, settings.field, _Encoder(settings, engine), settings.skip_bad
     )
     for complaint in bad:
-        notes.print(
-            f"Left out {source} {complaint}",
-            style="yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(notes, f"Left out {source} {complaint}", "yellow")
     if settings.output is None:
         return _sample(settings, engine, aggregation, records, _to_stdout, 0, notes)
     ids = [record.id for record in records]
@@ -204,37 +180,26 @@ def _sample(
     done: int,
     notes: Console,
 ) -> int:
-    from interlace.cli.generate.batch import Tally, run_windows
-    from interlace.cli.generate.progress import Progress, summary
+    from interlace.batch import Tally, run_groups
+    from interlace.cli.generate.batch import Lines, calls_of
 
-    tally = Tally(prompts=done, resumed=done)
+    params = settings.sampling()
+    calls = calls_of(records, params.width, settings.batch_size)
+    tally = Tally(len(records), len(records) * params.width)
+    lines = Lines(write, done, aggregation, tally)
     interrupted = False
     try:
         # A bar would be drawn over lines that go to the same terminal.
-        bar = settings.output is not None or not sys.stdout.isatty()
-        with Progress(notes, len(records), bar) as progress:
-            run_windows(
-                engine,
-                records,
-                settings.sampling(),
-                aggregation,
-                write,
-                tally,
-                size=settings.batch_size,
-                report=progress,
-            )
+        with Bar(notes, settings.output is not None or not sys.stdout.isatty()) as bar:
+            run_groups(engine, calls, params, lines, tally, bar)
     except KeyboardInterrupt:
         interrupted = True
-    for line in summary(tally, settings.width):
-        notes.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in summary(tally):
+        say(notes, line)
     if interrupted:
         again = "" if settings.output is None else " Run the same command again to go on."
-        notes.print(
-            f"Interrupted: {tally.prompts:,} of {len(records):,} lines are written.{again}",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(notes, f"Interrupted: {tally.groups:,} of {len(records):,} lines are written.{again}",
+            "yellow")  # fmt: skip
     return INTERRUPTED if interrupted else 0
 
 

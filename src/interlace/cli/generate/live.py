@@ -18,7 +18,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from interlace.cli.generate.outcome_view import clean, short
+from interlace.cli.generate.outcome_view import short
+from interlace.terminal import printable
 
 if TYPE_CHECKING:
     from interlace.engine.types import Step
@@ -82,7 +83,7 @@ class Columns:
         speed = self.tokens / seconds if self.tokens else 0.0
         parts = [f"width {self.width}", f"step {self.steps}", f"{self.tokens:,} tokens"]
         return Text.assemble(
-            (clean(self.title), "bold"),
+            (printable(self.title), "bold"),
             ("  ".join(["", *parts, f"{speed:,.1f} tokens/s"]), "dim"),
             no_wrap=True,
             overflow="ellipsis",
@@ -111,7 +112,7 @@ class Columns:
         """All rows whole, their borders in the colours of what they answered."""
         across, _ = _grid(self.width, console.width, console.height)
         inner = console.width // across - 4
-        bodies = [Text(clean(row.text).strip()) for row in self.rows]
+        bodies = [Text(printable(row.text).strip()) for row in self.rows]
         lines = [len(body.wrap(console, inner)) for body in bodies]
         heights = [
             max(lines[row - row % across : row - row % across + across])
@@ -150,7 +151,7 @@ class Columns:
     def _one_line(self, index: int, row: Row, console: Console) -> Text:
         title = _title(index, row)
         room = max(console.width - title.cell_len - 2, 1)
-        text = " ".join(clean(row.text[-4 * room :]).split())
+        text = " ".join(printable(row.text[-4 * room :]).split())
         while Text(text).cell_len > room:
             text = text[1:]
         return Text.assemble(title, "  ", text, style=_style(row), no_wrap=True)
@@ -199,7 +200,7 @@ def _grid(width: int, columns: int, height: int) -> tuple[int, int]:
 def _tail(console: Console, text: str, width: int, lines: int) -> list[Text]:
     """The last lines of a text as it wraps at `width`."""
     # More than fits cannot show: wrapping a whole long row at every step would take its time.
-    wrapped = Text(clean(text[-2 * width * lines :])).wrap(console, width, tab_size=4)
+    wrapped = Text(printable(text[-2 * width * lines :])).wrap(console, width, tab_size=4)
     return list(wrapped[-lines:])
 
 

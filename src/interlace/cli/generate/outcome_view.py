@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from interlace.terminal import printable
+
 if TYPE_CHECKING:
     from interlace.answers import Aggregate
     from interlace.cli.generate.live import Columns
 
 COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red")
-# Model text must not steer the terminal: C0 without line feed and tab, DEL, C1.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def class_styles(outcome: Aggregate | None, width: int) -> list[str]:
@@ -43,7 +42,7 @@ def outcome_view(outcome: Aggregate | None, styles: Sequence[str]) -> Renderable
         return Text(f"{outcome.method}: no row has a response", style="yellow")
     where = "" if outcome.index is None else f", row {outcome.index + 1}"
     return Panel(
-        Text(clean(outcome.text).strip()),
+        Text(printable(outcome.text).strip()),
         title=f"{outcome.method}{where}",
         title_align="left",
         border_style="green",
@@ -82,7 +81,7 @@ def _vote_table(outcome: Aggregate, styles: Sequence[str]) -> RenderableType:
     tie = "  (a tie: seen first wins)" if details["tie"] else ""
     winner = Text.assemble(
         (f"{outcome.method} vote: ", "bold"),
-        (clean(outcome.answer), f"bold {styles[outcome.index or 0]}"),
+        (printable(outcome.answer), f"bold {styles[outcome.index or 0]}"),
         (f"  {details['share']:.0%} of the votes{tie}", "dim"),
     )
     return Group(table, winner)
@@ -113,16 +112,7 @@ def plain_outcome(outcome: Aggregate | None) -> list[str]:
     return [f"{head}{where} ===", outcome.text if outcome.text is not None else "nothing"]
 
 
-def clean(text: str) -> str:
-    """Text without what could steer a terminal.
-
-    >>> clean("red \\x1b[31malert\\x07")
-    'red [31malert'
-    """
-    return _CONTROL.sub("", text)
-
-
 def short(answer: str | None, most: int = 60) -> Text:
     """An answer in one line of at most `most` characters."""
-    shown = clean(" ".join((answer or "").split()))
+    shown = printable(" ".join((answer or "").split()))
     return Text(shown if len(shown) <= most else shown[: most - 3] + "...")

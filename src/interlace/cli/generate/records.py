@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,3 @@ def _complaint(path: Path, bad: Sequence[str]) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def windows(records: Sequence[Record], size: int) -> Iterable[tuple[int, Sequence[Record]]]:
-    """The records in runs of `size`, each with the index of its first."""
-    for start in range(0, len(records), size):
-        yield start, records[start : start + size]

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import ConfigError
+from interlace.terminal import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -73,4 +74,4 @@ def _is_first() -> bool:
 
 def _note(text: str) -> None:
     if _is_first():
-        print(f"interlace: {text}", file=sys.stderr)
+        print(printable(f"interlace: {text}"), file=sys.stderr)

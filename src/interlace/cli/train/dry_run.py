@@ -89,25 +89,20 @@ def _print(
     at: Setting,
     needed: Memory,
 ) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
-    table.title = f"{stage} of {recipe.model}, into {recipe.folder(stage)}"
-    table.add_column()
-    table.add_column(justify="right", overflow="fold")
-    for section in (
-        _work(stage, does, at, recipe.options(stage).max_steps <= 0),
-        _parameters(recipe, subject, start, stage),
-        _bytes("all the time", needed.fixed),
-        _bytes("while sampling", needed.sampling),
-        _bytes("while training", needed.training),
-    ):
-        for name, value in section.items():
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-        table.add_section()
-    Console().print(table)
+    from interlace.terminal import facts
+
+    facts(
+        f"{stage} of {recipe.model}, into {recipe.folder(stage)}",
+        [
+            _work(stage, does, at, recipe.options(stage).max_steps <= 0),
+            _parameters(recipe, subject, start, stage),
+            _bytes("all the time", needed.fixed),
+            _bytes("while sampling", needed.sampling),
+            _bytes("while training", needed.training),
+        ],
+    ).print(Console())
 
 
 def _work(stage: Stage, does: Plan, at: Setting, by_epochs: bool) -> dict[str, Any]:

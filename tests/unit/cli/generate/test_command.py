@@ -18,7 +18,8 @@ import torch
 
 import interlace
 from interlace.answers import extract_answer, majority_vote
-from interlace.cli.generate import command, live, progress
+from interlace.cli import running
+from interlace.cli.generate import command, live
 from interlace.cli.generate.batch import as_text
 from support.jsonl import read_lines, write_lines
 
@@ -202,7 +203,7 @@ def test_a_file_gives_a_line_for_each_prompt(generate: Any, prompts: Path, tmp_p
     out = tmp_path / "out.jsonl"
     status, printed, err = generate(*FEW, "--input", prompts, "--output", out)
     assert (status, printed) == (0, "")
-    assert "7 prompts, 21 responses" in err
+    assert "21 rows, " in err
     assert "tokens/s" in err
     lines = read_lines(out)
     assert [line["id"] for line in lines] == [f"q{i}" for i in range(7)]
@@ -245,8 +246,8 @@ def test_a_file_cut_anywhere_is_completed_to_the_same_lines(
         assert status == 0
         assert out.read_bytes() == whole
         done = whole[:size].count(b"\n")
-        assert (f"{done} prompts were there before" in err) == (done > 0)
-        assert ("0 tokens in " in err) == (done == 7)
+        assert (f"{3 * done} rows were there before" in err) == (done > 0)
+        assert ("All 21 rows were there before" in err) == (done == 7)
 
 
 def test_a_killed_run_goes_on_to_the_same_file(generate: Any, folder: Path, tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_a_killed_run_goes_on_to_the_same_file(generate: Any, folder: Path, tmp_
     assert 20 <= done < 40
     status, _, err = generate(*options, "--output", cut)
     assert status == 0
-    assert f"{done} prompts were there before" in err
+    assert f"{2 * done} rows were there before" in err
     generate(*options, "--output", whole)
     assert cut.read_bytes() == whole.read_bytes()
 
@@ -293,14 +294,14 @@ def test_ctrl_c_in_a_step_keeps_the_lines(
     generate(*command)
     whole = out.read_bytes()
     out.unlink()
-    show = progress.Progress.__call__
+    show = running.Bar.__call__
 
-    def interrupting(self: progress.Progress, tally: Any) -> None:
+    def interrupting(self: running.Bar, tally: Any) -> None:
         show(self, tally)
-        if tally.prompts == 4:
+        if tally.groups == 4:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(progress.Progress, "__call__", interrupting)
+    monkeypatch.setattr(running.Bar, "__call__", interrupting)
     status, _, err = generate(*command)
     assert status == 130
     assert "Interrupted: 4 of 7 lines are written. Run the same command again to go on." in err
@@ -413,7 +414,7 @@ def test_logits_that_are_no_numbers_are_reported_with_the_lines(
         *FEW, "--raw", "--batch-size", 2, "--input", prompts, "--output", tmp_path / "out"
     )
     assert status == 2
-    assert "Sampling for the lines 5 to 6 failed" in err
+    assert "Sampling for line 5 to line 6 failed" in err
     assert "NaN" in err
     assert len(read_lines(tmp_path / "out")) == 4
 
@@ -438,11 +439,11 @@ def test_what_the_engine_remarks_is_shown(
 def test_without_a_terminal_a_line_now_and_then_tells_how_far_it_is(
     generate: Any, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(running, "SECONDS_BETWEEN_LINES", 0.0)
     err = generate(*FEW, "--batch-size", 2, "--input", prompts)[2]
-    assert "7 of 7 prompts" in err
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1000.0)
-    assert "of 7 prompts" not in generate(*FEW, "--batch-size", 2, "--input", prompts)[2]
+    assert "21 of 21 rows" in err
+    monkeypatch.setattr(running, "SECONDS_BETWEEN_LINES", 1000.0)
+    assert "of 21 rows" not in generate(*FEW, "--batch-size", 2, "--input", prompts)[2]
 
 
 def test_in_a_terminal_a_bar_tells_how_far_it_is(
@@ -453,7 +454,7 @@ def test_in_a_terminal_a_bar_tells_how_far_it_is(
     status, out, err = generate(*FEW, "--input", prompts)
     assert status == 0
     assert len(out.splitlines()) == 7
-    assert "7/7 prompts" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err)
+    assert "21/21 rows" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err)
 
 
 def test_a_config_file_runs(generate: Any, tmp_path: Path, prompts: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from interlace.cli.generate.records import content_hash, read_records, windows
+from interlace.cli.generate.batch import calls_of
+from interlace.cli.generate.records import content_hash, read_records
 from interlace.errors import DataFileError, GenerationError
 from support.jsonl import write_lines
 
@@ -103,9 +104,10 @@ def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
     assert content_hash({"a": 1, "b": 2}) == content_hash(json.loads('{"b": 2, "a": 1}'))
 
 
-def test_windows_cover_all_records_once(tmp_path: Path) -> None:
+def test_calls_cover_all_records_once_and_name_their_lines(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in", [{"prompt": "x"}] * 7)
     records, _ = read(path)
-    parts = list(windows(records, 3))
-    assert [start for start, _ in parts] == [0, 3, 6]
-    assert [record for _, part in parts for record in part] == records
+    calls = calls_of(records, 2, 3)
+    assert [[job.key for job in call] for call in calls] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [job.subject for call in calls for job in call] == records
+    assert (calls[2][0].name, calls[2][0].width) == ("line 7", 2)

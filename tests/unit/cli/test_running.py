@@ -1,14 +1,15 @@
-"""How far an evaluation is: in a terminal, in a log, and at its end."""
+"""How far a run is: in a terminal, in a log, and at its end."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from interlace.cli.eval.progress import EvalProgress, line_of, summary
-from interlace.evaluation.sampler import Tally
+from interlace.batch import Tally
+from interlace.cli.running import Bar, line_of, summary
 
 
 def tally() -> Tally:
@@ -23,7 +24,7 @@ def tally() -> Tally:
         resumed_rows=20,
         correct=7,
         tokens=500,
-        recorded_tokens=400,
+        kept_tokens=400,
         started=now - 5,
         ended=now,
     )
@@ -32,6 +33,9 @@ def tally() -> Tally:
 def test_time_left_counts_tokens_under_way():
     assert tally().seconds_left == pytest.approx((20 * 60 - 500) / 100)
     assert line_of(tally()) == "width 4: 40 of 80 rows, 7 correct, 100 tokens/s, about 7 s left"
+    assert line_of(replace(tally(), correct=None)).startswith(
+        "width 4: 40 of 80 rows, 100 tokens/s"
+    )
     assert summary(tally()) == [
         "20 rows, 500 tokens in 5 s: 100 tokens/s; 20 rows were there before"
     ]
@@ -46,7 +50,7 @@ def test_a_start_that_finds_everything_says_so():
 def test_in_a_terminal_a_bar_tells_how_far_it_is(tmp_path):
     with (tmp_path / "screen").open("w+") as screen:
         console = Console(file=screen, force_terminal=True, width=100, color_system=None)
-        with EvalProgress(console) as progress:
+        with Bar(console) as progress:
             progress(tally())
         screen.seek(0)
         shown = screen.read()
@@ -56,9 +60,9 @@ def test_in_a_terminal_a_bar_tells_how_far_it_is(tmp_path):
 
 
 def test_without_a_terminal_a_line_now_and_then_tells_how_far_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("interlace.cli.eval.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("interlace.cli.running.SECONDS_BETWEEN_LINES", 0.0)
     with (tmp_path / "lines").open("w+") as lines:
-        with EvalProgress(Console(file=lines, width=100)) as progress:
+        with Bar(Console(file=lines, width=100)) as progress:
             progress(tally())
         lines.seek(0)
         assert lines.read() == line_of(tally()) + "\n"

@@ -1,0 +1,156 @@
+"""What `generate` and `eval` share: loading an engine, and showing how far a run is."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from interlace.terminal import printable, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from interlace.batch import Tally
+    from interlace.engine.engine import Engine
+
+INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def load_engine(settings: Any, notes: Console) -> Engine:
+    """The engine that a command's settings ask for.
+
+    Args:
+        settings: Settings with the options of `interlace.load`, `device` and `memory`.
+        notes: Console of standard error.
+    """
+    from rich.markup import escape
+
+    # The imports take their time too.
+    with notes.status(escape(printable(f"Loading {settings.model}"))):
+        import torch
+        from transformers.utils import logging
+
+        from interlace.engine.engine import Engine
+        from interlace.models.loading import load
+
+        logging.disable_progress_bar()
+        model, tokenizer = load(
+            settings.model,
+            base=settings.base,
+            revision=settings.revision,
+            gguf_file=settings.gguf_file,
+            dtype=settings.dtype,
+            device=settings.device or ("cuda" if torch.cuda.is_available() else None),
+            trust_remote_code=settings.trust_remote_code,
+        )
+        budget = None if settings.memory is None else int(settings.memory * 2**30)
+        return Engine(model, tokenizer, memory_budget=budget)
+
+
+class Bar:
+    """Shows a tally on standard error: a bar in a terminal, a line now and then elsewhere.
+
+    Args:
+        console: Console to show it on.
+        bar: Whether a bar may be drawn, if this is a terminal.
+    """
+
+    def __init__(self, console: Console, bar: bool = True) -> None:
+        from rich import progress as bars
+
+        self._console = console
+        self._shows_bar = bar and console.is_terminal
+        self._said = time.monotonic()
+        self.tally: Tally | None = None
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=20),
+            bars.TextColumn(
+                "{task.completed:,.0f}/{task.total:,.0f} rows  {task.fields[speed]:,.0f} tokens/s"
+            ),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=not self._shows_bar,
+            redirect_stdout=False,  # where lines may go
+            redirect_stderr=False,
+        )
+        self._task: bars.TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, tally: Tally) -> None:
+        """Show the tally as it is now."""
+        self.tally = tally
+        if self._shows_bar:
+            self._show(tally)
+        elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            say(self._console, line_of(tally))
+
+    def _show(self, tally: Tally) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("", total=tally.all_rows, speed=0.0, left="")
+        self._bar.update(
+            self._task,
+            description=f"{tally.stage} width {tally.width}",
+            completed=tally.rows,
+            speed=tally.tokens_per_second,
+            left=_left(tally),
+        )
+
+
+def line_of(tally: Tally) -> str:
+    """The tally in a line of text."""
+    if tally.stage == "timing":
+        return f"timing groups alone, at width {tally.width}"
+    judged = "" if tally.correct is None else f"{tally.correct:,} correct, "
+    left = _left(tally)
+    return (
+        f"width {tally.width}: {tally.rows:,} of {tally.all_rows:,} rows, {judged}"
+        f"{tally.tokens_per_second:,.0f} tokens/s{left and f', {left}'}"
+    )
+
+
+def summary(tally: Tally) -> list[str]:
+    """What a start did, in lines of text."""
+    new = tally.rows - tally.resumed_rows
+    if not new:
+        return [f"All {tally.rows:,} rows were there before", *tally.notes]
+    line = (
+        f"{new:,} rows, {tally.tokens:,} tokens in {_duration(tally.seconds)}: "
+        f"{tally.tokens_per_second:,.0f} tokens/s"
+    )
+    if tally.resumed_rows:
+        line += f"; {tally.resumed_rows:,} rows were there before"
+    if tally.computed_row_steps:
+        share = tally.alive_row_steps / tally.computed_row_steps
+        line += f"; {share:.0%} of the computed row-steps fed an unfinished row"
+    return [line, *tally.notes]
+
+
+def _left(tally: Tally) -> str:
+    """How long sampling will take."""
+    if tally.stage == "timing" or tally.seconds_left is None:
+        return ""
+    return f"about {_duration(tally.seconds_left)} left"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> _duration(42.3), _duration(125), _duration(7300)
+    ('42 s', '2 min 5 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
