@@ -13,6 +13,7 @@ number. The canonical form is the expression with its terms and factors sorted, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Unpack
 
 from interlace.answers.arithmetic import canonical, parse
@@ -22,6 +23,7 @@ from interlace.tasks.base import Example, Step, Verdict
 from interlace.tasks.checkers import check_number
 from interlace.tasks.drawn import Draw, DrawnOptions, DrawnTask, Problem, check_count
 from interlace.tasks.equations import Equation, find_equations
+from interlace.tasks.splicing import Row, splice_lines
 
 MAX_VALUE = 10**6
 MAX_STEPS = 20
@@ -90,6 +92,13 @@ class ChainArithmetic(DrawnTask):
         steps = [Step(line, _key(equation) in done) for line, equation in asked]
         wrong = {equation.text: None for equation in written if not equation.holds}
         return steps + [Step(line, False) for line in wrong]
+
+    def splice(
+        self, example: Example, rows: Sequence[Sequence[str]], probability: float, draw: Draw
+    ) -> list[Row]:
+        """See `Task.splice`: a row's next line becomes the line with a sibling's right answer, and
+        the row ends."""
+        return splice_lines(self, example, rows, probability, draw, told=False)
 
 
 def _key(equation: Equation) -> tuple[str, object]:

@@ -47,6 +47,8 @@ tiny-countdown | countdown as the tiny models write it | exact value | generated
 tiny_countdown:TinyCountdown
 chain-arithmetic | several operations, step by step | exact value | generated | | \
 chain_arithmetic:ChainArithmetic
+pair-sum | which two numbers add up, a token a character | exact pair | generated | | \
+pair_sum:PairSum
 gsm8k | grade school word problems | value | openai/gsm8k | | hub_sets:MathSet
 math500 | competition mathematics | value | HuggingFaceH4/MATH-500 | math | hub_sets:MathSet
 aime24 | AIME 2024 | value | HuggingFaceH4/aime_2024 | | hub_sets:MathSet

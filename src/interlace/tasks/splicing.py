@@ -7,12 +7,19 @@ means the same as while sampling: what is copied stands in earlier columns of th
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from interlace.tasks.drawn import Draw
 
+if TYPE_CHECKING:
+    from interlace.tasks.base import Example, Task
+
 Row = list[str]
+_END = re.compile(r"(?:\n|[.!?] ?)$")  # a token that ends a line, or perhaps a sentence
 
 
 @dataclass(frozen=True)
@@ -30,24 +37,31 @@ class Try:
     hits: bool
 
 
+Tries = Callable[[Sequence[str]], list[Try]]
+# What a row, a try of it, a sibling and its find become: the row's tokens from the try on.
+Copy = Callable[[Sequence[str], Try, Sequence[str], Try], list[str]]
+
+
 def splice_rows(
     rows: Sequence[Sequence[str]],
-    tries_of: Callable[[Sequence[str]], list[Try]],
-    copied: Callable[[Sequence[str], Try, Sequence[str], Try], list[str]],
+    tries_of: Tries,
+    copied: Copy,
     probability: float,
     draw: Draw,
+    *,
+    again: bool = True,
 ) -> list[Row]:
-    """Rewrite a group's rows in the order of their columns.
-
-    A row that has found something itself stays as it is. A row that copied may be copied from.
+    """Rewrite a group's rows in the order of their columns. A row that has found something itself
+    stays as it is.
 
     Args:
         rows: Token texts of the group's rows, without the end token.
         tries_of: Function that finds a row's tries, in order.
-        copied: Function that writes a row from a try of it on: it takes the row, the try, the
-            sibling and its find, and returns what follows the row's columns before the try.
+        copied: Function that writes a row from a try of it on.
         probability: Probability that a try becomes the find of a sibling.
         draw: Stream of draws.
+        again: Whether a row that copied may be copied from: only where a copy begins with the find
+            token by token.
 
     Returns:
         The rows; those that nothing was copied into are equal to what they were.
@@ -55,18 +69,66 @@ def splice_rows(
     found = [list(row) for row in rows]
     tries = [tries_of(row) for row in found]
     first = [next((one for one in own if one.hits), None) for own in tries]
-    moments = sorted((one.start, w) for w, own in enumerate(tries) for one in own)
-    for start, w in moments:
+    done: set[int] = set()
+    for start, w in sorted((one.start, w) for w, own in enumerate(tries) for one in own):
         own = first[w]
-        if own is not None and own.start <= start:
+        if w in done or (own is not None and own.start <= start):
             continue
-        seen = [v for v, find in enumerate(first) if v != w and find and find.stop <= start]
+        seen = [(v, find) for v, find in enumerate(first) if v != w and find and find.stop <= start]
         if not seen or not draw.chance(probability):
             continue
-        sibling = draw.choice(seen)
-        at, find = next(one for one in tries[w] if one.start == start), first[sibling]
-        assert find is not None
-        new = copied(found[w], at, found[sibling], find)
-        found[w] = found[w][:start] + new
-        first[w] = Try(start, start + find.stop - find.start, True)
+        sibling, find = draw.choice(seen)
+        at = next(one for one in tries[w] if one.start == start)
+        found[w] = [*found[w][:start], *copied(found[w], at, found[sibling], find)]
+        first[w] = Try(start, start + find.stop - find.start, True) if again else None
+        done.add(w)
     return found
+
+
+def columns_of(row: Sequence[str]) -> dict[int, int]:
+    """The column of every character that a token begins with; the text's end is one, too."""
+    starts = [0, *itertools.accumulate(map(len, row))]
+    return {start: column for column, start in reversed(list(enumerate(starts)))}
+
+
+def splice_lines(
+    task: Task,
+    example: Example,
+    rows: Sequence[Sequence[str]],
+    probability: float,
+    draw: Draw,
+    *,
+    told: bool = True,
+) -> list[Row]:
+    """Rewrite free text, such as a chat model's, at the ends of its lines and sentences: once a
+    sibling has given a right answer that is marked as one, a row's next line takes it over.
+
+    Args:
+        task: Task whose verifier decides.
+        example: The problem.
+        rows: Token texts of the group's rows, without the end token.
+        probability: As in `splice_rows`.
+        draw: As in `splice_rows`.
+        told: Whether the row says where the answer comes from, with the sibling's last line before
+            it; otherwise it only writes the sibling's line.
+    """
+
+    def tries_of(row: Sequence[str]) -> list[Try]:
+        stops = [i + 1 for i, token in enumerate(row) if _END.search(token)]
+        found: list[Try] = []
+        for start, stop in itertools.pairwise(sorted({0, *stops, len(row)})):
+            text = "".join(row[:stop])
+            hits = task.marked(text) is not None and task.verify(example, text).correct
+            found.append(Try(start, stop, hits and not any(one.hits for one in found)))
+        return found
+
+    def copied(row: Sequence[str], at: Try, sibling: Sequence[str], find: Try) -> list[str]:
+        line = list(sibling[find.start : find.stop])
+        if not told:
+            return line
+        before = "".join(sibling[: find.start]).strip().splitlines()[-1:]
+        answer = task.verify(example, "".join(sibling[: find.stop])).answer
+        shown = f"Another attempt found {answer}; checking: {' '.join(before)}\n"
+        return [shown, "".join(line).lstrip()]
+
+    return splice_rows(rows, tries_of, copied, probability, draw, again=not told)

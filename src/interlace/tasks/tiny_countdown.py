@@ -21,7 +21,7 @@ from interlace.tasks.drawn import Draw, Problem, check_count, digest, split_of
 from interlace.tasks.splicing import Row, Try, splice_rows
 
 TEMPLATE = "{numbers[0]} {numbers[1]} {numbers[2]} -> {target} :"
-MAX_NUMBER, MAX_TARGET = 9, 100
+MAX_NUMBER, LARGEST_NUMBER, MAX_TARGET = 9, 25, 100
 TRIES, TRY_TOKENS = 4, 10
 MISS, HIT = ";", "yes"
 _VERDICT = re.compile(r" (?:;|yes)(?: |$)")
@@ -41,9 +41,10 @@ class TinyCountdown(Countdown):
 
     Problems have a solution whose intermediate values are whole and positive: all 2,145 are here,
     1,750 of them in the split "train" and 395 in "test". The packaged tiny models were trained on
-    "train" and know no other prompt.
+    "train" and know no other prompt. With numbers up to 25 there are 27,429.
 
     Args:
+        max_number: Largest number, 1 to 25; the packaged models saw numbers up to 9.
         size: Number of problems; None for all.
         seed: Seed of their order, and so of which a smaller size takes.
         split: "train", "test" (held out) or "all".
@@ -61,13 +62,15 @@ class TinyCountdown(Countdown):
     def __init__(
         self,
         *,
+        max_number: int = MAX_NUMBER,
         size: int | None = None,
         seed: int = 0,
         split: Split = "test",
         chat: bool = False,
         template: str = TEMPLATE,
     ) -> None:
-        found = [p for p in _problems() if split in ("all", split_of(p.canonical))]
+        check_count("max_number", max_number, 1, LARGEST_NUMBER)
+        found = [p for p in _problems(max_number) if split in ("all", split_of(p.canonical))]
         if size is not None:
             check_count("size", size)
             if size > len(found):
@@ -123,9 +126,9 @@ def _copied(row: Sequence[str], at: Try, sibling: Sequence[str], find: Try) -> l
     return [*([*written, f" {HIT}"] * (again - 1)), *written]
 
 
-def _problems() -> Iterator[Problem]:
+def _problems(max_number: int) -> Iterator[Problem]:
     """All problems, each with the first solution found."""
-    for numbers in itertools.combinations_with_replacement(range(1, MAX_NUMBER + 1), 3):
+    for numbers in itertools.combinations_with_replacement(range(1, max_number + 1), 3):
         solutions: dict[int, str] = {}
         for a, b, c in itertools.permutations(numbers):
             for bracket, inner in _joined(a, b):

@@ -134,7 +134,8 @@ def test_reasoning_gym_is_what_it_was() -> None:
     ("name", "options"),
     [
         ("countdown", "numbers max_number min_target max_target use_all size seed"),
-        ("tiny-countdown", "size seed"),
+        ("tiny-countdown", "max_number size seed"),
+        ("pair-sum", "size seed"),
         ("chain-arithmetic", "digits steps operations size seed"),
         ("gsm8k", "data size"),
         ("gpqa", "data size"),

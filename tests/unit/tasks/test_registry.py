@@ -20,6 +20,7 @@ def test_every_task_of_the_brief_is_there() -> None:
         "countdown",
         "tiny-countdown",
         "chain-arithmetic",
+        "pair-sum",
         "gsm8k",
         "math500",
         "aime24",

@@ -8,7 +8,7 @@ from interlace.errors import TaskError
 from interlace.tasks import get_task
 from interlace.tasks.base import Example, Task, Verdict
 from interlace.tasks.drawn import Draw
-from interlace.tasks.splicing import Row
+from interlace.tasks.splicing import Row, splice_lines
 
 TASK = get_task("tiny-countdown", split="all")
 EXAMPLE = next(e for e in TASK if e.data == {"numbers": [3, 7, 8], "target": 45})
@@ -168,3 +168,48 @@ def test_a_task_without_a_splice_says_so() -> None:
     example = Example("1", "1 + 1", "2")
     with pytest.raises(TaskError, match=r"'own' has no splice.*warmup\.splice"):
         Own("own", [example], split="all").splice(example, [["2"]], 0.5, Draw(0))
+
+
+CHAIN = get_task("chain-arithmetic", size=5)
+SUM = CHAIN[0]
+
+
+def lines(text: str) -> Row:
+    """A text as tokens of which every line's end is one."""
+    return [piece for line in text.splitlines(keepends=True) for piece in line.partition(" ")]
+
+
+def wrong_row(*first: str) -> Row:
+    return lines("".join(f"{line}\n" for line in first) + "1 + 1 = 2\n2 + 2 = 4\nAnswer: 123456")
+
+
+def test_chain_arithmetic_takes_over_the_line_with_the_answer() -> None:
+    right = lines(CHAIN.reference_text(SUM) or "")
+    wrong = wrong_row(*["3 + 4 = 7"] * 7)
+    after = CHAIN.splice(SUM, [right, wrong], 1.0, Draw("chain"))
+    assert after[0] == right
+    text = "".join(after[1])
+    assert text.endswith(f"Answer: {SUM.answer}")
+    assert CHAIN.verify(SUM, text).correct
+    kept = len(after[1]) - len(lines(f"Answer: {SUM.answer}"))
+    assert kept >= len(right)  # not before the sibling had written all of it
+    assert after[1][:kept] == wrong[:kept]
+
+
+def test_chain_arithmetic_copies_no_wrong_answer_and_no_unmarked_number() -> None:
+    for text in ("Answer: 99999", CHAIN.reference_text(SUM).rpartition("\n")[0]):  # type: ignore[union-attr]
+        rows = [lines(text), wrong_row(*["3 + 4 = 7"] * 7)]
+        assert CHAIN.splice(SUM, rows, 1.0, Draw("chain")) == rows
+
+
+def test_free_text_says_where_the_answer_comes_from() -> None:
+    right, wrong = lines(CHAIN.reference_text(SUM) or ""), wrong_row(*["3 + 4 = 7"] * 7)
+    after = splice_lines(CHAIN, SUM, [right, wrong, wrong], 1.0, Draw("lines"))
+    for row in after[1:]:
+        text = "".join(row)
+        last = SUM.data["steps"][-1]
+        assert text.endswith(
+            f"Another attempt found {SUM.answer}; checking: {last}\nAnswer: {SUM.answer}"
+        )
+        assert CHAIN.verify(SUM, text).correct
+    assert splice_lines(CHAIN, SUM, [wrong, wrong], 1.0, Draw("lines")) == [wrong, wrong]

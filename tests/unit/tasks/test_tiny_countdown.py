@@ -51,3 +51,13 @@ def test_the_last_try_is_the_answer() -> None:
     assert task.extract(f"{hit} ; 3 - ( 7 + 8 ) = neg") == "3 - ( 7 + 8 )"
     assert task.extract(f"{hit} ; 8 / ( 7 - 7 ) = undef") == "8 / ( 7 - 7 )"
     assert task.extract("( 7 * 8 ) * 3 = big") == "( 7 * 8 ) * 3"
+
+
+def test_larger_numbers_add_problems_and_keep_those_that_there_are() -> None:
+    small = {example.id for example in get_task("tiny-countdown", split="all")}
+    more = get_task("tiny-countdown", split="all", max_number=12)
+    assert small < {example.id for example in more}
+    assert max(max(example.data["numbers"]) for example in more) == 12
+    for too_much in (0, 26):
+        with pytest.raises(TaskError, match="max_number is a whole number, from 1 to 25"):
+            get_task("tiny-countdown", max_number=too_much)

@@ -1,0 +1,146 @@
+"""Pair sum: which two of six numbers add up to the target, one token a character.
+
+    prompt      22 23 11 18 25 16 > 29:
+    response    25+22=47;11+18=29!11+18=29!
+
+A response holds three tries of nine tokens, the last of each what the writer holds of it: ";" for a
+miss, "!" for a hit, which it then writes again. The last try counts. Numbers are distinct, from 10
+to 29, and exactly one pair of them has the sum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from interlace.tasks.base import Example, Split, Verdict
+from interlace.tasks.drawn import Draw, DrawnTask, Problem
+from interlace.tasks.splicing import Row, Try, columns_of, splice_rows
+
+TRIES, COUNT, LOW, HIGH = 3, 6, 10, 29
+MISS, HIT = ";", "!"
+TEMPLATE = "{listed} > {target}:"
+_TRY = re.compile(r"([0-9]{2})\+([0-9]{2})=([0-9]{2})([;!])")
+_PAIR = re.compile(r"(?<![0-9])([0-9]{2})\+([0-9]{2})(?![0-9])")
+
+
+class PairSum(DrawnTask):
+    """The task; see this module's head.
+
+    Args:
+        size: Number of problems; None for 500.
+        seed: Seed of the draws.
+        split: "train", "test" (held out) or "all".
+        chat: Whether prompts are chat messages.
+        template: As in `Task`; it may use `{listed}`, `{numbers}` and `{target}`.
+
+    Raises:
+        TaskError: for a size out of range.
+
+    >>> task = PairSum(size=2)
+    >>> task.prompt(task[0]), task.reference_text(task[0])
+    ('15 11 20 29 16 23 > 35:', '20+15=35!20+15=35!20+15=35!')
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int | None = None,
+        seed: int = 0,
+        split: Split = "test",
+        chat: bool = False,
+        template: str = TEMPLATE,
+    ) -> None:
+        super().__init__(
+            "pair-sum",
+            _problem,
+            size=size,
+            seed=seed,
+            split=split,
+            chat=chat,
+            template=template,
+        )
+
+    def extract(self, text: str) -> str | None:
+        """The last sum of two numbers in a text."""
+        pairs = _PAIR.findall(text[-200:])
+        return "+".join(pairs[-1]) if pairs else None
+
+    def normalise(self, answer: str) -> str | None:
+        """The pair in order: 11+18 and 18+11 are one vote."""
+        found = _PAIR.fullmatch(answer)
+        return None if found is None else "+".join(sorted(found.groups()))
+
+    def check(self, example: Example, answer: str) -> Verdict:
+        """Whether two of the numbers were added up, and to the target."""
+        form = self.normalise(answer)
+        if form is None:
+            return Verdict(False, 0.0, None, "no sum of two numbers")
+        pair = [int(number) for number in form.split("+")]
+        if len(set(pair) & set(example.data["numbers"])) < 2:
+            return Verdict(False, 0.0, form, "does not use two of the numbers")
+        right = sum(pair) == example.data["target"]
+        return Verdict(right, float(right), form, f"gives {sum(pair)}")
+
+    def reference_text(self, example: Example) -> str:
+        """A response that hits at once."""
+        return f"{example.answer}={example.data['target']}{HIT}" * TRIES
+
+    def trace(self, example: Example, draw: Draw) -> str:
+        """A response of the policy that a first model learns: pairs at random, none of them twice,
+        in either order; a hit is kept. One in five is right.
+
+        Args:
+            example: The problem.
+            draw: Stream of draws.
+        """
+        pairs = draw.shuffled(list(itertools.combinations(example.data["numbers"], 2)))
+        tries: list[str] = []
+        for pair in pairs[:TRIES]:
+            if tries and tries[-1].endswith(HIT):
+                tries.append(tries[-1])
+                continue
+            first, second = draw.shuffled(pair)
+            end = HIT if first + second == example.data["target"] else MISS
+            tries.append(f"{first}+{second}={first + second}{end}")
+        return "".join(tries)
+
+    def splice(
+        self, example: Example, rows: Sequence[Sequence[str]], probability: float, draw: Draw
+    ) -> list[Row]:
+        """See `Task.splice`; a row keeps what it copies."""
+
+        def tries_of(row: Sequence[str]) -> list[Try]:
+            at = columns_of(row)
+            found = []
+            for one in _TRY.finditer("".join(row)):
+                if one.start() not in at or one.end() not in at:
+                    continue  # a token holds parts of two tries
+                stated = one[4] == HIT and int(one[3]) == example.data["target"]
+                hits = stated and self.verify(example, one[0]).correct
+                found.append(Try(at[one.start()], at[one.end()], hits))
+            return found
+
+        return splice_rows(rows, tries_of, _kept, probability, draw)
+
+
+def _kept(row: Sequence[str], at: Try, sibling: Sequence[str], find: Try) -> list[str]:
+    """The find, up to a response's number of tries."""
+    earlier = len(_TRY.findall("".join(row[: at.start])))
+    return list(sibling[find.start : find.stop]) * max(TRIES - earlier, 1)
+
+
+def _problem(stream: Draw) -> Problem | None:
+    numbers = stream.shuffled(range(LOW, HIGH + 1))[:COUNT]
+    first, second = stream.shuffled(numbers)[:2]
+    target = first + second
+    if sum(a + b == target for a, b in itertools.combinations(numbers, 2)) > 1:
+        return None
+    listed = " ".join(map(str, numbers))
+    return Problem(
+        canonical=f"pair-sum {' '.join(map(str, sorted(numbers)))} > {target}",
+        question=f"Which two of the numbers {listed.replace(' ', ', ')} add up to {target}?",
+        answer=f"{first}+{second}",
+        data={"numbers": numbers, "target": target, "listed": listed},
+    )
