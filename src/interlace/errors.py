@@ -42,6 +42,19 @@ def shortened(text: str, most: int) -> str:
     return f"{head} [{len(text) - len(head) - len(tail):,} characters left out] {tail}"
 
 
+def shown(value: object, most: int = 200) -> str:
+    """A value as a message shows it: its `repr`, shortened; some values have none.
+
+    >>> shown("a"), shown(10**5000)
+    ("'a'", 'an int too long to show')
+    """
+    try:
+        return shortened(repr(value), most)
+    except Exception:  # whole numbers above 4300 digits; a user's own __repr__
+        kind = type(value).__name__
+        return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} too long to show"
+
+
 @contextmanager
 def reading(kind: type[InterlaceError], what: str, way_out: str = "") -> Iterator[None]:
     """Boundary around code that reads what a user or the world gave: a file, a folder, a value.

@@ -5,16 +5,20 @@ Axes: W width.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from interlace.errors import GenerationError, UnknownOptionError
+from interlace.errors import GenerationError, UnknownOptionError, shown
 
+MAX_WIDTH = 10_000  # rows of one group: work and lists of rows grow with it, and no use is known
+LARGEST = 2**63 - 1
 _LOWEST_TEMPERATURE = 1e-6  # below, logits divided by it overflow
 
 # What other libraries call it.
@@ -78,7 +82,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._set(
-            width=whole_number("width", self.width, least=1),
+            width=whole_number("width", self.width, least=1, most=MAX_WIDTH),
             top_k=None if self.top_k is None else whole_number("top_k", self.top_k),
             top_p=_number("top_p", self.top_p, "in (0, 1]", lambda p: 0 < p <= 1),
             min_p=_number("min_p", self.min_p, "in [0, 1]", lambda p: 0 <= p <= 1),
@@ -117,7 +121,7 @@ class SamplingParams:
     def _check_stops(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else _items(self.stop)
         if stop is None or not all(isinstance(s, str) and s for s in stop):
-            raise GenerationError(f"stop holds strings that are not empty; got {self.stop!r}.")
+            raise GenerationError(f"stop holds strings that are not empty; got {shown(self.stop)}.")
         ids = _items(self.stop_token_ids)
         try:
             ids = (-1,) if ids is None else tuple(operator.index(i) for i in ids)
@@ -126,10 +130,10 @@ class SamplingParams:
         if min(ids, default=0) < 0:
             raise GenerationError(
                 "stop_token_ids holds token ids, whole numbers of at least 0; got "
-                f"{self.stop_token_ids!r}. Strings go to stop."
+                f"{shown(self.stop_token_ids)}. Strings go to stop."
             )
         if not isinstance(self.ignore_eos, bool):
-            raise GenerationError(f"ignore_eos is True or False; got {self.ignore_eos!r}.")
+            raise GenerationError(f"ignore_eos is True or False; got {shown(self.ignore_eos)}.")
         self._set(stop=stop, stop_token_ids=ids)
 
     def _check_functions(self) -> None:
@@ -137,16 +141,16 @@ class SamplingParams:
         if processors is None or not all(map(callable, processors)):
             raise GenerationError(
                 "logits_processors is a list of Hugging Face logits processors, called with ids "
-                f"and logits; got {self.logits_processors!r}."
+                f"and logits; got {shown(self.logits_processors)}."
             )
         if self.consensus is not None and not callable(self.consensus):
             raise GenerationError(
                 "consensus is a function from a finished text to its answer or None, such as "
-                f"interlace.answers.extract_answer; got {self.consensus!r}."
+                f"interlace.answers.extract_answer; got {shown(self.consensus)}."
             )
         if self.record_attention not in (None, "mean", "layers"):
             raise GenerationError(
-                f"record_attention is None, 'mean' or 'layers'; got {self.record_attention!r}."
+                f"record_attention is None, 'mean' or 'layers'; got {shown(self.record_attention)}."
             )
         self._set(logits_processors=processors)
 
@@ -190,15 +194,17 @@ def _refuse_unknown_options(cls: type[SamplingParams]) -> None:
 _refuse_unknown_options(SamplingParams)
 
 
-def whole_number(name: str, value: Any, least: int | None = 0) -> int:
+def whole_number(name: str, value: Any, least: int | None = 0, most: int = LARGEST) -> int:
     """A whole number, Python's or NumPy's, as Python's."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or (least is not None and number < least):
+    if number is None or not (-LARGEST if least is None else least) <= number <= most:
         rule = "" if least is None else f", at least {least}"
-        raise GenerationError(f"{name} is a whole number{rule}; got {value!r}.")
+        if number is not None and number > most:
+            rule = f" of at most {most}"
+        raise GenerationError(f"{name} is a whole number{rule}; got {shown(value)}.")
     return number
 
 
@@ -206,10 +212,13 @@ def _number(
     name: str, value: Any, rule: str, fits: Callable[[float], bool], or_else: str = ""
 ) -> float:
     """A number, Python's or NumPy's, as Python's."""
-    is_number = hasattr(value, "__float__") and not isinstance(value, bool)
-    if not is_number or not fits(float(value)):
-        raise GenerationError(f"{name} is {or_else}a number {rule}; got {value!r}.")
-    return float(value)
+    number = math.nan
+    if hasattr(value, "__float__") and not isinstance(value, bool):
+        with contextlib.suppress(Exception):  # too large for a float; an array of many
+            number = float(value)
+    if not fits(number):
+        raise GenerationError(f"{name} is {or_else}a number {rule}; got {shown(value)}.")
+    return number
 
 
 def _items(value: Any) -> tuple[Any, ...] | None:

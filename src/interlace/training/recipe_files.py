@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from interlace.errors import ConfigError
+from interlace.errors import ConfigError, reading
 from interlace.training.values import nearest
 
 # Inside an installed package; a checkout has them at its root.
@@ -72,10 +72,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it cannot be read, or holds something else.
     """
-    try:
+    with reading(ConfigError, f"The recipe {path} cannot be read"):
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"The recipe {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"A recipe holds keys and values, such as `model: tiny`; {path} holds "
@@ -101,10 +99,8 @@ def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             raise ConfigError(
                 f"An override is section.key=value, such as grpo.learning_rate=1e-5; got {text!r}."
             )
-        try:
+        with reading(ConfigError, f"The value of {text!r} is no YAML"):
             value = yaml.load(written, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"The value of {text!r} is no YAML: {error}") from error
         _set(merged, keys, value, text)
     return merged
 

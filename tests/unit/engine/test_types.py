@@ -178,3 +178,21 @@ def test_a_group_votes() -> None:
     assert group.vote(weights=[0.1, 0.9, 0.3, 1.0, None]).winner == "5"
     assert group.vote(extract=lambda text: text[0]).winner == "s"
     assert group.vote(normalise=lambda answer: len(answer), equal=None).counts == {"7": 3, "7.0": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 10**9}, "width is a whole number of at most 10000; got 1000000000"),
+        ({"width": 10**5000}, "at most 10000; got an int too long to show"),
+        ({"seed": 10**5000}, "seed is a whole number of at most 9223372036854775807"),
+        ({"top_p": 10**5000}, "top_p is a number in .*; got an int too long to show"),
+        ({"consensus": 10**5000}, "consensus is a function .*; got an int too long to show"),
+        ({"stop": ["a" * 10**6, 1]}, "characters left out"),
+    ],
+)
+def test_numbers_of_any_size_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    """A width of 1,000,000,000 hung; 5,000 digits were a ValueError of Python's."""
+    with unchecked(), pytest.raises(GenerationError, match=message) as raised:
+        SamplingParams(**options)
+    assert len(str(raised.value)) < 1000
