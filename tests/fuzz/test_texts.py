@@ -558,7 +558,7 @@ def test_a_sample_of_hostile_texts(
     monkeypatch.chdir(tmp_path)
     counts, faults = run(target, range(CASES, CASES + SAMPLE), tmp_path)
     assert not faults, "\n\n".join(faults[:10])
-    assert counts["result"] > SAMPLE // 20, counts
+    assert counts["result"] > SAMPLE // 50, counts
 
 
 @pytest.mark.fuzz
