@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
+from interlace.answers import extract_answer, majority_vote
 from interlace.server.protocol import ApiError, parse
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ _EXAMPLES = 24
 
 
 class VerdictRequest(BaseModel):
-    """Texts to be judged as answers to one of the task's problems."""
+    """Rows of a group, each as the pieces that its steps added."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
     prompt: str
-    texts: list[str] = Field(max_length=256)
+    pieces: list[Annotated[list[str], Field(max_length=4096)]] = Field(max_length=256)
 
 
 def add_playground(
@@ -76,14 +77,49 @@ def add_playground(
     async def verdicts(http: Request) -> Response:
         asked = parse(VerdictRequest, await http.body())
         example = problems.get(asked.prompt)
-        if task is None or example is None:
-            return JSONResponse({"verdicts": None})
-        found = await anyio.to_thread.run_sync(
-            lambda: [task.verify(example, text) for text in asked.texts]
-        )
-        return JSONResponse(
-            {"verdicts": [{"correct": one.correct, "answer": one.answer} for one in found]}
-        )
+        return JSONResponse(await anyio.to_thread.run_sync(_judged, task, example, asked.pieces))
+
+
+def _judged(task: Any, example: Any, pieces: list[list[str]]) -> dict[str, Any]:
+    """What each row answers, since when it is right, and how the rows vote.
+
+    A row is right since the first step at which all that it had written by then was a right answer.
+    """
+    texts = ["".join(row) for row in pieces]
+    rows: list[dict[str, Any]]
+    if example is None:
+        nothing = {"correct": None, "start": None, "since": None}
+        rows = [{"answer": extract_answer(text), **nothing} for text in texts]
+    else:
+        found = [task.verify(example, text) for text in texts]
+        hits = [
+            _hit(task, example, row) if one.correct else (None, None)
+            for one, row in zip(found, pieces, strict=True)
+        ]
+        rows = [
+            {"answer": one.answer, "correct": one.correct, "start": start, "since": since}
+            for one, (start, since) in zip(found, hits, strict=True)
+        ]
+    vote = majority_vote([row["answer"] for row in rows])
+    for row, kind in zip(rows, vote.classes, strict=True):
+        row["answer"] = None if kind is None else rows[kind]["answer"]  # equal ones look equal
+    return {"rows": rows, "winner": vote.winner, "index": vote.index}
+
+
+def _hit(task: Any, example: Any, row: list[str]) -> tuple[int | None, int | None]:
+    """First and last step of the shortest end that is right in itself, where the row hit first."""
+    text = ""
+    for since, piece in enumerate(row):
+        text += piece
+        if piece and task.verify(example, text).correct:
+            ends = (s for s in range(since, -1, -1) if _is_right(task, example, row[s : since + 1]))
+            return next(ends, since), since
+    return None, None
+
+
+def _is_right(task: Any, example: Any, pieces: list[str]) -> bool:
+    correct: bool = task.verify(example, "".join(pieces)).correct
+    return correct
 
 
 def _problems(task: Any) -> dict[str, Any]:
