@@ -90,6 +90,15 @@ _EXPORTS = {
     "weighted_vote": "interlace.answers.vote",
 }
 
+# Public name -> the extra whose packages it needs.
+_NEEDS = {
+    "GRPOConfig": "train",
+    "GRPOTrainer": "train",
+    "WarmupConfig": "train",
+    "WarmupTrainer": "train",
+    "evaluate": "eval",
+}
+
 # Reached as `interlace.tasks.get_task(...)`, without an import of their own.
 _SUBPACKAGES = ("rewards", "tasks")
 
@@ -103,6 +112,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"module 'interlace' has no attribute {name!r}; it has {', '.join(__all__)}"
         )
+    if name in _NEEDS:
+        from interlace.errors import require_extras
+
+        require_extras(f"interlace.{name}", _NEEDS[name])
     value = getattr(importlib.import_module(_EXPORTS[name]), name)
     globals()[name] = value
     return value

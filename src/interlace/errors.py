@@ -202,6 +202,35 @@ class UndecidedWarning(UserWarning):
     """Answers that could not be compared within the bounds count as different."""
 
 
+# Extra -> names that its packages are imported by; what asks for one of them needs all.
+EXTRAS = {
+    "cli": ("rich", "yaml"),
+    "train": ("accelerate", "datasets", "tensorboard", "rich"),
+    "eval": ("scipy", "matplotlib"),
+    "serve": ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"),
+}
+PYPI = {"yaml": "pyyaml"}  # where the package has another name
+
+
+def require_extras(why: str, *extras: str) -> None:
+    """Checks that all packages of some extras are there, without importing them.
+
+    Args:
+        why: Beginning of the message: what needs them.
+        *extras: Names of extras.
+
+    Raises:
+        MissingDependencyError: with what to install.
+    """
+    lacking = {
+        extra: [package for package in EXTRAS[extra] if find_spec(package) is None]
+        for extra in extras
+    }
+    wanted = [extra for extra, packages in lacking.items() if packages]
+    if wanted:
+        require(lacking[wanted[0]][0], ",".join(wanted), why)
+
+
 def require(package: str, extra: str, why: str) -> None:
     """Checks that an optional package is there, without importing it.
 
@@ -215,6 +244,6 @@ def require(package: str, extra: str, why: str) -> None:
     """
     if find_spec(package) is None:
         raise MissingDependencyError(
-            f"{why} needs the package {package.replace('_', '-')}, which is not installed: "
-            f"pip install 'interlace[{extra}]'"
+            f"{why} needs the package {PYPI.get(package, package).replace('_', '-')}, which is "
+            f'not installed: pip install "interlace[{extra}]"'
         )

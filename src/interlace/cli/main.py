@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import interlace
-from interlace.errors import InterlaceError
+from interlace.errors import InterlaceError, require_extras
 from interlace.own_code import own_place, told
 from interlace.terminal import printable
 
@@ -36,6 +36,14 @@ COMMANDS = {
     "serve": ("interlace.cli.serve", "An OpenAI-compatible server: n choices are one group"),
     "tasks": ("interlace.cli.tasks", "The tasks, and how an answer is judged"),
     "train": ("interlace.cli.train", "The warm-up, and GRPO over coupled groups, by a recipe"),
+}
+# Command -> the extras that it needs.
+EXTRAS = {
+    "compare": ("cli", "eval"),
+    "demo": ("cli", "train", "eval"),
+    "eval": ("cli", "eval"),
+    "serve": ("cli", "serve"),
+    "train": ("cli", "train"),
 }
 USAGE_ERROR, INTERRUPTED = 2, 130
 DEBUG = "INTERLACE_DEBUG"
@@ -93,6 +101,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UsageError(f"There is no command {name!r}.{_suggest(name, COMMANDS)}")
+    require_extras(f"`interlace {name}`", *EXTRAS.get(name, ("cli",)))
     command = importlib.import_module(COMMANDS[name][0])
     parser: argparse.ArgumentParser = command.build_parser(f"interlace {name}")
     return command.run(_parse(parser, rest)) or 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interlace.errors import require
 from interlace.evaluation.report import Report
 from interlace.evaluation.results import QUANTITIES, ArmResult, Measurement, tasks_of
 
@@ -89,6 +90,7 @@ def looks(results: Sequence[ArmResult]) -> list[tuple[ArmResult, Look]]:
 
 def new_figure(panels: int) -> tuple[Figure, list[Axes]]:
     """A figure of one column for one panel, of the page for more; no display, no global state."""
+    require("matplotlib", "eval", "A figure")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

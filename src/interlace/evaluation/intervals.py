@@ -28,7 +28,7 @@ from types import SimpleNamespace
 import numpy as np
 from jaxtyping import Float
 
-from interlace.errors import MetricError
+from interlace.errors import MetricError, require
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -141,6 +141,7 @@ def mean_interval(
     >>> mean_interval(np.array([3.0, 3.0, 3.0])).low
     3.0
     """
+    require("scipy", "eval", "An interval")
     from scipy import stats
 
     values = _checked(values)
@@ -298,6 +299,7 @@ def _weights(
 
 def _t_quantile(level: float, freedom: float) -> float:
     """Half the width of a two-sided t interval, in standard errors."""
+    require("scipy", "eval", "An interval")
     from scipy import special
 
     # As `scipy.stats.t.ppf`, without its checks of distributions, which take longer than the rest.

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from interlace.errors import FitError
+from interlace.errors import FitError, require
 from interlace.evaluation.compare import values_of
 from interlace.evaluation.intervals import LEVEL, PSEUDO_PROBLEMS, Estimate, resampled_means
 from interlace.evaluation.results import QUANTITIES, ArmResult, estimate_to_json
@@ -234,6 +234,7 @@ class _Search:
         self, curve: Float[np.ndarray, "K"], errors: Float[np.ndarray, "K"], start: Parameters
     ) -> Parameters:
         """The fit that a search from the start values ends in."""
+        require("scipy", "eval", "A fit")
         from scipy.optimize import least_squares, leastsq
 
         place = np.array([start[name] for name in self.free])

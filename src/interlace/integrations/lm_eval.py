@@ -30,8 +30,8 @@ try:
     from tqdm import tqdm  # type: ignore[import-untyped]
 except ImportError as error:
     raise MissingDependencyError(
-        "The integration with lm-evaluation-harness needs the package lm-eval: "
-        "pip install 'interlace[eval]'."
+        "The integration with lm-evaluation-harness needs the package lm-eval, which is not "
+        'installed: pip install "interlace[lm-eval]"'
     ) from error
 
 from transformers import PreTrainedModel

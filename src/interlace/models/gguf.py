@@ -8,7 +8,6 @@ cache, and every load reads that.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -28,7 +27,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from interlace.errors import LoadError, MissingDependencyError
+from interlace.errors import LoadError, reading, require
+from interlace.models.source import DAMAGED, check_sizes
 
 CONVERSION = 1  # raised when a conversion gives other files than before
 COMPLETE = "complete.json"
@@ -59,7 +59,7 @@ def converted(path: Path) -> Path:
     """
     target = _place(path)
     if not _is_complete(target):
-        _check_installed()
+        require("gguf", "gguf", "Reading GGUF files")
         _convert(path, target)
     return target
 
@@ -74,13 +74,9 @@ def plain_config(path: Path) -> PretrainedConfig:
     target = _place(path)
     if _is_complete(target):
         return AutoConfig.from_pretrained(target)
-    _check_installed()
-    types, _ = _header(path)
-    try:
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError) as error:
-        raise LoadError(f"{path} cannot be converted: {error}") from error
-    return _note_types(config, _main_type(types))
+    require("gguf", "gguf", "Reading GGUF files")
+    config, main_type, _ = _header(path)
+    return _note_types(config, main_type)
 
 
 def cache_folder() -> Path:
@@ -96,13 +92,6 @@ def _place(path: Path) -> Path:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return cache_folder() / "gguf" / f"{digest[:32]}-v{CONVERSION}"
-
-
-def _check_installed() -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingDependencyError(
-            "Reading GGUF files needs the package gguf: pip install 'interlace[gguf]'."
-        )
 
 
 def _is_complete(folder: Path) -> bool:
@@ -139,26 +128,24 @@ def _convert(path: Path, target: Path) -> None:
 
 
 def _write(path: Path, folder: Path) -> None:
-    types, vocabulary = _header(path)
+    _, main_type, vocabulary = _header(path)
     extra: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # else weights are always dequantised
         extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    try:
+    with reading(LoadError, f"{path} cannot be converted", DAMAGED):
         loaded, report = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
-            dtype=PLAIN_TYPES.get(_main_type(types), torch.float32),
+            dtype=PLAIN_TYPES.get(main_type, torch.float32),
             output_loading_info=True,
             **extra,
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise LoadError(f"{path} cannot be converted: {error}") from error
     if missing := sorted(report["missing_keys"]):
         raise LoadError(
             f"{path} lacks {len(missing)} weights of a {type(loaded).__name__}, first {missing[0]}."
         )
-    _plain(loaded, _main_type(types)).save_pretrained(folder)
+    _plain(loaded, main_type).save_pretrained(folder)
     if vocabulary in DIGIT_VOCABULARIES:
         _cut_at_digits(tokenizer)
     tokenizer.save_pretrained(folder)
@@ -184,25 +171,24 @@ def _note_types(config: PretrainedConfig, main_type: str) -> PretrainedConfig:
     return config
 
 
-def _header(path: Path) -> tuple[Counter[str], str | None]:
-    """How many values the file stores in each of GGUF's types, and how its vocabulary cuts text."""
+def _header(path: Path) -> tuple[PretrainedConfig, str, str | None]:
+    """The file's configuration, GGUF's type of most of its values, and how its vocabulary cuts
+    text."""
     from gguf import GGUFReader
 
-    try:
+    types: Counter[str] = Counter()
+    with reading(LoadError, f"{path} is truncated or not a GGUF file", DAMAGED):
         reader = GGUFReader(path)
-        types: Counter[str] = Counter()
         for tensor in reader.tensors:
             types[tensor.tensor_type.name] += int(tensor.n_elements)
         field = reader.get_field("tokenizer.ggml.pre")
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise LoadError(f"{path} is truncated or not a GGUF file: {error}") from error
-    return types, None if field is None else str(field.contents())
-
-
-def _main_type(types: Counter[str]) -> str:
-    """The type of most values, norms and biases (always F32) left out if there is another."""
-    quantised = Counter({t: n for t, n in types.items() if t != "F32"})
-    return quantised.most_common(1)[0][0] if quantised else "F32"
+        vocabulary = None if field is None else str(field.contents())
+    with reading(LoadError, f"{path} cannot be converted", DAMAGED):
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        check_sizes(str(path), config.to_dict(), len(reader.tensors), types.total())
+    # Norms and biases are always F32: that counts only where there is nothing else.
+    quantised = Counter({kind: count for kind, count in types.items() if kind != "F32"})
+    return config, quantised.most_common(1)[0][0] if quantised else "F32", vocabulary
 
 
 def _cut_at_digits(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from interlace.models.source import (
     HubModel,
     SavedBlocks,
     Source,
-    check_sizes,
+    check_folder_sizes,
     resolve,
     unpickled_message,
 )
@@ -83,15 +84,18 @@ def load(
         raise LoadError("device and device_map both say where to load; pass one of them.")
     check_dtype(dtype)
     _check_device(device)
+    # Straight to the device where accelerate is there to do it, which the core does without.
+    straight = find_spec("accelerate") is not None
     options |= {
         "trust_remote_code": trust_remote_code,
         "token": token,
         "attn_implementation": attn_implementation,
-        "device_map": {"": device} if device is not None else device_map,
+        "device_map": {"": device} if device is not None and straight else device_map,
     }
     with reading(LoadError, f"{os.fspath(source)} cannot be loaded", DAMAGED):
         found = resolve(source, revision=revision, gguf_file=gguf_file, token=token)
-        return _load(source, found, base, tokenizer, dtype, check_base, options)
+        model, words = _load(source, found, base, tokenizer, dtype, check_base, options)
+        return (model if straight or device is None else model.to(device)), words
 
 
 def _load(
@@ -176,7 +180,7 @@ def _load_base(
     source: HubModel, dtype: str | torch.dtype | None, options: dict[str, Any]
 ) -> PreTrainedModel:
     """Load a plain model; no weight may be missing from its files."""
-    check_sizes(source)
+    check_folder_sizes(source)
     with reading(LoadError, f"{source.id} cannot be loaded", DAMAGED):
         try:
             model, report = AutoModelForCausalLM.from_pretrained(

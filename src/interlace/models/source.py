@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -226,9 +227,8 @@ def check_safetensors(path: Path, name: str) -> None:
     raise LoadError(f"{name} has a {CONFIG} but no weights (*.safetensors).")
 
 
-def check_sizes(source: HubModel) -> None:
-    """Refuse a folder whose configuration asks for far more than its weights hold: building such a
-    model takes all memory, or forever, before anything can be compared.
+def check_folder_sizes(source: HubModel) -> None:
+    """`check_sizes` of a folder's configuration and its safetensors files.
 
     Raises:
         LoadError: with the size.
@@ -238,28 +238,38 @@ def check_sizes(source: HubModel) -> None:
         return
     with reading(LoadError, f"{source.id} cannot be loaded", DAMAGED):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        parts = config.values() if isinstance(config, dict) else ()
-        asked = [
-            (name, part[name])
-            for part in (config, *parts)
-            if isinstance(part, dict)
-            for name in SIZES
-            if isinstance(part.get(name), (int, float))
-        ]
         tensors = values = 0
         for file in folder.glob("*.safetensors"):
             with safe_open(file, "pt") as weights:
                 names = list(weights.keys())
                 tensors += len(names)
                 values += sum(math.prod(weights.get_slice(n).get_shape()) for n in names)
-    for name, size in asked:
-        most = tensors if name == "num_hidden_layers" else values
-        if size > most:
-            raise LoadError(
-                f"{source.id} has a {CONFIG} with {name} {size:.6g}, and its weights hold "
-                f"{tensors:,} tensors of {values:,} numbers: they do not belong together. Copy or "
-                "download both again."
-            )
+        check_sizes(source.id, config, tensors, values)
+
+
+def check_sizes(name: str, config: dict[str, Any], tensors: int, values: int) -> None:
+    """Refuse a configuration that asks for far more than its weights hold: building such a model
+    takes all memory, or forever, before anything can be compared.
+
+    Args:
+        name: Name of the model.
+        config: Its configuration.
+        tensors: Number of its stored weights.
+        values: Number of values in them all.
+
+    Raises:
+        LoadError: with the size.
+    """
+    for part in (config, *config.values()):
+        for key, size in part.items() if isinstance(part, dict) else ():
+            if not isinstance(size, (int, float)) or not (key in SIZES or key.startswith("num_")):
+                continue
+            if size > (tensors if key == "num_hidden_layers" else values):
+                raise LoadError(
+                    f"{name} has a configuration with {key} {size:.6g}, and its weights hold "
+                    f"{tensors:,} tensors of {values:,} numbers: they do not belong together. "
+                    "Copy or download both again."
+                )
 
 
 def unpickled_message(name: str, files: list[str]) -> str:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from interlace import __version__
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import config_from_dict, coupling_class
@@ -214,8 +212,9 @@ def model_card(manifest: Manifest, name: str) -> str:
     arguments = json.dumps(name)
     if manifest.base_id is None and not manifest.base_included:
         arguments += ", base=..."
+    lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())  # YAML, too
     return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
+{lines}
 ---
 {MARK}
 

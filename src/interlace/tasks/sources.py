@@ -6,7 +6,6 @@ the hash of each question (see `drawn.split_of`) when a split is asked for.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from abc import abstractmethod
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from interlace.errors import MissingDependencyError, TaskError
+from interlace.errors import TaskError, require
 from interlace.jsonl import read
 from interlace.tasks.base import Example, Prompt, Split, Task, TaskOptions
 from interlace.tasks.drawn import check_count, example_id, split_of
@@ -203,11 +202,7 @@ def _read_hub(name: str, source: HubSource, hub_id: str, split: Split) -> Sequen
             f"{name!r} has the split {' and '.join(map(repr, source.splits))} only; got {split!r}. "
             "To divide problems of your own, pass data='file.jsonl'."
         )
-    if importlib.util.find_spec("datasets") is None:
-        raise MissingDependencyError(
-            f"Reading {hub_id!r} from the hub needs the package datasets: pip install datasets. "
-            "Or pass data='file.jsonl'."
-        )
+    require("datasets", "train", f"Reading {hub_id!r} from the hub, rather than data='file.jsonl',")
     import datasets
 
     # Under another id the data set's own configurations and splits are unknown: its defaults.

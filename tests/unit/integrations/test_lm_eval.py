@@ -20,7 +20,7 @@ from interlace.errors import ConfigError, GenerationError
 from support.number_model import number_folder, number_model, number_tokenizer
 from support.processes import TESTS
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs the extra eval: pip install lm-eval")
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval: pip install lm-eval")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 QUESTIONS = [("3 + 4", "7"), ("9 - 2 + 1 + 1 + 1", "10"), ("5", "5")]

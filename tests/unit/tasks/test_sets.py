@@ -84,7 +84,7 @@ def test_numbers_need_no_math_verify(tmp_path: Path, monkeypatch: pytest.MonkeyP
     task = get_task("amc23", data=numbers)
     assert task.verify(task[0], "42").correct
     with pytest.raises(
-        MissingDependencyError, match=r"math-verify.*pip install 'interlace\[math\]'"
+        MissingDependencyError, match=r'math-verify.*pip install "interlace\[math\]"'
     ):
         get_task("math500", data=write_jsonl(tmp_path / "formulas.jsonl", FORMULAS))
 
@@ -218,7 +218,7 @@ def test_summaries(name: str, tmp_path: Path) -> None:
 
 def test_summaries_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"rouge-score.*'interlace\[eval\]'"):
+    with pytest.raises(MissingDependencyError, match=r'rouge-score.*"interlace\[eval\]"'):
         get_task("xsum", data=write_jsonl(tmp_path / "rows.jsonl", ARTICLES))
 
 
