@@ -204,8 +204,8 @@ class UndecidedWarning(UserWarning):
 
 # Extra -> names that its packages are imported by; what asks for one of them needs all.
 EXTRAS = {
-    "cli": ("rich", "yaml"),
-    "train": ("accelerate", "datasets", "tensorboard", "rich"),
+    "cli": ("rich", "yaml", "jsonargparse", "docstring_parser"),
+    "train": ("accelerate", "datasets", "tensorboard", "rich", "jsonargparse"),
     "eval": ("scipy", "matplotlib"),
     "serve": ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"),
 }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.cli.eval.settings import names
+from interlace.cli.options import FigureType
+from interlace.configuration import Parser
 from interlace.errors import ComparisonError, ConfigError, RunError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from interlace.evaluation.results import ArmResult
 
 # The paper's order; other arms follow as given.
@@ -29,49 +31,54 @@ examples:
 """
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Settings:
+    """Options.
+
+    Args:
+        runs: Run folders of `interlace eval`, or records files; ARM= before one renames its arm.
+        base: Name of the arm that gains are over; by default "base", else the first.
+        output: Path of the folder for report and figures; by default runs/compare-ARMS.
+        level: Coverage of the intervals.
+        figures: Types of the figures' files, or none.
+        json: Print the comparison as JSON instead of tables.
+    """
+
+    runs: tuple[str, ...] = ()
+    base: str | None = None
+    output: str | None = None
+    level: float = 0.95
+    figures: tuple[FigureType, ...] = ("pdf", "svg", "png")
+    json: bool = False
+
+
+def build_parser(prog: str) -> Parser:
     """The options of `interlace compare`."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Compare arms with paired differences over the same problems: the paper's "
-        "table (gain over the base,\nrelative to the next best), what independent votes need to "
-        "reach a coupled arm's, and figures.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        prog,
+        usage="[ARM=]RUN [ARM=]RUN ... [options]",
+        description="Compare arms with paired differences over the same problems: gains over the\n"
+        "base, gains relative to the next best arm, the votes that independent rows need\nto reach "
+        "a coupled arm's, and figures.",
+        examples=EXAMPLES,
     )
-    add = parser.add_argument
-    add(
-        "runs",
-        nargs="+",
-        metavar="[ARM=]RUN",
-        help="a run folder of `interlace eval`, or a records file; ARM renames its arm",
-    )
-    add("--base", metavar="ARM", help="the arm that gains are over (default: base, else the first)")
-    add("--output", metavar="FOLDER", help="for report and figures (default: runs/compare-ARMS)")
-    add("--level", type=float, help="coverage of the intervals (default: 0.95)")
-    add(
-        "--figures",
-        type=names,
-        default=["pdf", "svg", "png"],
-        metavar="TYPES",
-        help="file types of the figures, or none (default: pdf,svg,png)",
-    )
-    add("--json", action="store_true", help="print the comparison as JSON instead of tables")
+    parser.add_options(Settings, words=["runs"])
+    parser.add_frame("base: RLVR-only")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Namespace) -> None:
     """Load, compare, write, print."""
     import json
 
     from rich.console import Console
 
-    from interlace.evaluation.intervals import LEVEL
     from interlace.evaluation.report import make_report, print_report
     from interlace.evaluation.run import write_report
 
-    level = LEVEL if arguments.level is None else arguments.level
-    results = in_order([load(argument, level) for argument in arguments.runs])
+    if not arguments.runs:
+        raise ConfigError("Say which runs: interlace compare runs/base runs/bridge.")
+    results = in_order([load(argument, arguments.level) for argument in arguments.runs])
     arms = list(dict.fromkeys(result.arm for result in results))
     check(results, arms)
     folder = Path(arguments.output or "runs/" + _file_name("compare-" + "-".join(arms)))

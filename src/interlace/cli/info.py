@@ -2,65 +2,109 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import itertools
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from interlace.cli.config_file import MODELS
+from interlace.cli.options import ModelOptions
+from interlace.configuration import Parser
 from interlace.coupling.registry import COUPLINGS, DEFAULT_KIND, config_from_dict
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from interlace.coupling.config import CouplingConfig
     from interlace.models.describe import Description, Memory
 
-DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = """\
 examples:
   interlace info Qwen/Qwen2.5-1.5B-Instruct
   interlace info smollm2-135m --share 0.05 --width 16
   interlace info out/ --length 4096 --prompt-length 256
-  interlace info gpt2 --config pmatch --layers 2 --json
+  interlace info gpt2 --kind pmatch --layers 2 --json
 """
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class _Blocks:
+    """Blocks to attach, if the model has none.
+
+    Args:
+        kind: Kind of the blocks.
+        share: Share of new parameters, over those of the base, such as 0.05; sets the dimensions.
+        num_heads: Number of query heads.
+        num_kv_heads: Number of key-value heads.
+        head_dim: Dimension of a head.
+        layers: Layers with a block: "all", k for every k-th layer, or a list such as 0,4,8.
+    """
+
+    kind: Literal[tuple(COUPLINGS)] | None = None  # type: ignore[valid-type]
+    share: float | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    layers: Literal["all"] | int | list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Settings(ModelOptions, _Blocks):
+    """Memory, and output.
+
+    Args:
+        width: Number of rows of a group.
+        length: Number of positions of a row.
+        prompt_length: Number of them that are the prompt; by default half.
+        dtype: Type of weights and cache; by default the checkpoint's.
+        json: Print JSON instead of a table.
+    """
+
+    width: int = 8
+    length: int = 1024
+    prompt_length: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    json: bool = False
+
+
+class _Parser(Parser):
+    def parse(self, argv: Sequence[str], defaults: bool = True) -> Any:
+        """As any parser does; --config named the blocks until version 0.1."""
+        for flag, value in itertools.pairwise([*argv, ""]):
+            found = re.fullmatch(r"--config(?:=(\w+))?", flag)
+            if found and (found[1] or value) in COUPLINGS:
+                raise ConfigError(
+                    f"--config names a YAML file; the blocks are --kind {found[1] or value} now."
+                )
+        return super().parse(argv, defaults)
+
+
+def build_parser(prog: str) -> Parser:
     """The options of `interlace info`."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
+    parser = _Parser(
+        prog,
+        usage="MODEL [options]",
         description="Describe a model and the blocks that it has or would get. Reads and downloads "
-        "configurations only, never weights.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "configurations\nonly, never weights.",
+        examples=EXAMPLES,
     )
-    add = parser.add_argument
-    add("model", metavar="MODEL", help=MODELS)
-    add("--base", help="base model of saved blocks, if not where they say")
-    add("--revision", help="branch, tag or commit of a hub id")
-    add("--gguf-file", help="which file, where a folder or repository holds GGUF files")
-    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    blocks = parser.add_argument_group("blocks to attach (if MODEL has none)").add_argument
-    blocks("--config", choices=tuple(COUPLINGS), help=f"which blocks (default: {DEFAULT_KIND})")
-    blocks("--share", type=float, help="new over base parameters, such as 0.05; sets dimensions")
-    blocks("--num-heads", type=int, help="query heads (default: 8)")
-    blocks("--num-kv-heads", type=int, help="key-value heads (default: 4)")
-    blocks("--head-dim", type=int, help="dimension of a head (default: 88)")
-    blocks("--layers", type=_layers, help="'all', k for every k-th layer, or a list such as 0,4,8")
-    memory = parser.add_argument_group("memory").add_argument
-    memory("--width", type=int, default=8, help="rows of a group (default: %(default)s)")
-    memory("--length", type=int, default=1024, help="positions of a row (default: %(default)s)")
-    memory("--prompt-length", type=int, help="how many of them are the prompt (default: half)")
-    memory("--dtype", choices=DTYPES, help="of weights and cache (default: the checkpoint's)")
-    add("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_options(Settings, words=["model"])
+    parser.add_frame("share: 0.05")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Namespace) -> None:
     """Describe the model and print it."""
     from interlace.models.describe import describe, memory
     from interlace.models.source import resolve
 
+    if not arguments.model:
+        raise ConfigError(
+            "Say which model: interlace info Qwen/Qwen2.5-1.5B-Instruct, or a folder."
+        )
     source = resolve(
         arguments.model, revision=arguments.revision, gguf_file=arguments.gguf_file, weights=False
     )
@@ -82,19 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         _print(description, needed, arguments.width, prompt, length)
 
 
-def _layers(text: str) -> str | int | list[int]:
-    if text == "all":
-        return text
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"'all', a number k for every k-th layer, or a list such as 0,4,8; got {text!r}"
-        ) from error
-    return numbers[0] if "," not in text else numbers
-
-
-def _block_config(arguments: argparse.Namespace) -> CouplingConfig | None:
+def _block_config(arguments: Namespace) -> CouplingConfig | None:
     """The blocks that the options ask for; None if they ask for nothing."""
     names = {"share": "parameter_share", "layers": "layers"} | {
         n: n for n in ("num_heads", "num_kv_heads", "head_dim")
@@ -104,11 +136,11 @@ def _block_config(arguments: argparse.Namespace) -> CouplingConfig | None:
         for name, field in names.items()
         if getattr(arguments, name) is not None
     }
-    if not given and arguments.config is None:
+    if not given and arguments.kind is None:
         return None
     if "parameter_share" in given and "head_dim" in given:
         raise ConfigError("--share picks the head dimension; leave out --head-dim or --share.")
-    return config_from_dict({"kind": arguments.config or DEFAULT_KIND, **given})
+    return config_from_dict({"kind": arguments.kind or DEFAULT_KIND, **given})
 
 
 def _print(description: Description, needed: Memory, width: int, prompt: int, length: int) -> None:

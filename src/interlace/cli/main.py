@@ -2,27 +2,25 @@
 
 To add a command, write one file beside this one and one line in COMMANDS. The file has
 
-    def build_parser(prog: str) -> argparse.ArgumentParser
+    def build_parser(prog: str) -> interlace.configuration.Parser
     def run(arguments: argparse.Namespace) -> int | None     # exit status; None is 0
 
-and imports what is heavy (torch, transformers) inside `run`, so that `--help` stays quick. Errors
-that derive from InterlaceError become one clean message and exit status 2, and so does whatever a
-file of the user's own raises.
+declares its options as a dataclass, and imports what is heavy (torch, transformers) inside `run`,
+so that `--help` stays quick. Errors that derive from InterlaceError become one clean message and
+exit status 2, and so does whatever a file of the user's own raises.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
 
 import interlace
-from interlace.errors import InterlaceError, require_extras
+from interlace.errors import ConfigError, InterlaceError, require_extras
 from interlace.own_code import own_place, told
 from interlace.terminal import printable
 
@@ -47,10 +45,7 @@ EXTRAS = {
 }
 USAGE_ERROR, INTERRUPTED = 2, 130
 DEBUG = "INTERLACE_DEBUG"
-
-
-class UsageError(InterlaceError, ValueError):
-    """A command line that cannot be understood."""
+LONGEST = 3000  # characters of an error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InterlaceError as error:
         if debug:
             traceback.print_exc()
-        print(printable(f"interlace: {error}"), file=sys.stderr)
+        print(f"interlace: {_short(str(error))}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("interlace: interrupted", file=sys.stderr)
@@ -87,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exc()
-        print(printable(f"interlace: code of your own failed: {told(error)}"), file=sys.stderr)
+        print(f"interlace: code of your own failed: {_short(told(error))}", file=sys.stderr)
         return USAGE_ERROR
 
 
@@ -100,34 +95,21 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        raise UsageError(f"There is no command {name!r}.{_suggest(name, COMMANDS)}")
+        near = difflib.get_close_matches(name[:100], COMMANDS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "`interlace --help` lists the commands."
+        raise ConfigError(f"There is no command {name[:100]!r}. {hint}")
     require_extras(f"`interlace {name}`", *EXTRAS.get(name, ("cli",)))
     command = importlib.import_module(COMMANDS[name][0])
-    parser: argparse.ArgumentParser = command.build_parser(f"interlace {name}")
-    return command.run(_parse(parser, rest)) or 0
+    parser = command.build_parser(f"interlace {name}")
+    parse = parser.parse if hasattr(parser, "parse") else parser.parse_args
+    return command.run(parse(rest)) or 0
 
 
-def _parse(parser: argparse.ArgumentParser, rest: list[str]) -> argparse.Namespace:
-    """Parse a command's arguments; an unknown option is refused with the nearest right one."""
-
-    def refuse(message: str, *_: object) -> NoReturn:
-        raise UsageError(f"{message}. `{parser.prog} --help` explains the options.")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    parsed, unknown = parser.parse_known_args(rest)
-    if unknown:
-        options = [o for action in parser._actions for o in action.option_strings]
-        raise UsageError(
-            f"{parser.prog} has no option {unknown[0]!r}.{_suggest(unknown[0], options)}"
-        )
-    return parsed
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name.split("=")[0], list(known), n=1)
-    if near:
-        return f" Did you mean {near[0]!r}?"
-    return " `interlace --help` lists the commands." if known is COMMANDS else ""
+def _short(message: str) -> str:
+    """A message that neither floods a terminal nor steers it, whatever value it quotes."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    return printable(message)
 
 
 def _help() -> str:

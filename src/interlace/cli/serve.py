@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from interlace.cli.config_file import MODELS, Parser, settle
+from interlace.configuration import Parser
 from interlace.own_code import named_function
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 KEY = "INTERLACE_API_KEY"
 DEFAULT_MODEL, DEFAULT_TASK = "tiny-bridge", "tiny-countdown"
@@ -28,70 +30,88 @@ examples:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All options of one server, by name; `build_parser` explains them."""
+class _Address:
+    """Address.
 
-    model: str = DEFAULT_MODEL
+    Args:
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        api_key: Key that clients must send; by default INTERLACE_API_KEY, if it is set.
+        allow_origin: Page elsewhere that may call from a browser; the flag may be repeated.
+        served_model_name: Name of the model for clients; by default MODEL's last part.
+        drain_seconds: Seconds for running requests at SIGTERM.
+        log_level: Level of what is logged.
+    """
+
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
+    allow_origin: tuple[str, ...] = ()
     served_model_name: str | None = None
+    drain_seconds: float = 30.0
+    log_level: Literal["error", "warning", "info", "debug"] = "warning"
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Limits.
+
+    Args:
+        max_width: Number of choices of a prompt, at most.
+        max_queue: Number of groups accepted and not finished, at most.
+        max_tokens: Number of tokens of a choice, at most.
+        max_prompt_tokens: Number of tokens of a prompt, at most; by default the context.
+        memory: GiB for keys and values; by default half of what is free.
+        max_rows: Number of rows in one pass, at most.
+    """
+
     max_width: int = 64
     max_queue: int = 256
     max_tokens: int = 4096
     max_prompt_tokens: int | None = None
     memory: float | None = None
     max_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings(_Address, _Limits):
+    """Model and page.
+
+    Args:
+        model: Model: a hub id, a folder, a .gguf file, saved blocks, or one of tiny, tiny-bridge,
+            tiny-rlvr, tiny-pmatch (packaged) and smollm2-135m.
+        dtype: Type of the weights, such as bfloat16; by default the checkpoint's.
+        device: Device to load on, such as cuda:0; by default the CPU.
+        task: Name of the task whose problems the page offers and judges.
+        scorer: FILE.py:FUNCTION that `aggregate` may name by FUNCTION; the flag may be repeated.
+        no_playground: Serve no page at /.
+    """
+
+    model: str = DEFAULT_MODEL
     dtype: str | None = None
     device: str | None = None
-    allow_origin: tuple[str, ...] = ()
-    no_playground: bool = False
     task: str | None = None
     scorer: tuple[str, ...] = ()
-    drain_seconds: float = 30.0
-    log_level: str = "warning"
+    no_playground: bool = False
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(prog: str) -> Parser:
     """The options of `interlace serve`."""
     parser = Parser(
-        prog=prog,
+        prog,
+        usage="[MODEL] [options]",
         description="Serve a model to OpenAI clients. The n choices of a request are one group: "
-        "they read each other while they are sampled. All clients share each pass of the model.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
+        "they\nread each other while they are sampled. All clients share each pass of the\nmodel.",
+        examples=EXAMPLES,
     )
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help=f"{MODELS} (default: {DEFAULT_MODEL})")
-    add("--config", metavar="FILE", help="YAML file with these options")
-    add("--log-level", choices=("error", "warning", "info", "debug"), help="what is logged")
-    listen = parser.add_argument_group("address").add_argument
-    listen("--host", help="address to listen on (default: 127.0.0.1)")
-    listen("--port", type=int, help="port to listen on; 0 takes a free one (default: 8000)")
-    listen("--api-key", help=f"key that clients must send (default: {KEY}, if it is set)")
-    listen("--allow-origin", nargs="+", help="pages elsewhere that may call from a browser")
-    listen("--served-model-name", help="name of the model for clients (default: MODEL's last part)")
-    listen("--drain-seconds", type=float, help="time for running requests at SIGTERM (default: 30)")
-    limits = parser.add_argument_group("limits").add_argument
-    limits("--max-width", type=int, help="most choices a prompt (default: 64)")
-    limits("--max-queue", type=int, help="most groups accepted and not finished (default: 256)")
-    limits("--max-tokens", type=int, help="most tokens of a choice (default: 4096)")
-    limits("--max-prompt-tokens", type=int, help="most tokens of a prompt (default: the context)")
-    limits("--memory", type=float, help="GiB for keys and values (default: half of what is free)")
-    limits("--max-rows", type=int, help="most rows in one pass")
-    model = parser.add_argument_group("model and page").add_argument
-    model("--dtype", help="of the weights, such as bfloat16 (default: the checkpoint's)")
-    model("--device", help="where to load, such as cuda:0 (default: the CPU)")
-    model("--task", help="task whose problems the page offers and judges")
-    model("--scorer", nargs="+", help="FILE.py:FUNCTION that `aggregate` may name by FUNCTION")
-    model("--no-playground", action="store_true", help="serve no page at /")
+    parser.add_options(Settings, words=["model"])
+    parser.add_frame("port: 8000")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Namespace) -> None:
     """Load the model, and serve it until a signal comes."""
-    settings = settle(arguments, Settings, build_parser)
+    settings = Settings(**vars(arguments))
     from interlace.engine.engine import Engine
     from interlace.models.loading import load
     from interlace.server.run import serve

@@ -2,51 +2,66 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
+from interlace.configuration import Parser
 from interlace.errors import TaskError
 from interlace.terminal import say
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from rich.console import Console
 
     from interlace.tasks import Example, Task
 
+EXAMPLES = """\
+examples:
+  interlace tasks
+  interlace tasks show countdown --option numbers=4
+  interlace tasks show gsm8k --data problems.jsonl --text 'The answer is 72.'
+"""
 WRONG = "I cannot solve this one."
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
-    """The arguments of `interlace tasks`."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
+@dataclass(frozen=True)
+class Settings:
+    """Options.
+
+    Args:
+        action: What to do: list all tasks, or show one.
+        name: Name of the task to show, rg:NAME, jsonl:PATH or FILE.py:CLASS.
+        index: Number of the example, the first being 0.
+        text: Text to judge, instead of the reference and a wrong answer.
+        data: Path of a JSONL file, or another hub id, to read the problems from.
+        split: Split of the problems; by default the task's own.
+        option: Option of the task, its value as YAML; the flag may be repeated.
+    """
+
+    action: Literal["list", "show"] = "list"
+    name: str = ""
+    index: int = 0
+    text: str | None = None
+    data: str | None = None
+    split: Literal["train", "test", "all"] | None = None
+    option: dict[str, Any] = field(default_factory=dict)
+
+
+def build_parser(prog: str) -> Parser:
+    """The options of `interlace tasks`."""
+    parser = Parser(
+        prog,
+        usage="[list]\nshow NAME [options]",
         description="List the tasks, or show one: an example, its prompt, and verdicts.",
-        epilog="Examples: interlace tasks | interlace tasks show countdown --option numbers=4 | "
-        "interlace tasks show gsm8k --data problems.jsonl --text 'The answer is 72.'",
+        examples=EXAMPLES,
     )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    actions.add_parser("list", help="a table of all tasks (the default)")
-    # Errors go to `interlace`'s main, which explains them in one line.
-    show = actions.add_parser(
-        "show", help="an example, its prompt, and verdicts", exit_on_error=False
-    )
-    show.add_argument("name", help="a task's name, rg:NAME, jsonl:PATH or FILE.py:CLASS")
-    show.add_argument("--index", type=int, default=0, help="which example (default: 0, the first)")
-    show.add_argument("--text", help="judge this text instead of the reference and a wrong answer")
-    show.add_argument("--data", help="a JSONL file, or another hub id, to read the problems from")
-    show.add_argument("--split", choices=("train", "test", "all"), help="default: the task's own")
-    show.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the task, its value as JSON or text; may be given several times",
-    )
+    parser.add_options(Settings, words=["action", "name"])
+    parser.add_frame("split: train")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """Print the table, or one task."""
     from rich.console import Console
 
@@ -75,10 +90,12 @@ def _list(console: Console) -> None:
     )
 
 
-def _show(console: Console, arguments: argparse.Namespace) -> None:
+def _show(console: Console, arguments: Namespace) -> None:
     from interlace.tasks import get_task
 
-    options = dict(_option(text) for text in arguments.option)
+    if not arguments.name:
+        raise TaskError("Say which task: interlace tasks show countdown.")
+    options = dict(arguments.option)
     for name in ("data", "split"):
         if getattr(arguments, name) is not None:
             options[name] = getattr(arguments, name)
@@ -114,16 +131,6 @@ def _prompt_text(task: Task, example: Example) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    if not sign or not name.strip():
-        raise TaskError(f"--option takes NAME=VALUE, such as numbers=4; got {text!r}.")
-    try:
-        return name.strip(), json.loads(value)
-    except ValueError:
-        return name.strip(), value
 
 
 def _heading(console: Console, text: str) -> None:

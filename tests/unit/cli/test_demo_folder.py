@@ -69,7 +69,7 @@ def test_folder_moved_aside_between_opening_and_locking_is_not_taken(
 def test_output_here_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for given, name in ((".", tmp_path.name), ("..", tmp_path.parent.name), ("a/b", "b")):
-        folder, _ = settle(build_parser("interlace demo").parse_args(["--output", given]))
+        folder, _ = settle(build_parser("interlace demo").parse(["--output", given]))
         assert folder.name == name
 
 
@@ -149,4 +149,4 @@ def test_quick_without_packaged_arms_says_so(
 )
 def test_options_that_cannot_be_are_refused(options: list[str], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        settle(build_parser("interlace demo").parse_args(options))
+        settle(build_parser("interlace demo").parse(options))

@@ -191,11 +191,11 @@ def test_scorers_of_ones_own(run):
     ("arguments", "message"),
     [
         (("--widths", "1,2"), "Say which task"),
-        ((*SUMS, "--widths", "1;2"), "whole numbers between commas, such as 1,2,4; got '1;2'"),
+        ((*SUMS, "--widths", "1;2"), "a list with commas (each a whole number); got '1;2'"),
         ((*SUMS, "--widths", "1,1"), "different whole numbers"),
         ((*SUMS, "--ks", "2"), "--ks and --level go with --from"),
         ((*SUMS, "--temperature", "-1"), "temperature is 0 (greedy) or a number"),
-        ((*SUMS, "--figures", "gif"), "pdf, svg, png or none; got gif"),
+        ((*SUMS, "--figures", "gif"), "each one of 'pdf', 'svg', 'png'); got 'gif'"),
         ((*SUMS, "--memory", "0"), "--memory is a number of GiB above 0"),
         ((*SUMS, "--task-options", "size"), "takes NAME=VALUE, such as digits=2; got 'size'"),
         ((*SUMS, "--task-options.sizes", "3"), "Did you mean 'size'?"),
@@ -217,10 +217,10 @@ def test_what_cannot_be_done_is_explained(arguments, message, run):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("widhts: [1]\n", "'widhts', which is no option. Did you mean 'widths'?"),
-        ("limit: many\n", "invalid int value: 'many'"),
+        ("widhts: [1]\n", "there is no option 'widhts'. Did you mean 'widths'?"),
+        ("limit: many\n", "eval.yaml: limit takes a whole number; got 'many'"),
         ("[1, 2]\n", "holds list"),
-        ("limit: {a: 1}\n", "invalid int value: 'a=1'"),
+        ("limit: {a: 1}\n", "limit takes a whole number; got {'a': 1}"),
         ("a: [\n", "cannot be read"),
     ],
 )

@@ -53,7 +53,7 @@ def test_the_table_tells_base_blocks_and_memory(
 
 
 def test_options_change_what_is_described(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    assert info(capsys, folder, "--config", "pmatch")["MLP size"] == "1,056"
+    assert info(capsys, folder, "--kind", "pmatch")["MLP size"] == "1,056"
     assert "MLP size" not in info(capsys, folder)
     assert info(capsys, folder, "--layers", "2")["layers with a block"] == "2 of 3"
     assert info_json(capsys, folder, "--layers", "0,2")["blocks"]["layers"] == [0, 2]

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -14,15 +15,28 @@ import pytest
 import interlace
 from interlace.cli import main as module
 from interlace.cli.main import COMMANDS, main
+from interlace.configuration import Parser
 from interlace.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options.
+
+    Args:
+        number: Number of it.
+    """
+
+    number: int = 0
 
 
 def a_command(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
     """Add a command `try` that does `run`."""
 
-    def build_parser(prog: str) -> argparse.ArgumentParser:
-        parser = argparse.ArgumentParser(prog=prog)
-        parser.add_argument("--number", type=int)
+    def build_parser(prog: str) -> Parser:
+        parser = Parser(prog, "[options]", "Try it.")
+        parser.add_options(Settings)
+        parser.add_frame("number: 3")
         return parser
 
     monkeypatch.setitem(COMMANDS, "try", ("interlace.cli.try", "a test"))
@@ -59,10 +73,11 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
     ("arguments", "message"),
     [
         (["inof"], "There is no command 'inof'. Did you mean 'info'?"),
+        (["x" * 10_000], f"There is no command {'x' * 100!r}. `interlace --help`"),
         (["xyzzy"], "`interlace --help` lists the commands"),
         (["info", "--widht", "4", "x"], "has no option '--widht'. Did you mean '--width'?"),
-        (["info"], "the following arguments are required: MODEL"),
-        (["info", "x", "--width", "eight"], "invalid int value: 'eight'"),
+        (["info"], "Say which model: interlace info"),
+        (["info", "x", "--width", "eight"], "--width takes a whole number; got 'eight'"),
     ],
 )
 def test_a_wrong_command_line_is_corrected(
@@ -88,6 +103,20 @@ def test_our_errors_are_one_clean_message(
     monkeypatch.setenv(module.DEBUG, "1")
     assert main(["try"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_does_not_flood_the_terminal_and_does_not_steer_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        raise ConfigError(f"\x1b[31mA list holds numbers; got {'9, ' * 10**6}. Use fewer.")
+
+    a_command(monkeypatch, run)
+    assert main(["try"]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("interlace: [31mA list holds")
+    assert text.endswith("Use fewer.\n")
+    assert len(text) < 3100
 
 
 def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

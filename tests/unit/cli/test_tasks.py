@@ -69,10 +69,14 @@ def test_show_passes_options_on(show) -> None:
         (["show", "countdown", "--option", "nubmers=4"], "Did you mean 'numbers'"),
         (["show", "countdown", "--option", "numbers"], "--option takes NAME=VALUE"),
         (["show", "countdown", "--option", "size=2", "--index", "2"], "from 0 to 1; got 2"),
-        (["show", "countdown", "--split", "validation"], "invalid choice: 'validation'"),
+        (
+            ["show", "countdown", "--split", "validation"],
+            "--split takes one of 'train', 'test', 'all'; got 'validation'",
+        ),
         (["show", "jsonl:absent.jsonl"], "there is no 'absent.jsonl'"),
         (["show", "countdown", "--indx", "1"], "has no option '--indx'"),
-        (["shwo"], "invalid choice: 'shwo'"),
+        (["show"], "Say which task"),
+        (["shwo"], "'list', 'show'; got 'shwo'. Did you mean 'show'?"),
     ],
 )
 def test_mistakes_are_explained(

@@ -14,7 +14,6 @@ the files that they write, and shows the outcome.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -25,17 +24,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import interlace
 from interlace.cli.demo.work import METRICS, PLAN, Job, Settings, lanes, model_of
+from interlace.configuration import Parser
 from interlace.errors import ConfigError, RunError, WorkerError
 from interlace.files import is_complete
 from interlace.jsonl import read, read_object
 from interlace.locks import LOCK, locked_folder
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from rich.console import Console
     from rich.progress import ProgressColumn
 
@@ -72,33 +75,43 @@ than 4 GB of memory.
 """
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Options:
+    """Options.
+
+    Args:
+        output: Path of the demo's folder; by default runs/demo, or runs/demo-quick.
+        quick: Ask packaged arms (of 120 rollouts) instead of training.
+        seed: Seed of training and sampling.
+        rollouts: Number of rollouts of GRPO for each arm, each 64 prompts x 8 responses and four
+            optimizer steps; by default 60.
+        problems: Number of held-out problems; by default all 395, with --quick 200.
+        restart: Begin anew; the folder's earlier demo, unless at work, is moved aside.
+    """
+
+    output: str | None = None
+    quick: bool = False
+    seed: int = 0
+    rollouts: int | None = None
+    problems: int | None = None
+    restart: bool = False
+
+
+def build_parser(prog: str) -> Parser:
     """The options of `interlace demo`."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="See the method work, honestly, on a laptop: train, evaluate, look inside a "
-        "group, read what\nthe numbers mean and what they do not.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        prog,
+        usage="[options]",
+        description="See the method work, honestly, on a laptop: train, evaluate, look inside a\n"
+        "group, read what the numbers mean and what they do not.",
+        examples=EPILOG,
     )
-    add = parser.add_argument
-    add("--output", metavar="FOLDER", default=None,
-        help="folder of the demo (default: runs/demo, or runs/demo-quick)")  # fmt: skip
-    add("--quick", action="store_true",
-        help=f"ask packaged arms ({PACKAGED_ROLLOUTS} rollouts) instead of training")  # fmt: skip
-    add("--seed", type=int, default=0, help="seed of training and sampling (default: 0)")
-    add("--rollouts", type=int, default=None, metavar="N",
-        help="rollouts of GRPO for each arm, 64 prompts x 8 responses and four optimizer steps on "
-        f"them (default: {DEFAULTS.rollouts})")  # fmt: skip
-    add("--problems", type=int, default=None, metavar="N",
-        help=f"held-out problems (default: all {DEFAULTS.problems}, with --quick "
-        f"{QUICK_PROBLEMS})")  # fmt: skip
-    add("--restart", action="store_true",
-        help="begin anew; the folder's earlier demo, unless at work, is moved aside")  # fmt: skip
+    parser.add_options(Options)
+    parser.add_frame("rollouts: 400")
     return parser
 
 
-def settle(arguments: argparse.Namespace) -> tuple[Path, Settings]:
+def settle(arguments: Namespace) -> tuple[Path, Settings]:
     """The folder and the settings that a command line asks for.
 
     Raises:
@@ -123,7 +136,7 @@ def settle(arguments: argparse.Namespace) -> tuple[Path, Settings]:
     return folder, Settings(quick, arguments.seed, rollouts, problems)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """Run the demo, or go on with it; the exit status is 130 after Ctrl-C."""
     from rich.console import Console
 

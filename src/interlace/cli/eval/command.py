@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.cli.config_file import settle
-from interlace.cli.eval.settings import Settings, build_parser, check
+from interlace.cli.eval.settings import Settings, settle
 from interlace.cli.running import INTERRUPTED, Bar, load_engine, summary
 from interlace.own_code import named_function
 from interlace.terminal import say
@@ -29,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate as asked; the exit status is 130 after Ctrl-C, with what was recorded kept."""
     from rich.console import Console
 
-    settings = check(settle(arguments, Settings, build_parser))
+    settings = settle(arguments)
     notes = Console(stderr=True)
     if settings.from_run is not None:
         return _again(settings, notes)

@@ -1,22 +1,18 @@
-"""The options of `interlace generate`: their defaults, their help, and how they come together.
-
-An option comes from the command line, else from the YAML file of `--config`, else from `Settings`.
-The parser therefore has no defaults of its own: what it does not find, it does not set.
-"""
+"""The options of `interlace generate`: their defaults, their help, and what contradicts what."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from interlace.cli.config_file import MODELS
+from interlace.cli.options import DeviceOptions, ModelOptions, SamplingOptions
+from interlace.configuration import Parser, nearest
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from interlace.engine.types import SamplingParams
 
 AGGREGATES = ("majority", "weighted", "best-of-n", "medoid", "synthesize", "none")
@@ -39,41 +35,70 @@ examples:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All options of one run, by name; `build_parser` explains them."""
+class _Sampling(SamplingOptions):
+    """Sampling.
 
-    model: str = ""
-    prompt: str | None = None
-    input: str | None = None
-    output: str | None = None
+    Args:
+        width: Number of responses of a group, W.
+        repetition_penalty: Penalty of repetition; above 1 repeats less.
+        ignore_eos: Go on past the model's end tokens.
+        top_logprobs: Number of alternatives that are reported for a token.
+        consensus: End a group once its majority is settled.
+    """
+
     width: int = 8
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
     repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
     ignore_eos: bool = False
-    seed: int = 0
     top_logprobs: int = 0
     consensus: bool = False
-    aggregate: str = "majority"
-    scorer: str | None = None
-    system: str | None = None
-    raw: bool = False
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files.
+
+    Args:
+        input: Path of a file with a JSON object a line, each with a prompt and maybe an id.
+        output: Path of the file that lines go to; by default standard output.
+        field: Field that holds the prompt: a text, a list of messages, or token ids.
+        skip_bad: Leave out input lines that cannot be used.
+        overwrite: Begin the output file anew.
+        batch_size: Number of prompts in one call of the engine. A resumed run samples the
+            unfinished call again, so that its lines are those of an unbroken run.
+    """
+
+    input: str | None = None
+    output: str | None = None
     field: str = "prompt"
     skip_bad: bool = False
     overwrite: bool = False
     batch_size: int = 64
-    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Settings(ModelOptions, _Sampling, _Files, DeviceOptions):
+    """Prompt and result.
+
+    Args:
+        prompt: Prompt; - reads it from standard input.
+        system: System prompt, for the chat template.
+        raw: Feed texts as they are; by default as a user's message if there is a chat template.
+        json: Print the group as one JSON line, nothing live.
+        aggregate: Way from W responses to one. majority: most frequent final answer. weighted: rows
+            weigh by log-probability or --scorer. best-of-n: highest mean log-probability or
+            --scorer. medoid: most central text. synthesize: the model reads all and writes one.
+            none. my.py:NAME: an aggregator of your own, a function from interlace.Responses to
+            interlace.Aggregate.
+        scorer: Function of a module or .py file, as WHERE:NAME: from a text to a number, or a
+            reward function with TRL's signature, which also gets the line's other fields.
+    """
+
+    prompt: str | None = None
+    system: str | None = None
+    raw: bool = False
     json: bool = False
-    base: str | None = None
-    revision: str | None = None
-    gguf_file: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    trust_remote_code: bool = False
+    aggregate: str = "majority"
+    scorer: str | None = None
 
     def sampling(self) -> SamplingParams:
         """How to sample one group.
@@ -98,176 +123,28 @@ class Settings:
         }
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(prog: str) -> Parser:
     """The options of `interlace generate`."""
-    default = Settings()
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        usage=f"{prog} --model MODEL [options] PROMPT\n"
-        f"       {prog} --model MODEL [options] --input JSONL [--output JSONL]",
-        description="Sample W responses to a prompt in lockstep, show them side by side, and "
-        "make one of them; or do\nso for every line of a file.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
+    parser = Parser(
+        prog,
+        usage="--model MODEL [options] PROMPT\n"
+        "--model MODEL [options] --input JSONL [--output JSONL]",
+        description="Sample W responses to a prompt in lockstep, show them side by side, and make\n"
+        "one of them; or do so for every line of a file.",
+        examples=EXAMPLES,
     )
-    add = parser.add_argument
-    add("prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads it from standard input")
-    add("--model", help=f"{MODELS} (required)")
-    add("--config", metavar="FILE", help="YAML file of these options, such as 'width: 8'")
-    add("--json", action="store_true", help="print the group as one JSON line, nothing live")
-
-    sampling = parser.add_argument_group("sampling").add_argument
-    sampling(
-        "--width",
-        type=int,
-        metavar="N",
-        help=f"W, the responses of a group (default: {default.width})",
-    )
-    sampling(
-        "--max-new-tokens",
-        type=int,
-        metavar="N",
-        help=f"of each row (default: {default.max_new_tokens})",
-    )
-    sampling("--temperature", type=float, metavar="X", help="0 is greedy (default: 1.0)")
-    sampling("--top-k", type=int, metavar="N", help="keep the k most likely tokens (default: all)")
-    sampling(
-        "--top-p", type=float, metavar="X", help="keep this share of probability (default: 1.0)"
-    )
-    sampling(
-        "--min-p", type=float, metavar="X", help="drop below this share of the best (default: 0.0)"
-    )
-    sampling(
-        "--repetition-penalty", type=float, metavar="X", help="above 1 repeats less (default: 1.0)"
-    )
-    sampling("--stop", action="append", metavar="TEXT", help="ends a row; may be repeated")
-    sampling("--ignore-eos", action="store_true", help="go on past the model's end tokens")
-    sampling(
-        "--seed", type=int, metavar="N", help="the same seed gives the same responses (default: 0)"
-    )
-    sampling("--top-logprobs", type=int, metavar="K", help="report K alternatives a token")
-    sampling("--consensus", action="store_true", help="end a group once its majority is settled")
-
-    one = parser.add_argument_group("from W responses to one").add_argument
-    one(
-        "--aggregate",
-        metavar="HOW",
-        help="majority: most frequent final answer. weighted: rows weigh by log-probability or "
-        "--scorer. best-of-n: highest mean log-probability or --scorer. medoid: most central "
-        "text. synthesize: the model reads all and writes one. none. my.py:NAME: an aggregator of "
-        "your own, a function from interlace.Responses to interlace.Aggregate (default: majority)",
-    )
-    one(
-        "--scorer",
-        metavar="WHERE:NAME",
-        help="a function of a module or .py file: text -> number, or a reward function with TRL's "
-        "signature, which also gets the line's other fields",
-    )
-
-    prompts = parser.add_argument_group("prompts").add_argument
-    prompts("--system", metavar="TEXT", help="system prompt, for the chat template")
-    prompts(
-        "--raw",
-        action="store_true",
-        help="feed texts as they are (default: as a user's message if there is a chat template)",
-    )
-
-    files = parser.add_argument_group("files").add_argument
-    files("--input", metavar="JSONL", help="a JSON object a line, with a prompt and maybe an id")
-    files("--output", metavar="JSONL", help="where lines go; without it, standard output")
-    files(
-        "--field",
-        help="the field that holds the prompt: a text, a list of messages, or token ids "
-        "(default: prompt, else messages)",
-    )
-    files("--skip-bad", action="store_true", help="leave out input lines that cannot be used")
-    files("--overwrite", action="store_true", help="begin the output file anew")
-    files(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help=f"prompts in one call of the engine (default: {default.batch_size}); a resumed run "
-        "samples the unfinished call again, so that its lines are those of an unbroken run",
-    )
-    files("--memory", type=float, metavar="GIB", help="for keys and values (default: what fits)")
-
-    model = parser.add_argument_group("model").add_argument
-    model("--base", help="base model of saved blocks, if not where they say")
-    model("--revision", help="branch, tag or commit of a hub id")
-    model("--gguf-file", help="which file, where a folder or repository holds GGUF files")
-    model("--dtype", help="of the weights, such as bfloat16 (default: the checkpoint's)")
-    model("--device", help="such as cuda (default: a GPU if there is one)")
-    model("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.add_options(Settings, words=["prompt"])
+    parser.add_frame("width: 8")
     return parser
 
 
-def settle(arguments: argparse.Namespace) -> Settings:
-    """The settings of a run, from its command line, its YAML file and the defaults.
+def settle(arguments: Namespace) -> Settings:
+    """The settings of a command line.
 
     Raises:
-        ConfigError: for a missing or contradictory option, or a YAML file that cannot be used.
+        ConfigError: for a missing or contradictory option.
     """
-    given = dict(vars(arguments))
-    path = given.pop("config", None)
-    values = (_from_yaml(Path(path)) if path is not None else {}) | given
-    if "stop" in values:
-        values["stop"] = tuple(values["stop"])
-    settings = Settings(**values)
-    _check(settings)
-    return settings
-
-
-def _from_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"The configuration {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"A configuration holds options by name, such as `width: 8`; {path} holds "
-            f"{type(content).__name__}."
-        )
-    return _parsed(path, {str(name).replace("-", "_"): value for name, value in content.items()})
-
-
-def _parsed(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The file's values, checked and converted as the command line would."""
-    known = [f.name for f in dataclasses.fields(Settings)]
-    verbatim: dict[str, Any] = {}  # the parser has no option for one, and "--" ends options
-    if options.get("prompt") is not None:
-        verbatim["prompt"] = str(options["prompt"])
-    if options.get("stop") is not None:
-        stop = options["stop"]
-        verbatim["stop"] = [str(text) for text in (stop if isinstance(stop, list) else [stop])]
-    arguments: list[str] = []
-    for name, value in options.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"{path} has {name!r}, which is no option."
-                + (f" Did you mean {near[0]!r}?" if near else " --help lists the options.")
-            )
-        option = "--" + name.replace("_", "-")
-        if value is True:
-            arguments.append(option)
-        elif value not in (None, False) and name not in verbatim:
-            listed = value if isinstance(value, list) else [value]
-            arguments += [f"{option}={item}" for item in listed]
-    parser = build_parser("configuration")
-
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{path}: {message}")
-
-    parser.error = refuse  # type: ignore[assignment, method-assign]
-    values = vars(parser.parse_args(arguments))
-    return values | verbatim
-
-
-def _check(settings: Settings) -> None:
+    settings = Settings(**vars(arguments))
     if not settings.model:
         raise ConfigError("Say which model: --model Qwen/Qwen2.5-1.5B-Instruct, or a folder.")
     if settings.prompt is not None and settings.input is not None:
@@ -280,11 +157,9 @@ def _check(settings: Settings) -> None:
     if settings.output is not None and settings.input is None:
         raise ConfigError("--output goes with --input; for one prompt use --json > file.")
     if settings.aggregate not in AGGREGATES and ":" not in settings.aggregate:
-        near = difflib.get_close_matches(settings.aggregate, AGGREGATES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
             f"--aggregate is one of {', '.join(AGGREGATES)}, or WHERE:NAME of your own, such as "
-            f"my.py:longest; got {settings.aggregate!r}.{hint}"
+            f"my.py:longest; got {settings.aggregate!r}.{nearest(settings.aggregate, AGGREGATES)}"
         )
     if settings.scorer is not None and settings.aggregate not in ("weighted", "best-of-n"):
         raise ConfigError(
@@ -296,3 +171,4 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"--memory is a number of GiB above 0; got {settings.memory}.")
     if settings.raw and settings.system is not None:
         raise ConfigError("--system needs the chat template, and --raw leaves it out; drop one.")
+    return settings

@@ -11,7 +11,7 @@ from interlace.errors import ConfigError, GenerationError
 
 
 def settled(*arguments: str) -> Settings:
-    return settle(build_parser("interlace generate").parse_args(list(arguments)))
+    return settle(build_parser("interlace generate").parse(arguments))
 
 
 def test_defaults_are_those_of_the_settings() -> None:
@@ -56,12 +56,12 @@ def test_a_yaml_file_stands_between_defaults_and_command_line(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("wdith: 8", "'wdith', which is no option. Did you mean 'width'"),
-        ("width: wide", "invalid int value: 'wide'"),
+        ("wdith: 8", "there is no option 'wdith'. Did you mean 'width'"),
+        ("width: wide", "width takes a whole number; got 'wide'"),
         ("width: [1", "cannot be read"),
         ("- width", "holds list"),
         ("aggregate: most", "or WHERE:NAME of your own, .* got 'most'"),
-        ("config: other.yaml", "which is no option"),
+        ("config: other.yaml", "there is no option 'config'"),
     ],
 )
 def test_a_yaml_file_with_a_mistake_is_explained(
@@ -83,7 +83,7 @@ def test_a_yaml_file_with_a_mistake_is_explained(
         (["--model", "m", "hello", "--scorer", "a:b"], "--scorer goes with"),
         (["--model", "m", "hello", "--batch-size", "0"], "at least 1; got 0"),
         (["--model", "m", "hello", "--memory", "0"], "above 0; got 0"),
-        (["--model", "m", "hello", "--memory", "nan"], "above 0; got nan"),
+        (["--model", "m", "hello", "--memory", "nan"], "--memory takes a number; got 'nan'"),
         (["--model", "m", "hello", "--raw", "--system", "s"], "drop one"),
         (["--model", "m", "hello", "--config", "nowhere.yaml"], r"nowhere.yaml cannot be read"),
     ],

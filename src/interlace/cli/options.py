@@ -1,0 +1,66 @@
+"""Options that several commands share: which model, on what, and how it samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FigureType = Literal["pdf", "svg", "png"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Model.
+
+    Args:
+        model: Model: a hub id, a folder, a .gguf file, saved blocks, or one of tiny, tiny-bridge,
+            tiny-rlvr, tiny-pmatch (packaged) and smollm2-135m.
+        base: Hub id or path of the base model of saved blocks, if it is not where they say.
+        revision: Branch, tag or commit of a hub id.
+        gguf_file: Name of the file, where a folder or repository holds several GGUF files.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    model: str = ""
+    base: str | None = None
+    revision: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Device.
+
+    Args:
+        dtype: Type of the weights, such as bfloat16; by default the checkpoint's.
+        device: Device, such as cuda; by default a GPU if there is one.
+        memory: GiB for keys and values; by default what fits.
+    """
+
+    dtype: str | None = None
+    device: str | None = None
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Sampling.
+
+    Args:
+        max_new_tokens: Number of tokens of a row, at most.
+        temperature: Temperature; 0 is greedy.
+        top_k: Number of the most likely tokens that are kept; by default all.
+        top_p: Share of probability that is kept.
+        min_p: Share of the best token's probability below which tokens are dropped.
+        stop: Text that ends a row; the flag may be repeated.
+        seed: Seed; the same one gives the same rows.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
