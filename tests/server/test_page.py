@@ -51,7 +51,7 @@ def tiny() -> Iterator[Running]:
     """The packaged model with its task, as `interlace serve` serves it."""
     model, tokenizer = interlace.load("tiny-bridge")
     task = interlace.tasks.get_task("tiny-countdown")
-    with running(interlace.Engine(model, tokenizer), task=task) as server:
+    with running(interlace.Engine(model, tokenizer), name="tiny-bridge", task=task) as server:
         yield server
 
 
