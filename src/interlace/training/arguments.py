@@ -19,8 +19,10 @@ from interlace.training.trl_fields import takes_trl_names
 Train = Literal["all", "new", "lora"]
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")
 OldLogprobs = Literal["auto", "sampled", "recomputed"]
+SpliceBy = Literal["task", "lines"]
 CHOICES: dict[str, tuple[str, ...]] = {
     "train": ("all", "new", "lora"),
+    "splice_by": ("task", "lines"),
     "loss": ("token", "sequence", "dr_grpo"),
     "ratio_level": ("token", "sequence"),
     "baseline": ("prompt", "own", "others"),
@@ -139,6 +141,8 @@ class WarmupConfig(GroupArguments):
         splice: Probability that a row's try becomes what a sibling has found before it, so that
             the groups show reading; the task rewrites them (`Task.splice`). 0 leaves rows as they
             were sampled.
+        splice_by: Rule that rewrites: the "task"'s own, or "lines", for free text of any task with
+            a verifier: it writes "Another attempt found X; checking: ..." after a line or sentence.
         width: Width at which responses are sampled, and rows of a group; a list draws one for each
             problem. None samples rows alone and makes all of a problem one group.
         groups_per_step: groups in an optimizer step, over all processes.
@@ -150,6 +154,7 @@ class WarmupConfig(GroupArguments):
     samples: int = 8
     fewest_correct: int = 2
     splice: float = 0.0
+    splice_by: SpliceBy = "task"
     width: int | list[int] | None = None
     groups_per_step: int = 24
     data: str | None = None

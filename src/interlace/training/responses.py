@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from interlace.errors import DataFileError, GenerationError
 from interlace.jsonl import Store, read
 from interlace.tasks.base import Example, Task
 from interlace.tasks.drawn import Draw
+from interlace.tasks.splicing import splice_lines
 from interlace.training.arguments import WarmupConfig
 from interlace.training.data import draw_indices, sampling_seed
 
 _CHUNK = 64  # problems sampled between two writes
+_SHOWN_FROM = 16  # problems sampled to show some
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def sample_responses(
         "seed": int(args.seed),
     }
     if args.splice:
-        sampling["splice"] = args.splice
+        sampling["splice"], sampling["splice_by"] = args.splice, args.splice_by
     if args.width is not None:
         sampling["width"] = args.width
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,12 +110,9 @@ def _sample_rest(
                 "sampling": sampling,
                 "prompt_token_ids": own[0].prompt_token_ids,
             }
-            rows = [group.completions for group in own]
-            if args.width is None:
-                rows = [[row for group in rows for row in group]]
             kept = [
-                _right(task, example, splice_group(engine.tokenizer, task, example, each, args, n))
-                for n, each in enumerate(rows)
+                _right(task, example, splice_group(engine.tokenizer, task, example, rows, args, n))
+                for n, rows in enumerate(_as_groups(own, args))
             ]
             store.append(line | ({"completions": kept[0]} if len(kept) == 1 else {"groups": kept}))
 
@@ -185,7 +185,8 @@ def splice_group(
     bare = [r.ids[:-1] if r.finished and r.ids[-1] == end else r.ids for r in plain]
     before = [_pieces(ids, tokenizer) for ids in bare]
     draw = Draw("splice", int(args.seed), example.id, number)
-    after = task.splice(example, before, args.splice, draw)
+    rewrite = task.splice if args.splice_by == "task" else partial(splice_lines, task)
+    after = rewrite(example, before, args.splice, draw)
     found = []
     for row, ids, old, new in zip(plain, bare, before, after, strict=True):
         if list(old) == list(new):
@@ -196,6 +197,33 @@ def splice_group(
         rest = tokenizer.encode("".join(new[same:]), add_special_tokens=False)
         found.append(Response([*ids[:same], *rest, end], "".join(new), True, same))
     return found
+
+
+def spliced_groups(
+    engine: Engine, task: Task, args: WarmupConfig, count: int
+) -> Iterator[tuple[Example, list[Response]]]:
+    """The first groups of the warm-up into which something is copied, at most `count`.
+
+    Args:
+        engine: Engine of the base model.
+        task: Task of the problems.
+        args: Options of the warm-up.
+        count: Number of groups; few problems are sampled, so there may be fewer.
+    """
+    order = draw_indices(int(args.seed), len(task), 0, min(_SHOWN_FROM, len(task)))
+    chunk = [task[index] for index in order]
+    for example, own in zip(chunk, _sample(engine, task, args, chunk), strict=True):
+        for number, rows in enumerate(_as_groups(own, args)):
+            group = splice_group(engine.tokenizer, task, example, rows, args, number)
+            if count and any(row.spliced is not None for row in group):
+                count -= 1
+                yield example, group
+
+
+def _as_groups(sampled: Sequence[GroupOutput], args: WarmupConfig) -> list[list[Completion]]:
+    """A problem's rows by group: all of them, where they were sampled alone."""
+    rows = [group.completions for group in sampled]
+    return [[row for group in rows for row in group]] if args.width is None else rows
 
 
 def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:

@@ -12,9 +12,11 @@ from interlace.training.run import build_task, check_rewards, starting_folder
 from interlace.training.skeleton import longest_prompt, skeleton
 
 if TYPE_CHECKING:
+    from interlace.tasks.base import Task
     from interlace.training.recipe import Recipe, Stage
 
 GIB = 2**30
+SHOWN = 3  # rewritten groups
 
 
 def dry_run(
@@ -48,6 +50,8 @@ def dry_run(
     start = starting_folder(recipe, stage)
     _print(recipe, stage, start, plan(options, stage, len(task)), subject, at, needed)
     print(f"\n{where}: {_gib(available)} for each process; needed at the peak {_gib(needed.peak)}")
+    if stage == "warmup" and options.splice and needed.peak <= available:
+        _show_spliced(recipe, task)
     if needed.peak > available:
         ways = "; or ".join(ways_out(subject, at, available, stage))
         raise ConfigError(
@@ -55,6 +59,37 @@ def dry_run(
             f"{_gib(available)}. Try {ways}. If the device is another one, say so with --memory."
         )
     return 0
+
+
+def _show_spliced(recipe: Recipe, task: Task) -> None:
+    """Three rewritten groups, rows side by side. Only this part loads the weights."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from interlace.engine.engine import Engine
+    from interlace.models.loading import load
+    from interlace.training.responses import spliced_groups
+
+    model, tokenizer = load(recipe.model, **recipe.load)
+    options = recipe.options("warmup")
+    options.seed = recipe.seed
+    if task.chat and not tokenizer.chat_template:
+        task = build_task(recipe, "warmup", chat=False)
+    engine = Engine(model, tokenizer, max_rows=options.max_rows)
+    for example, rows in spliced_groups(engine, task, options, SHOWN):
+        table = Table(title=f"Spliced: {example.question}", title_justify="left", show_lines=True)
+        cells = []
+        for number, row in enumerate(rows, 1):
+            table.add_column(f"row {number}", overflow="fold")
+            whole = tokenizer.decode(row.ids, skip_special_tokens=True)
+            kept = len(tokenizer.decode(row.ids[: row.spliced], skip_special_tokens=True))
+            text = Text(whole)
+            if row.spliced is not None:
+                text.stylize("bold reverse", kept)
+            cells.append(text)
+        table.add_row(*cells)
+        Console().print(table)
 
 
 def _on_cpu(options: Any, gibibytes: float | None) -> bool:
