@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
 from interlace.engine.types import GroupOutput
+from invariants.subject import REACHES
 from support.architectures import NAMES, VOCAB, attach_random, build
 from support.engine import largest_gap
 
@@ -65,6 +66,34 @@ def test_I7_mixed_widths_in_one_call(name: str, kind: str, backend: str) -> None
         assert largest_gap(model, [group]) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("reads", REACHES)
+def test_I7_with_another_reach(name: str, reads: str, backend: str) -> None:
+    """Rows read what finished siblings wrote; groups come and go at their own pace."""
+    model = attach_random(build(name), reads=reads)
+    groups = sampled(model, backend, params(4), max_rows=9)
+    lengths = [[len(c.token_ids) for c in g.completions] for g in groups]
+    assert any(min(group) + 2 < max(group) for group in lengths), "someone reads a finished row"
+    assert largest_gap(model, groups) < 1e-5
+    mixed = sampled(model, backend, [params(w) for w in (4, 1, 7, 2, 3)], max_rows=12)
+    for group in mixed:
+        assert largest_gap(model, [group]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("reads", ["position", "finished"])
+def test_I7_where_width_1_is_the_base_model(name: str, reads: str, backend: str) -> None:
+    """Prompts are computed with and without blocks, for whoever asks; a row that is left over of a
+    wider group is not alone."""
+    model = attach_random(build(name), reads=reads, alone="skip")
+    widths = (1, 4, 3, 1, 2)
+    mixed = sampled(model, backend, [params(w) for w in widths], max_rows=12)
+    for group in mixed:
+        assert largest_gap(model, [group]) < 1e-5
+    plain = sampled(build(name), backend, params(1))
+    assert [tokens(mixed)[n] for n in (0, 3)] == [tokens(plain)[n] for n in (0, 3)]
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 def test_I5_identical_rows_are_no_siblings(name: str, backend: str) -> None:
     model = attach_random(build(name))
@@ -78,8 +107,9 @@ def test_I5_identical_rows_are_no_siblings(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 @pytest.mark.parametrize("chunk", [1, 3, 1024])
-def test_I6_one_prefill_in_chunks_is_exact(name: str, chunk: int, backend: str) -> None:
-    model = attach_random(build(name))
+@pytest.mark.parametrize("reads", ["position", *REACHES])
+def test_I6_one_prefill_in_chunks_is_exact(name: str, chunk: int, reads: str, backend: str) -> None:
+    model = attach_random(build(name), reads=reads)
     engine = Engine(model, backend=backend, prefill_chunk=chunk)
     groups = engine.generate(PROMPTS, params(3))
     assert engine.stats.prefill_tokens <= sum(map(len, PROMPTS))  # once, not once a row
@@ -87,8 +117,9 @@ def test_I6_one_prefill_in_chunks_is_exact(name: str, chunk: int, backend: str) 
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-def test_I11_a_group_is_the_same_alone_and_in_a_batch(name: str, backend: str) -> None:
-    model = attach_random(build(name))
+@pytest.mark.parametrize("reads", ["position", *REACHES])
+def test_I11_a_group_is_the_same_alone_and_in_a_batch(name: str, reads: str, backend: str) -> None:
+    model = attach_random(build(name), reads=reads)
     together = sampled(model, backend, params(4), max_rows=9)
     for prompt, group, sample_id in zip(PROMPTS, together, (0, 0, 1, 0, 0), strict=True):
         alone = Engine(model, backend=backend).generate([prompt], params(4), sample_ids=[sample_id])

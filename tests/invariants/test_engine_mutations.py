@@ -20,6 +20,17 @@
 | rows_alike | so do a group's rows | I11-differ |
 | logprobs_as_sampled | `logprobs` are the model's own, before forbidden tokens | I7, I7-alone |
 | prefill_from_zero | a prompt's chunks go on where the last one ended | I6 |
+| kept_freed_early | what a finished row wrote is kept as long as its group lives | I7-finished |
+| kept_too_long | a group that takes another's place finds nothing of it | I7-finished |
+| kept_of_other_group | a row reads its own group's list | I7-finished, I7-history |
+| kept_not_moved | a group that takes another's place brings its list | I7-finished, I7-history |
+| kept_one_late | the last position that a row wrote counts | I7-finished |
+| kept_of_itself | a row reads its siblings, not itself | I7-history |
+| queries_ahead | distances are counted from the position in hand | I7-finished |
+| keys_ahead | ... to the position that was written | I7-finished, I7-history |
+| kept_alone | own and earlier positions share one softmax | I7-finished, I7-history |
+| alone_shares_prompt | width 1 has a prompt of its own where it skips blocks | I7-alone-skips |
+| left_over_is_alone | a row whose siblings are gone is not alone | I7-alone-skips |
 """
 
 from __future__ import annotations
@@ -39,15 +50,19 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from interlace import Engine, SamplingParams
+from interlace.coupling import bridge as block_module
 from interlace.engine import drawing as drawing_module
+from interlace.engine import kept as kept_module
 from interlace.engine import kv as cache_module
 from interlace.engine import request as requests_module
 from interlace.engine.backends import BACKENDS
 from interlace.engine.backends.packed import PackedWeights
 from interlace.engine.core import EngineCore
+from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import SharedCache, Slot, StoredPrompt
 from interlace.engine.layout import StepLayout
 from interlace.engine.sampling import Sampled
+from interlace.engine.state import Request
 from interlace.engine.stores import Store
 from interlace.rows import Owners
 from invariants import test_engine as engine_invariants
@@ -70,15 +85,22 @@ def i7_trained(backend: str) -> None:
 
 # One architecture with sliding windows and grouped queries.
 CHECKS: dict[str, Callable[[str], None]] = {
-    "I6": lambda b: engine_invariants.test_I6_one_prefill_in_chunks_is_exact("llama", 3, b),
+    "I6": lambda b: engine_invariants.test_I6_one_prefill_in_chunks_is_exact(
+        "llama", 3, "position", b
+    ),
     "I7": lambda b: engine_invariants.test_I7_engine_and_training_agree("qwen3", b),
     "I7-alone": lambda b: engine_invariants.test_I7_engine_and_training_agree_with_nothing_attached(
         "qwen3", b
     ),
     "I7-mixed": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call("qwen3", "bridge", b),
     "I7-trained": i7_trained,
+    "I7-finished": lambda b: engine_invariants.test_I7_with_another_reach("llama", "finished", b),
+    "I7-history": lambda b: engine_invariants.test_I7_with_another_reach("llama", "history", b),
+    "I7-alone-skips": lambda b: engine_invariants.test_I7_where_width_1_is_the_base_model(
+        "llama", "position", b
+    ),
     "I11": lambda b: engine_invariants.test_I11_a_group_is_the_same_alone_and_in_a_batch(
-        "llama", b
+        "llama", "position", b
     ),
     "I11-differ": engine_invariants.test_I11_two_groups_of_a_prompt_differ_and_seeds_matter,
     "greedy": lambda b: engine_invariants.test_greedy_equals_hugging_face("qwen3", b),
@@ -93,6 +115,10 @@ _row_keys = requests_module.row_keys
 _sample = drawing_module.sample
 _uniforms = drawing_module.uniforms
 _take = EngineCore._take
+_alone = Owners.alone
+_finish, _open, _remove = KeptKeys.finish, KeptKeys.open, KeptKeys._remove
+_mask, _new_step, _to_front = KeptKeys._mask, KeptKeys._new_step, KeptKeys._to_front
+_turned = kept_module.turned
 
 
 @dataclass(frozen=True)
@@ -209,6 +235,71 @@ def prefill_from_zero(self: DynamicCache, *args: Any, **kwargs: Any) -> int:
     return 0
 
 
+def kept_freed_early(self: KeptKeys, row: Slot) -> None:
+    group = self._groups.get(row.owner)
+    _finish(self, row)
+    if group is not None and group.live:
+        for data in self._layers.values():
+            data[group.place, : group.readable] = 0
+
+
+def kept_too_long(self: KeptKeys, rows: Any) -> None:
+    before = len(self._groups)
+    _open(self, rows)
+    if len(self._groups) > before > 0:
+        first, *_, last = self._groups.values()
+        last.writers, last.readable = [99] * first.readable, first.readable
+
+
+def kept_of_other_group(self: KeptKeys, like: Tensor) -> Any:
+    step = _new_step(self, like)
+    return dataclasses.replace(step, places=step.places.flip(0))
+
+
+def kept_not_moved(self: KeptKeys, owner: int) -> None:
+    layers, self._layers = self._layers, {}
+    _remove(self, owner)
+    self._layers = layers
+
+
+def kept_one_late(self: KeptKeys, group: Any, number: int) -> None:
+    _to_front(self, group, number)
+    group.readable -= 1
+
+
+def kept_of_itself(self: KeptKeys, groups: Any, numbers: Any, *rest: Any) -> Tensor:
+    return _mask(self, groups, [[n - 1 for n in own] for own in numbers], *rest)
+
+
+def queries_ahead(self: KeptKeys, like: Tensor) -> Any:
+    step = _new_step(self, like)
+    cos, sin = step.turns
+    ahead = kept_module.turns(torch.ones(1, 1, dtype=torch.long), like.shape[-1], like.dtype)
+    turns = cos * ahead[0] - sin * ahead[1], sin * ahead[0] + cos * ahead[1]
+    return dataclasses.replace(step, turns=turns)
+
+
+def keys_ahead(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _turned(x, cos, -sin if x.shape[1] == 4 else sin)
+
+
+def kept_alone(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> Tensor:
+    return part
+
+
+def alone_shares_prompt(self: Request) -> bytes:
+    return np.asarray(self.token_ids, dtype=np.int64).tobytes()
+
+
+def left_over_is_alone(self: Owners) -> Any:
+    sizes = (self.owners[:, None] == self.owners).sum(1)
+    return _alone(self) if isinstance(_alone(self), bool) and _alone(self) else sizes == 1
+
+
+def _on_kept(attribute: str, fault: Any, *caught_by: str) -> Mutation:
+    return Mutation(KeptKeys, attribute, fault, caught_by)
+
+
 def _on_cache(attribute: str, fault: Any, *caught_by: str) -> Mutation:
     return Mutation(SharedCache, attribute, fault, caught_by)
 
@@ -232,6 +323,17 @@ _ALL = [
     Mutation(requests_module, "row_keys", rows_alike, ("I11-differ",)),
     Mutation(drawing_module, "sample", logprobs_as_sampled, ("I7", "I7-alone")),
     Mutation(DynamicCache, "get_seq_length", prefill_from_zero, ("I6",)),
+    _on_kept("finish", kept_freed_early, "I7-finished"),
+    _on_kept("open", kept_too_long, "I7-finished"),
+    _on_kept("_new_step", kept_of_other_group, "I7-finished", "I7-history"),
+    _on_kept("_remove", kept_not_moved, "I7-finished", "I7-history"),
+    _on_kept("_to_front", kept_one_late, "I7-finished"),
+    _on_kept("_mask", kept_of_itself, "I7-history"),
+    _on_kept("_new_step", queries_ahead, "I7-finished"),
+    Mutation(kept_module, "turned", keys_ahead, ("I7-finished", "I7-history")),
+    Mutation(block_module, "merged", kept_alone, ("I7-finished", "I7-history")),
+    Mutation(Request, "prompt_key", property(alone_shares_prompt), ("I7-alone-skips",)),
+    Mutation(Owners, "alone", left_over_is_alone, ("I7-alone-skips",)),
 ]
 MUTATIONS = {(m.fault.fget if isinstance(m.fault, property) else m.fault).__name__: m for m in _ALL}
 PAIRS = [(name, check) for name, m in MUTATIONS.items() for check in m.caught_by]

@@ -15,7 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import interlace
-from support.architectures import attach_random, every_architecture, randomise
+from interlace import Groups
+from support.architectures import (
+    attach_random,
+    every_architecture,
+    random_alive,
+    random_ids,
+    randomise,
+)
 from support.saves import assert_same_weights, base_folder, outputs, weights
 
 
@@ -37,6 +44,24 @@ def test_I9_saved_blocks_give_the_same_outputs(name: str, kind: str, tmp_path: P
         assert torch.equal(outputs(loaded, width), logits)
     interlace.detach(loaded)
     assert_same_weights(weights(loaded), plain)
+
+
+@pytest.mark.parametrize("options", [{"reads": "finished"}, {"reads": "history", "alone": "skip"}])
+def test_I9_reach_and_width_1_are_saved_with_the_blocks(
+    options: dict[str, str], tmp_path: Path
+) -> None:
+    model, tokenizer = interlace.load(base_folder(tmp_path / "base"))
+    attach_random(model, **options)
+    alive = random_alive(2, 3, 5)
+    groups = [Groups(1), Groups(3, alive, torch.tensor([1, 2]))]
+    with torch.no_grad():
+        expected = [model(random_ids(6, 5), groups=one).logits for one in groups]
+    interlace.save(model, tmp_path / "out", tokenizer=tokenizer)
+    loaded, _ = interlace.load(tmp_path / "out")
+    assert loaded.interlace_attachment.config == model.interlace_attachment.config
+    with torch.no_grad():
+        again = [loaded(random_ids(6, 5), groups=one).logits for one in groups]
+    assert all(map(torch.equal, again, expected))
 
 
 @every_architecture()

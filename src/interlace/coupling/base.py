@@ -56,6 +56,7 @@ class Coupling(nn.Module):
         needs_history: Whether its decode form reads keys and values of earlier positions, which it
             keeps itself.
         place: Layer that this one stands at; 0 for the one of the model as a whole.
+        reads: What its rows read of their siblings.
         PROJECTIONS: Names of weights that it applies through `_linear`, which backends may replace
             by a faster product.
     """
@@ -69,7 +70,8 @@ class Coupling(nn.Module):
     shares_prompt: ClassVar[bool] = True
     needs_history: ClassVar[bool] = False
     PROJECTIONS: ClassVar[tuple[str, ...]] = ()
-    place = 0
+    place: int = 0
+    reads: Reads = "position"
 
     @classmethod
     def build(

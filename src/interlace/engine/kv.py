@@ -46,12 +46,14 @@ class StoredPrompt:
 @dataclass(eq=False)
 class Slot:
     """A live row: its place in the store, the prompt it answers, the number of its group (rows of
-    one owner see each other), the most tokens that it may get, and the tokens it was fed."""
+    one owner see each other), the most tokens that it may get, whether its group is of width 1, and
+    the tokens it was fed."""
 
     place: int
     prompt: StoredPrompt
     owner: int
     maximum: int
+    alone: bool = False
     length: int = 0
 
 
@@ -108,7 +110,8 @@ class SharedCache(Cache):
         """Append live rows, without completion tokens yet, that answer a stored prompt: one for
         each maximum of tokens."""
         first = len(self.rows)
-        added = [Slot(first + n, prompt, owner, maximum) for n, maximum in enumerate(maxima)]
+        alone = len(maxima) == 1
+        added = [Slot(first + n, prompt, owner, most, alone) for n, most in enumerate(maxima)]
         self.rows += added
         prompt.users += len(added)
         return added

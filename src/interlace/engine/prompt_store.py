@@ -55,7 +55,9 @@ class PromptStore:
         while passes:
             together = [missing[place] for place in passes.pop(0)]
             try:
-                stored, logits = self._backend.prefill([r.token_ids for r in together])
+                stored, logits = self._backend.prefill(
+                    [r.token_ids for r in together], [r.alone for r in together]
+                )
             except Exception as error:
                 if is_out_of_memory(error):
                     raise

@@ -142,6 +142,7 @@ def _request(
         forbidden=torch.tensor(forbidden, dtype=torch.long, device=backend.device),
         room=params.longest if context is None else context - len(ids),
         stats=stats,
+        alone=params.width == 1 and backend.skips_alone,
     )
 
 

@@ -42,6 +42,7 @@ class Request:
     forbidden: Int[Tensor, " N"]
     room: int  # tokens that the model's context leaves for a completion
     stats: EngineStats = field(default_factory=EngineStats)  # of the call that it belongs to
+    alone: bool = False  # whether its prompt is computed without blocks, as at width 1 alone
 
     @cached_property
     def maxima(self) -> list[int]:
@@ -51,7 +52,8 @@ class Request:
     @cached_property
     def prompt_key(self) -> bytes:
         """What requests of the same prompt have in common; bytes remember their hash."""
-        return np.asarray(self.token_ids, dtype=np.int64).tobytes()
+        ids = np.asarray(self.token_ids, dtype=np.int64).tobytes()
+        return ids + b"alone" if self.alone else ids
 
     @cached_property
     def sampling_key(self) -> Hashable:

@@ -6,6 +6,7 @@ Axes: P groups, W width, S positions, D hidden size.
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import interlace
 from interlace import BridgeConfig, Groups
 from interlace.attaching import new_parameters
 from interlace.coupling import reach as reach_module
@@ -25,6 +27,9 @@ from interlace.coupling.registry import config_from_dict
 from interlace.errors import ConfigError, GroupError
 from interlace.rows import Owners, Prompts, Reads
 from support.architectures import attach_random, build, random_ids, randomise
+from support.engine import largest_gap
+from support.number_model import number_folder, number_tokenizer
+from support.training import grpo, stopping, warmup
 from support.unchecked import unchecked
 
 D = 5
@@ -231,3 +236,63 @@ def test_rows_that_are_alone_go_by_a_block_that_others_pass() -> None:
     out = skips(prompts, Prompts([False, True]))
     assert torch.equal(out[1], prompts[1])
     torch.testing.assert_close(out[0], passes(prompts, Groups(1))[0], rtol=0, atol=1e-12)
+
+
+# All that a user does -----------------------------------------------------------------------------
+
+
+@every_reach
+def test_trained_saved_loaded_and_sampled(reads: Reads, tmp_path: Path) -> None:
+    """The guard of the training compares sampling with the teacher-forced pass in every rollout."""
+    model, _ = interlace.load(number_folder(tmp_path / "base"))
+    config = BridgeConfig(
+        parameter_share=0.1, num_heads=2, num_kv_heads=2, reads=reads, alone="skip"
+    )
+    interlace.attach(stopping(model), config, seed=5)
+    randomise(new_parameters(model), seed=6)
+    warmup(tmp_path / "warm", model).train()
+    grpo(tmp_path / "rl", model).train()
+    interlace.save(model, tmp_path / "saved", full=True, tokenizer=number_tokenizer())
+    loaded, tokenizer = interlace.load(tmp_path / "saved")
+    engine = interlace.Engine(stopping(loaded), tokenizer)
+    params = interlace.SamplingParams(width=3, max_new_tokens=6, seed=4, record_attention="mean")
+    groups = engine.generate(["7 8", "9"], params)
+    assert largest_gap(loaded, groups) < 2e-5
+
+
+@every_reach
+def test_what_is_kept_goes_with_its_group(reads: Reads, backend: str) -> None:
+    model = attach_random(build("llama"), reads=reads)
+    engine = interlace.Engine(model, backend=backend)
+    steps: list[tuple[int, int]] = []
+    kept = engine.core.backend
+
+    def note(stats: Any) -> None:
+        steps.append((kept._kept.nbytes, len(kept._kept._groups)))
+
+    params = [
+        interlace.SamplingParams(width=w, max_new_tokens=n) for w, n in ((1, 9), (3, 5), (2, 7))
+    ]
+    engine.generate([[5, 6], [7], [8, 9, 10]], params, progress=note)
+    most, groups = max(steps)
+    assert (most > 0, groups) == (True, 2)  # of the two groups with siblings
+    assert engine.stats.peak_cache_bytes > most
+    assert steps[-1] == (0, 0)
+    engine.generate([[5, 6]], interlace.SamplingParams(width=1, max_new_tokens=4), progress=note)
+    assert steps[-2] == (0, 0), "width 1 keeps nothing"
+
+
+def test_a_budget_counts_what_blocks_keep() -> None:
+    """Two groups that fit a budget without it begin one after the other with it."""
+    together = {}
+    for reads in ("position", "history"):
+        model = attach_random(build("llama"), reads=reads)
+        engine = interlace.Engine(model, backend="hf", memory_budget=400_000)
+        running: list[int] = []
+        engine.generate(
+            [[5, 6, 7], [8, 9]],
+            interlace.SamplingParams(width=4, max_new_tokens=40, ignore_eos=True),
+            progress=lambda stats, core=engine.core, seen=running: seen.append(len(core._running)),
+        )
+        together[reads] = max(running)
+    assert together == {"position": 2, "history": 1}

@@ -198,12 +198,12 @@ def test_one_group_without_memory_ends_alone() -> None:
     numbers = [core.add(request) for request in requests(core, PROMPTS)]
     prefill, calls = core.backend.prefill, 0
 
-    def failing(prompts: Any) -> Any:
+    def failing(prompts: Any, alone: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return prefill(prompts)
+        return prefill(prompts, alone)
 
     core.backend.prefill = failing  # type: ignore[method-assign]
     core._admits_several = False

@@ -22,7 +22,6 @@ from interlace.attaching import get_attachment, is_attached
 from interlace.coupling.base import Seat, check_carried
 from interlace.engine.architecture import check_model, context_of
 from interlace.engine.kv import Slot, StoredPrompt
-from interlace.errors import GenerationError
 from interlace.layers import base_model_of
 from interlace.rows import Reads
 
@@ -71,10 +70,11 @@ class Backend(ABC):
             carried, reads = (*self.seats, *self.reads), attachment.config.reads
             way_out = "Use model.generate instead."
             check_carried(attachment.coupling, carried, self.name, way_out, reads)
-            if attachment.config.skips_alone:
-                raise GenerationError(
-                    f"The engine's {self.name} backend does not carry alone='skip'. {way_out}"
-                )
+
+    @property
+    def skips_alone(self) -> bool:
+        """Whether rows that are groups of width 1 are the base model's, and their prompts, too."""
+        return is_attached(self.base) and get_attachment(self.base).config.skips_alone
 
     @abstractmethod
     def refresh(self) -> None:
@@ -86,12 +86,17 @@ class Backend(ABC):
 
     @abstractmethod
     def prefill(
-        self, prompts: Sequence[Sequence[int]]
+        self, prompts: Sequence[Sequence[int]], alone: Sequence[bool] = ()
     ) -> tuple[list[StoredPrompt], Float[Tensor, "B V"]]:
         """Compute and store prompts at width 1; the logits after the last token of each.
 
         Width 1 is exact for every width: all rows of a group hold the same prompt (METHOD.md).
         Nothing is stored if any of them fails.
+
+        Args:
+            prompts: Token ids of each.
+            alone: For each whether groups of width 1 answer it, where those skip blocks; by
+                default none does.
         """
 
     @abstractmethod

@@ -22,6 +22,7 @@ from interlace.coupling.base import Coupling
 from interlace.engine.architecture import check_step, keys_and_values, windows_of
 from interlace.engine.backends.base import Backend
 from interlace.engine.backends.host import Borrowed, Patch, Twin, host_of
+from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import (
     ATTENTION,
     SharedCache,
@@ -31,7 +32,7 @@ from interlace.engine.kv import (
     shared_attention,
 )
 from interlace.layers import base_model_of
-from interlace.rows import Owners, Rows
+from interlace.rows import Owners, Prompts, Rows
 
 AttentionInterface.register(ATTENTION, shared_attention)
 
@@ -43,6 +44,7 @@ class HFBackend(Backend):
 
     name = "hf"
     seats = ("input", "attention", "layer", "head")
+    reads = ("finished", "history")
 
     def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
         super().__init__(model, prefill_chunk)
@@ -50,6 +52,7 @@ class HFBackend(Backend):
         self._is_fresh = False
         self._takes_groups = False
         self._cache = SharedCache()
+        self._kept = KeptKeys()
         self._owners: Owners | None = None  # of the live rows, until one comes or goes
         self._group_numbers = count()
         self._windows: list[int] = []  # of each layer, in the cache of the last prefill
@@ -61,8 +64,18 @@ class HFBackend(Backend):
     def refresh(self) -> None:
         self._check_coupling()
         self._takes_groups = is_attached(self.base)
+        if not self._cache.rows:
+            self._kept = self._new_kept()
         self._host = None  # made by the first pass that needs it
         self._is_fresh = True
+
+    def _new_kept(self) -> KeptKeys:
+        if not self._takes_groups or get_attachment(self.base).config.reads == "position":
+            return KeptKeys()
+        attachment = get_attachment(self.base)
+        blocks: list[Any] = [self.base.get_submodule(name) for name in attachment.block_names]
+        sizes = (2 * b.kv_size * b.qkv_weight.element_size() for b in blocks)
+        return KeptKeys(attachment.config.reads, sum(sizes))
 
     def _fresh_host(self) -> Twin | Borrowed:
         if not self._is_fresh:  # by whoever calls the core without the engine
@@ -98,20 +111,24 @@ class HFBackend(Backend):
 
     @torch.inference_mode()
     def prefill(
-        self, prompts: Sequence[Sequence[int]]
+        self, prompts: Sequence[Sequence[int]], alone: Sequence[bool] = ()
     ) -> tuple[list[StoredPrompt], Float[Tensor, "B V"]]:
+        flags = list(alone) or [False] * len(prompts)
         if len(prompts) > 1 and not self._has_windows():
-            computed = self._prefill_together(prompts)
+            computed = self._prefill_together(prompts, flags)
         else:
-            computed = [self._prefill(prompt) for prompt in prompts]
+            computed = [self._prefill(*each) for each in zip(prompts, flags, strict=True)]
         stored = [
             self._cache.add_prompt(keys_values, len(prompt))
             for prompt, (keys_values, _) in zip(prompts, computed, strict=True)
         ]
         return stored, torch.cat([logits for _, logits in computed])
 
+    def _rows_of_prompts(self, alone: Sequence[bool]) -> dict[str, Rows]:
+        return {"groups": Prompts(alone)} if self.skips_alone else {}
+
     def _prefill(
-        self, token_ids: Sequence[int]
+        self, token_ids: Sequence[int], alone: bool
     ) -> tuple[list[tuple[Float[Tensor, "1 G U C"], Float[Tensor, "1 G U C"]]], Tensor]:
         """With the attention implementation that the model was loaded with. Equation (12)."""
         cache = DynamicCache(config=self.base.config)
@@ -127,13 +144,14 @@ class HFBackend(Backend):
                     position_ids=positions[:, start:stop],
                     past_key_values=cache,
                     use_cache=True,
+                    **self._rows_of_prompts([alone]),
                     **last_only,
                 )
         self._windows = windows_of(cache)
         return keys_and_values(self.base, cache), out.logits[:, -1].to(self.device)
 
     def _prefill_together(
-        self, prompts: Sequence[Sequence[int]]
+        self, prompts: Sequence[Sequence[int]], alone: Sequence[bool]
     ) -> list[tuple[list[tuple[Float[Tensor, "1 G U C"], Float[Tensor, "1 G U C"]]], Tensor]]:
         """Padded at their ends: no token sees those after it, so no mask is needed."""
         lengths = [len(prompt) for prompt in prompts]
@@ -152,6 +170,7 @@ class HFBackend(Backend):
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
+                **self._rows_of_prompts(alone),
                 **(wanted if self._picks_logits else {}),
             )
         self._windows = windows_of(cache)
@@ -168,7 +187,9 @@ class HFBackend(Backend):
 
     def open(self, prompt: StoredPrompt, maxima: Sequence[int]) -> list[Slot]:
         self._owners = None
-        return self._cache.add_rows(prompt, next(self._group_numbers), maxima)
+        slots = self._cache.add_rows(prompt, next(self._group_numbers), maxima)
+        self._kept.open(slots)
+        return slots
 
     @torch.inference_mode()
     def decode(
@@ -176,8 +197,10 @@ class HFBackend(Backend):
     ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "L R R"] | None]:
         cache = self._cache
         if self._owners is None:
-            self._owners = Owners([row.owner for row in cache.rows], self.device)
+            owners, alone = [r.owner for r in cache.rows], [r.alone for r in cache.rows]
+            self._owners = Owners(owners, self.device, alone=alone, kept=self._kept)
         cache.begin_step()
+        self._kept.begin_step(cache.rows)
         places = [slot.place for slot in slots]
         ids = torch.tensor(tokens, device=self.device)[:, None]
         positions = torch.tensor(cache.positions, device=self.device)[:, None]
@@ -211,6 +234,7 @@ class HFBackend(Backend):
         return logits[places], None if weights is None else weights[:, places][:, :, places]
 
     def advance(self) -> None:
+        self._kept.end_step()
         self._cache.end_step()
 
     @torch.inference_mode()
@@ -218,23 +242,27 @@ class HFBackend(Backend):
         if isinstance(gone, StoredPrompt):
             self._cache.remove_prompt(gone)
         else:
+            self._kept.finish(gone)
             self._cache.remove_row(gone)
             self._owners = None
 
     def clear(self) -> None:
-        self._cache = SharedCache()
+        self._cache, self._kept = SharedCache(), self._new_kept()
         self._owners = None
 
     @torch.inference_mode()
     def room(self, maxima: Sequence[int], prompts: Sequence[int], memory: int) -> bool:
         needed, at_most = self._cache.bytes_with(maxima, prompts)
+        of_blocks = self._kept.bytes_with(maxima)
+        needed, at_most = needed + of_blocks, at_most + max(of_blocks, self._kept.nbytes)
         if at_most > memory and (needed <= memory or not self._cache.rows):
             self._cache.trim()
+            self._kept.trim()
         return needed <= memory
 
     @property
     def nbytes(self) -> int:
-        return self._cache.nbytes
+        return self._cache.nbytes + self._kept.nbytes
 
     # Who attends to whom --------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class PackedWeights:
         patches: list[Patch] = []
         for path, module in model.named_modules():
             names = _packable_weights(module)
-            if names and isinstance(module, Coupling) and module.kind in STEPS:
+            if names and isinstance(module, Coupling) and _has_step(module):
                 steps[path] = self._fresh_step(path, module)
                 patches.append((module, "step", steps[path].step))
                 continue
@@ -131,6 +131,10 @@ def _packable_weights(module: nn.Module) -> tuple[str, ...]:
     weight = getattr(module, names[0])
     plain = type(weight) in (nn.Parameter, Tensor) and weight.device.type == "cpu"
     return names if plain and weight.dtype in _PACKABLE else ()
+
+
+def _has_step(block: Coupling) -> bool:
+    return block.kind in STEPS and block.reads == "position"
 
 
 def _version(weight: Tensor) -> tuple[int, int]:
