@@ -19,6 +19,7 @@ HashSplit = Literal["train", "test"]
 
 HELD_OUT = 5  # one problem in five
 SIZE = 500
+MAX_SIZE = 1_000_000
 PATIENCE = 4000  # draws in a row without a new problem, after which there are no more
 
 
@@ -126,7 +127,7 @@ class DrawnTask(Task):
         **options: Unpack[TaskOptions],
     ) -> None:
         if size is not None:
-            check_count("size", size)
+            check_count("size", size, 1, MAX_SIZE)
         wanted = size or SIZE
         found: dict[str, Problem] = {}
         attempt = last_new = 0

@@ -8,8 +8,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from interlace.errors import TaskError
-from interlace.own_code import named_object
+from interlace.errors import InterlaceError, TaskError
+from interlace.own_code import named_object, told
 from interlace.tasks.base import Task
 
 
@@ -120,7 +120,13 @@ def get_task(name: str, /, **options: Any) -> Task:
         )
     if options.get("split") not in (None, "train", "test", "all"):
         raise TaskError(f"A split is 'train', 'test' or 'all'; got {options['split']!r}.")
-    return builder(**arguments)
+    try:
+        built: Task = builder(**arguments)
+    except (InterlaceError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # options of a wrong type; whatever a class of one's own raises
+        raise TaskError(f"The task {name!r} cannot be built: {told(error)}.") from error
+    return built
 
 
 def _parameters(builder: type) -> list[str]:

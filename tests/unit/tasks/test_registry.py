@@ -65,6 +65,56 @@ def test_refusals_show_the_way(name: str, options: dict[str, Any], message: str)
         get_task(name, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("countdown", {"max_target": "x"}),
+        ("countdown", {"size": 10**9}),
+        ("countdown", {"template": 5}),
+        ("chain-arithmetic", {"operations": 5}),
+        ("tiny-countdown", {"size": [1]}),
+        (f"jsonl:{__file__}", {"checker": ["math"]}),
+        ("xsum", {"threshold": "x"}),
+        ("rg:chain_sum", {"options": 5}),
+    ],
+)
+def test_options_of_a_wrong_type_are_errors_of_ours(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(InterlaceError), unchecked():
+        next(map(get_task(name, **options).prompt, get_task(name, **options)))
+
+
+RAISES = """
+import sys
+from interlace.tasks import Task
+
+class Boom(Task):
+    def __init__(self, *, split="test"):
+        raise ZeroDivisionError("boom")
+
+    def check(self, example, answer): ...
+
+class Leaves(Task):
+    def __init__(self, *, split="test"):
+        sys.exit(3)
+
+    def check(self, example, answer): ...
+
+class Abstract(Task):
+    def __init__(self, *, split="test"):
+        super().__init__("empty", [], split=split)
+"""
+
+
+@pytest.mark.parametrize("name", ["Boom", "Leaves", "Abstract"])
+def test_what_a_class_of_ones_own_raises_is_told_with_its_place(name: str, tmp_path: Path) -> None:
+    place = tmp_path / "raises.py"
+    place.write_text(RAISES)
+    with pytest.raises(TaskError, match=rf"raises.py:{name}' cannot be built: ") as raised:
+        get_task(f"{place}:{name}")
+    assert raised.value.__cause__ is not None
+    assert name == "Abstract" or "raises.py, line" in str(raised.value)
+
+
 def test_a_task_is_a_sequence() -> None:
     task = get_task("countdown", size=5)
     assert len(task) == 5
