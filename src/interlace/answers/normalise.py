@@ -74,13 +74,13 @@ _NAMED = re.compile(
     r"(?:m?\\angle ?[A-Z]{1,3}|[A-Za-z]|\\(?!in\b|sqrt|frac)[A-Za-z]+|[A-Z]{2,3})'*"
     r"(?:_(?:\w|\{[^{}]*\}))?(?:\([^()=]*\))?"
 )
-_ELEMENT = re.compile(r"\s*[A-Za-z]\s*\\in\b\s*")
+_ELEMENT = re.compile(r"(?:\s*[A-Za-z]\s*\\in\b\s*)++")
 _ARITHMETIC = re.compile(r"[0-9+\-*/(). ]+")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?([0-9]{1,2})\}?")
 _CONJUNCTION = re.compile(r"\b(?:and|or)\b")
 _SEPARATOR = re.compile(r" ?(?:, ?(?:(?:and|or) )?|; ?)|(?: (?:and|or) )")
-_PLUS_MINUS = re.compile(r"\\pm\s*([^,;=+\-]+)")
+_PLUS_MINUS = re.compile(r"\\pm\s*((?:(?!\\pm)[^,;=+\-])+)")
 _BESIDE_SIGN = re.compile(r"\s*([^\w\s])\s*")
 _LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
 _THOUSANDS = re.compile(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")

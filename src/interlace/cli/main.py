@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Sequence
 
 import interlace
-from interlace.errors import ConfigError, InterlaceError, require_extras
+from interlace.errors import ConfigError, InterlaceError, in_one_line, require_extras
 from interlace.own_code import own_place, told
 from interlace.terminal import printable
 
@@ -77,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a name too long, a full disk, a folder of someone else's
+        if debug:
+            traceback.print_exc()
+        print(f"interlace: {_short(in_one_line(error))}", file=sys.stderr)
+        return USAGE_ERROR
     except BaseException as error:
         if own_place(error) is None:
             raise

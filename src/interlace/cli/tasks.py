@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   interlace tasks
-  interlace tasks show countdown --option numbers=4
-  interlace tasks show gsm8k --data problems.jsonl --text 'The answer is 72.'
+  interlace tasks countdown --option numbers=4
+  interlace tasks gsm8k --data problems.jsonl --text 'The answer is 72.'
 """
 WRONG = "I cannot solve this one."
 
@@ -30,7 +30,7 @@ class Settings:
     """Options.
 
     Args:
-        action: What to do: list all tasks, or show one.
+        action: Word list, word show, or the name of the task to show.
         name: Name of the task to show, rg:NAME, jsonl:PATH or FILE.py:CLASS.
         index: Number of the example, the first being 0.
         text: Text to judge, instead of the reference and a wrong answer.
@@ -39,7 +39,7 @@ class Settings:
         option: Option of the task, its value as YAML; the flag may be repeated.
     """
 
-    action: Literal["list", "show"] = "list"
+    action: str = "list"
     name: str = ""
     index: int = 0
     text: str | None = None
@@ -52,8 +52,9 @@ def build_parser(prog: str) -> Parser:
     """The options of `interlace tasks`."""
     parser = Parser(
         prog,
-        usage="[list]\nshow NAME [options]",
-        description="List the tasks, or show one: an example, its prompt, and verdicts.",
+        usage="[list]\n[show] NAME [options]",
+        description="List the tasks, or show one: an example, the prompt that a model gets, and\n"
+        "verdicts.",
         examples=EXAMPLES,
     )
     parser.add_options(Settings, words=["action", "name"])
@@ -66,10 +67,14 @@ def run(arguments: Namespace) -> int:
     from rich.console import Console
 
     console = Console()
-    if arguments.action == "show":
-        _show(console, arguments)
-    else:
+    words = [word for word in (arguments.action, arguments.name) if word]
+    if words == ["list"]:
         _list(console)
+        return 0
+    name = words[-1] if len(words) == 1 + (words[0] == "show") else ""
+    if not name:
+        raise TaskError(f"Say which task: interlace tasks countdown; got {' '.join(words)!r}.")
+    _show(console, name, arguments)
     return 0
 
 
@@ -85,21 +90,19 @@ def _list(console: Console) -> None:
         table.add_row(info.name, info.summary, info.verdict, info.source, info.extra)
     console.print(table)
     console.print(
-        "\n`interlace tasks show NAME` shows an example. An extra is installed with "
+        "\n`interlace tasks NAME` shows an example. An extra is installed with "
         "pip install 'interlace\\[EXTRA]'."
     )
 
 
-def _show(console: Console, arguments: Namespace) -> None:
+def _show(console: Console, name: str, arguments: Namespace) -> None:
     from interlace.tasks import get_task
 
-    if not arguments.name:
-        raise TaskError("Say which task: interlace tasks show countdown.")
     options = dict(arguments.option)
-    for name in ("data", "split"):
-        if getattr(arguments, name) is not None:
-            options[name] = getattr(arguments, name)
-    task = get_task(arguments.name, **options)
+    for option in ("data", "split"):
+        if getattr(arguments, option) is not None:
+            options[option] = getattr(arguments, option)
+    task = get_task(name, **options)
     if not -len(task) <= arguments.index < len(task):
         raise TaskError(f"--index is from 0 to {len(task) - 1}; got {arguments.index}.")
     example = task[arguments.index]

@@ -186,3 +186,11 @@ def test_plain_arithmetic_is_the_answer_itself_but_equal_by_value() -> None:
     assert normalise_answer("6 * 7 + 1") == normalise_answer("6*7+1")
     assert symbolically_equal("6*7+1", "43")
     assert normalise_answer("6*7+1 = 43") == 43
+
+
+@pytest.mark.parametrize(
+    "repeated", [r"\pm", r"x \in ", "x=", r"\{", "(", "f(", "1, ", r"\pm 3, ", "-"]
+)
+def test_what_repeats_does_not_recurse(repeated: str) -> None:
+    """333 times \\pm met Python's limit of recursion."""
+    normalise_answer(repeated * (999 // len(repeated)) + "1")

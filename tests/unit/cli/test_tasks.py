@@ -46,6 +46,10 @@ def test_show_prints_an_example_and_two_verdicts(show) -> None:
     assert "answer     none" in wrong
 
 
+def test_a_name_alone_shows_the_task(show) -> None:
+    assert show("chain-arithmetic") == show("show", "chain-arithmetic")
+
+
 def test_show_judges_a_text(show, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", WORD_PROBLEMS)
     text = "2450 - 1200 = 1250, so [bold]it is $1,250[/bold]"
@@ -76,7 +80,8 @@ def test_show_passes_options_on(show) -> None:
         (["show", "jsonl:absent.jsonl"], "there is no 'absent.jsonl'"),
         (["show", "countdown", "--indx", "1"], "has no option '--indx'"),
         (["show"], "Say which task"),
-        (["shwo"], "'list', 'show'; got 'shwo'. Did you mean 'show'?"),
+        (["shwo"], "There is no task 'shwo'"),
+        (["shwo", "countdown"], "Say which task"),
     ],
 )
 def test_mistakes_are_explained(
