@@ -58,7 +58,9 @@ class Running:
 @contextlib.contextmanager
 def running(engine: interlace.Engine | None = None, **settings: Any) -> Iterator[Running]:
     """A server in a thread, until the block ends."""
-    server = Running(engine or byte_engine(), ServerSettings(**{"name": "bytes", "port": 0} | settings))
+    server = Running(
+        engine or byte_engine(), ServerSettings(**{"name": "bytes", "port": 0} | settings)
+    )
     try:
         yield server
     finally:
