@@ -83,6 +83,7 @@ class OurTraining:
         num_generations: of a prompt.
         max_new_tokens: that every row gets.
         width: W.
+        **options: Further ones of GRPOConfig.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class OurTraining:
         num_generations: int,
         max_new_tokens: int,
         width: int,
+        **options: Any,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         config = interlace.GRPOConfig(
@@ -111,6 +113,7 @@ class OurTraining:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            **options,
         )
         model.generation_config.eos_token_id = model.config.eos_token_id = None
         tokenizer = copy.deepcopy(tokenizer)

@@ -18,6 +18,7 @@ from interlace.training.trl_fields import takes_trl_names
 
 Train = Literal["all", "new", "lora"]
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")
+PromptOnce = Literal["auto", "never"]
 OldLogprobs = Literal["auto", "sampled", "recomputed"]
 SpliceBy = Literal["task", "lines"]
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scale": ("std", "none"),
     "credit": ("row", "group"),
     "old_logprobs": ("auto", "sampled", "recomputed"),
+    "prompt_once": ("auto", "never"),
 }
 
 
@@ -46,6 +48,8 @@ class GroupArguments(TrainingArguments):
         max_new_tokens: the longest completion.
         temperature: of sampling, and so of every log-probability.
         max_rows: the most rows that the engine advances together; None leaves it to the engine.
+        prompt_once: "auto" computes a prompt once for its group in the passes that train, where
+            it is exact and pays; "never" computes it in every row.
         eval_widths: widths at which an evaluation measures; None for those of training.
         num_generations_eval: rows sampled of a problem at each of them, a multiple of every one;
             None for one group.
@@ -63,6 +67,7 @@ class GroupArguments(TrainingArguments):
     max_new_tokens: int = 512
     temperature: float = 1.0
     max_rows: int | None = None
+    prompt_once: PromptOnce = "auto"
     eval_widths: list[int] | None = None
     num_generations_eval: int | None = None
     correct_reward: str | None = None

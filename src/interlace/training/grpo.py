@@ -211,6 +211,7 @@ class GRPOTrainer(GroupTrainer):
             forbidden=self.forbidden,
             entropy=entropy,
             entropy_gradients=self.args.entropy_weight != 0,
+            prompt_once=self.args.prompt_once,
         )
 
     def _show(self, number: int, rolled: Sequence[RolledGroup]) -> None:

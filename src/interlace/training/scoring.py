@@ -31,13 +31,21 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
 
 from interlace.attaching import get_attachment, is_attached
+from interlace.engine.architecture import check_model
+from interlace.errors import GenerationError
+from interlace.rows import Prompts
+from interlace.training.arguments import PromptOnce
 from interlace.training.batch import GroupBatch
 from interlace.training.distributed import unwrapped
 
+LEAST_SHARED = 8  # of so many positions one is left out, where a prompt is computed once
 CHUNK_BYTES = 2**26  # of a chunk's logits in fp32; a pass holds about three such tensors
 KEPT_BYTES = 2**28  # up to so much, all logits are kept for the backward pass
 # Not minus infinity, which times a probability of 0 is no number.
@@ -242,6 +250,7 @@ def score(
     forbidden: Sequence[int] = (),
     entropy: bool = False,
     entropy_gradients: bool = False,
+    prompt_once: PromptOnce = "auto",
 ) -> Scores:
     """The teacher-forced pass: whole groups, with the alive mask of sampling (invariant I7).
 
@@ -252,6 +261,8 @@ def score(
         forbidden: token ids that sampling excluded.
         entropy: also give entropies.
         entropy_gradients: let gradients flow through them, for an entropy bonus.
+        prompt_once: "auto" computes a group's prompt once for all its rows where that is exact and
+            saves an eighth of the positions; "never" computes it in every row.
     """
     distribution = Distribution(
         temperature=temperature,
@@ -259,8 +270,10 @@ def score(
         entropy=entropy,
         entropy_gradients=entropy and entropy_gradients,
     )
-    found = _from_hidden_states(model, batch, distribution)
-    logprobs, spread = _from_logits(model, batch, distribution) if found is None else found
+    found = _from_hidden_states(model, batch, distribution, prompt_once)
+    if found is None:
+        found = _from_logits(model, batch, distribution, prompt_once)
+    logprobs, spread = found
     return Scores(_placed(logprobs, batch), _placed(spread, batch) if entropy else None)
 
 
@@ -270,27 +283,103 @@ def _placed(values: Float[Tensor, " N"], batch: GroupBatch) -> Float[Tensor, "P 
     return values.new_zeros(keep.shape).masked_scatter(keep, values)
 
 
-def _forward(model: nn.Module, batch: GroupBatch) -> Tensor:
+def _forward(model: nn.Module, batch: GroupBatch, prompt_once: PromptOnce) -> Tensor:
     """The model's logits of the last positions, at least those before each completion token."""
-    inner = unwrapped(model)
-    extra: dict[str, Any] = {"groups": batch.groups} if is_attached(inner) else {}
+    inner: Any = unwrapped(model)
+    mask = batch.attention_mask.long()
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    length = batch.completion_mask.shape[2]
+    start, cache = 0, None
+    if prompt_once == "auto" and _pays_to_share(batch) and shares_prompts(model):
+        start = mask.shape[1] - length - 1  # the last token of the prompt gives first logits
+        cache = _prompt_cache(inner, batch, mask[:, :start], positions[:, :start])
+    extra: dict[str, Any] = {}
+    if is_attached(inner):
+        extra["groups"] = batch.groups.columns(start, None)
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
-        extra["logits_to_keep"] = batch.completion_mask.shape[2] + 1
+        extra["logits_to_keep"] = length + 1
     logits: Tensor = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask.long(),
-        position_ids=(batch.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0),
-        use_cache=False,
+        input_ids=batch.input_ids[:, start:],
+        attention_mask=mask,
+        position_ids=positions[:, start:],
+        past_key_values=cache,
+        use_cache=cache is not None,
         **extra,
     ).logits
     return logits
+
+
+# The prompt once ----------------------------------------------------------------------------------
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether a prompt's keys and values can be computed once for all rows of a group, exactly.
+
+    It takes a model whose layers keep keys and values and nothing else, and whose positions mean
+    the same in a short call as in a long one; without gradient checkpointing, which keeps none,
+    without a wrapper that follows single calls, and not compiled.
+    """
+    inner: Any = unwrapped(model)
+    if isinstance(inner, FSDPModule) or not (
+        model is inner or isinstance(model, DistributedDataParallel)
+    ):
+        return False
+    if inner._compiled_call_impl is not None or (
+        inner.training
+        and any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
+    ):
+        return False
+    if is_attached(inner):
+        attachment = get_attachment(inner)
+        keeps = attachment.coupling.needs_history or attachment.config.reads != "position"
+        if keeps or not attachment.coupling.shares_prompt:
+            return False
+    try:
+        check_model(inner, inner)
+    except GenerationError:
+        return False
+    rope: Any = getattr(inner.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return not any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds)
+
+
+def _pays_to_share(batch: GroupBatch) -> bool:
+    """Whether sharing leaves out enough positions to pay for a further call."""
+    rows, positions = batch.input_ids.shape
+    prompt = positions - batch.completion_mask.shape[2] - 1
+    return (rows - batch.count) * prompt * LEAST_SHARED >= rows * positions
+
+
+def _prompt_cache(
+    inner: Any, batch: GroupBatch, mask: Int[Tensor, "R L"], positions: Int[Tensor, "R L"]
+) -> DynamicCache:
+    """Keys and values of each group's prompt, computed once and repeated for its rows; gradients
+    flow through them. Rows that hold the same prompt say nothing to each other (invariant I5)."""
+    # Without the configuration the cache keeps all positions, and masks alone make the windows.
+    cache = DynamicCache()
+    first, columns = slice(None, None, batch.width), mask.shape[1]
+    extra: dict[str, Any] = {}
+    if is_attached(inner):
+        extra["groups"] = Prompts([False] * batch.count)
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+        extra["logits_to_keep"] = 1
+    inner(
+        input_ids=batch.input_ids[first, :columns],
+        attention_mask=mask[first],
+        position_ids=positions[first],
+        past_key_values=cache,
+        use_cache=True,
+        **extra,
+    )
+    cache.batch_repeat_interleave(batch.width)
+    return cache
 
 
 # From hidden states -------------------------------------------------------------------------------
 
 
 def _from_hidden_states(
-    model: nn.Module, batch: GroupBatch, distribution: Distribution
+    model: nn.Module, batch: GroupBatch, distribution: Distribution, prompt_once: PromptOnce
 ) -> tuple[Tensor, Tensor] | None:
     """Values of the tokens that count, or None if the head cannot be stood in for."""
     inner = unwrapped(model)
@@ -301,7 +390,7 @@ def _from_hidden_states(
             return None
         stand_in = _StandIn(head, batch, replace(distribution, tail=tail))
         with _in_place_of(head, stand_in):
-            said = _forward(model, batch)
+            said = _forward(model, batch, prompt_once)
         seen = None if stand_in.found is None else _tail_of(said, stand_in.probes)
         if seen == tail and stand_in.found is not None:
             # The pass's output is in the graph, too, since hooks of wrappers hang on it.
@@ -346,12 +435,12 @@ class _StandIn:
         self.found: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        self._calls += 1
         head, mask = self._head, self._batch.completion_mask.flatten(0, 1)
         rows, length = mask.shape
         fits = hidden.ndim == 3 and hidden.shape[0] == rows and hidden.shape[1] > length
+        self._calls += fits
         if self._calls > 1 or not fits or isinstance(head.weight, DTensor):
-            self.found = None
+            self.found = None if fits else self.found
             return nn.Linear.forward(head, hidden.contiguous())
         device = hidden.device.type
         dtype = hidden.dtype
@@ -398,12 +487,12 @@ def _tail_of(said: Tensor, probes: Tensor) -> Tail | None:
 
 
 def _from_logits(
-    model: nn.Module, batch: GroupBatch, distribution: Distribution
+    model: nn.Module, batch: GroupBatch, distribution: Distribution, prompt_once: PromptOnce
 ) -> tuple[Tensor, Tensor]:
     """Values of the tokens that count, some rows at a time."""
     mask = batch.completion_mask.flatten(0, 1)
     length = mask.shape[1]
-    logits = _forward(model, batch)[:, -length - 1 : -1]
+    logits = _forward(model, batch, prompt_once)[:, -length - 1 : -1]
     size = max(CHUNK_BYTES // (4 * length * logits.shape[2]), 1)
     ids = batch.completion_ids.flatten(0, 1)
     parts = [

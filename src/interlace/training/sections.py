@@ -52,7 +52,7 @@ OPERATIONAL = frozenset(
         *("logging_strategy", "logging_first_step", "log_level", "log_level_replica"),
         *("log_on_each_node", "report_to", "run_name", "project", "trackio_space_id"),
         *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
-        *("eval_widths", "num_generations_eval", "guard_every"),
+        *("eval_widths", "num_generations_eval", "guard_every", "prompt_once"),
         *("disable_tqdm", "log_completions", "use_cpu", "ddp_timeout", "ddp_backend", "debug"),
         *("dataloader_num_workers", "dataloader_pin_memory", "skip_memory_metrics"),
     }

@@ -122,7 +122,7 @@ class WarmupTrainer(GroupTrainer):
         self, model: nn.Module, part: GroupBatch, denominator: float, first: bool
     ) -> Tensor:
         # At temperature 1 and with nothing forbidden: the plain next-token loss.
-        logprobs = score(model, part).logprobs
+        logprobs = score(model, part, prompt_once=self.args.prompt_once).logprobs
         tokens = self.weight_of(part) if part.counts else 0.0
         self.tally.total("tokens/train", tokens)
         self.tally.total("groups", part.count if part.counts else 0.0)

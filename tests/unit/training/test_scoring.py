@@ -78,7 +78,9 @@ def assert_alike(
     model: nn.Module, batch: GroupBatch, tolerance: float = 1e-6, entropy: bool = False
 ) -> None:
     """Values and gradients of `score` against the plain pass."""
-    got = score(model, batch, entropy=True, entropy_gradients=entropy, **OPTIONS)
+    got = score(
+        model, batch, entropy=True, entropy_gradients=entropy, prompt_once="never", **OPTIONS
+    )
     expected = plain_score(scoring.unwrapped(model), batch, **OPTIONS)
     # Differences of logits are as exact as the logits are.
     size = (
