@@ -32,7 +32,7 @@ from transformers import (
 )
 
 import interlace
-from interlace.evaluation.results import estimate_to_json
+from interlace.evaluation.results import to_json
 from interlace.saving.fingerprint import remember_origin
 from interlace.tasks import get_task
 
@@ -170,7 +170,7 @@ def measure(folder: Path, seed: int, output: Path) -> dict[str, Any]:
         figures=(),
     )
     table = [
-        {"metric": f"{name}@{width}", **estimate_to_json(result.get(metric, width).estimate)}
+        {"metric": f"{name}@{width}", **to_json(result.get(metric, width).estimate)}
         for name, metric, width in (
             ("pass", "pass@1", 1),
             ("pass", "coverage", 8),

@@ -19,7 +19,7 @@ from units import Config, Places, Unit, plan
 
 from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.records import GroupRecord
-from interlace.evaluation.results import estimate_to_json
+from interlace.evaluation.results import to_json
 from interlace.tasks import Task, get_task
 from interlace.tasks.tiny_countdown import tries_of
 
@@ -105,7 +105,7 @@ def share(counts: Sequence[Counter[str]], key: str) -> dict[str, Any] | None:
     shares = [n / entry[f"{key}: at risk"] for n, entry in zip(hits, usable, strict=True)]
     same = sum(entry[f"{key}: the same"] for entry in usable)
     return {
-        "over_seeds": estimate_to_json(seed_interval(shares)),
+        "over_seeds": to_json(seed_interval(shares)),
         "at_risk": sum(entry[f"{key}: at risk"] for entry in usable),
         "same_as_sibling": same / sum(hits) if sum(hits) else None,
     }

@@ -19,7 +19,7 @@ from units import RECORDS, Config, Places, Unit, plan
 from interlace.evaluation.compare import average_seeds, compare
 from interlace.evaluation.intervals import Estimate, seed_interval
 from interlace.evaluation.records import GroupRecord, read_records
-from interlace.evaluation.results import ArmResult, Measurement, arms_of, estimate_to_json
+from interlace.evaluation.results import ArmResult, Measurement, arms_of, to_json
 from interlace.evaluation.run import load_run
 
 BASE, REFERENCE = "base", "rlvr"
@@ -109,8 +109,8 @@ def table(results: Sequence[ArmResult]) -> list[dict[str, Any]]:
                     "arm": arm,
                     "metric": name,
                     "width": width,
-                    "over_seeds": estimate_to_json(_over(own, entry, width)),
-                    "over_problems": estimate_to_json(entry.estimate),
+                    "over_seeds": to_json(_over(own, entry, width)),
+                    "over_problems": to_json(entry.estimate),
                     "by_seed": {
                         str(r.seed): r.get(metric, width, threshold).estimate.value for r in own
                     },
@@ -150,8 +150,8 @@ def differences(
                     "against": other,
                     "metric": name,
                     "width": width,
-                    "over_seeds": estimate_to_json(row.gain_over_seeds),
-                    "over_problems": estimate_to_json(row.gain),
+                    "over_seeds": to_json(row.gain_over_seeds),
+                    "over_problems": to_json(row.gain),
                     "by_seed": {
                         seed: gain.value for seed, gain in (row.gain_by_seed or {}).items()
                     },
@@ -178,8 +178,8 @@ def relative_gains(results: Sequence[ArmResult]) -> list[dict[str, Any]]:
                     "next_best": row.next_best,
                     "metric": "pass@1",
                     "width": width,
-                    "over_seeds": estimate_to_json(row.relative_gain_over_seeds),
-                    "over_problems": estimate_to_json(row.relative_gain),
+                    "over_seeds": to_json(row.relative_gain_over_seeds),
+                    "over_problems": to_json(row.relative_gain),
                 }
             )
     return lines
@@ -193,7 +193,7 @@ def costs(config: Config, places: Places) -> dict[str, Any]:
         if unit.kind != "evaluate" and outcome is not None and not outcome["resumed"]:
             name = unit.arm if unit.kind == "train" else f"warm-up, {unit.arm}"
             spent.setdefault(name, []).append(outcome["cpu_seconds"])
-    return {name: estimate_to_json(seed_interval(values)) for name, values in spent.items()}
+    return {name: to_json(seed_interval(values)) for name, values in spent.items()}
 
 
 def pick(lines: Iterable[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from units import Config, Places, plan
 from interlace.answers import majority_vote
 from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.records import GroupRecord
-from interlace.evaluation.results import ArmResult, estimate_to_json
+from interlace.evaluation.results import ArmResult, to_json
 
 YES = " yes "
 MORE = 2 * ROWS
@@ -59,7 +59,7 @@ def over_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, Any]:
     names = next(iter(by_seed.values()))
     values = {name: [numbers[name] for numbers in by_seed.values()] for name in names}
     return {
-        **{name: estimate_to_json(seed_interval(own)) for name, own in values.items()},
+        **{name: to_json(seed_interval(own)) for name, own in values.items()},
         "by_seed": {
             name: {str(seed): numbers[name] for seed, numbers in by_seed.items()} for name in names
         },

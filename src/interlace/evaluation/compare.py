@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -32,7 +31,6 @@ from interlace.evaluation.results import (
     ArmResult,
     Measurement,
     arms_of,
-    estimate_to_json,
     estimate_values,
     tasks_of,
 )
@@ -230,27 +228,11 @@ class ArmRow:
     by_task: dict[str, float]
     mean: float
     gain: Estimate | None = None
-    gain_by_seed: dict[str, Estimate] | None = None
+    gain_by_seed: dict[str, Estimate] = field(default_factory=dict)
     gain_over_seeds: Estimate | None = None
     next_best: str | None = None
     relative_gain: Estimate | None = None
     relative_gain_over_seeds: Estimate | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "arm": self.arm,
-            "by_task": self.by_task,
-            "mean": self.mean,
-            "next_best": self.next_best,
-            "gain_by_seed": {
-                seed: estimate_to_json(gain) for seed, gain in (self.gain_by_seed or {}).items()
-            },
-            **{name: estimate_to_json(getattr(self, name)) for name in _ESTIMATES},
-        }
-
-
-_ESTIMATES = ("gain", "gain_over_seeds", "relative_gain", "relative_gain_over_seeds")
 
 
 @dataclass(frozen=True)
@@ -276,16 +258,6 @@ class Comparison:
     problems: int
     seeds: tuple[int, ...]
     rows: tuple[ArmRow, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        simple = ("metric", "width", "label", "base", "problems")
-        return {
-            **{name: getattr(self, name) for name in simple},
-            "tasks": list(self.tasks),
-            "seeds": list(self.seeds),
-            "rows": [row.to_json() for row in self.rows],
-        }
 
 
 def compare(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from interlace.errors import ComparisonError
 from interlace.evaluation.compare import check_same_problems, values_of
 from interlace.evaluation.intervals import LEVEL, RESAMPLES, Estimate, resampled_means
-from interlace.evaluation.results import ArmResult, estimate_to_json
+from interlace.evaluation.results import ArmResult
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,6 @@ class ParallelEfficiency:
     def reached(self) -> bool:
         """Whether the independent curve reaches the target at all."""
         return not math.isnan(self.needed_width.value)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            name: estimate_to_json(value) if isinstance(value, Estimate) else value
-            for name, value in vars(self).items()
-        }
 
 
 def parallel_efficiency(

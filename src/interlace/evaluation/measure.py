@@ -55,7 +55,7 @@ class Rows:
         return self.classes.shape[1]
 
 
-def row_arrays(
+def rows_at(
     records: list[GroupRecord], ids: tuple[str, ...], width: int, equal: Equal | None
 ) -> Rows:
     """The records of one width as arrays, after checking that all problems are there."""
@@ -188,7 +188,7 @@ def _measure_task(
     draws: int,
 ) -> Iterator[Found]:
     widths = sorted({record.width for record in records})
-    tables = {width: row_arrays(records, ids, width, equal) for width in widths}
+    tables = {width: rows_at(records, ids, width, equal) for width in widths}
     if records[0].coupled:
         _refuse_other_sizes(ks, widths)
         for width, rows in tables.items():

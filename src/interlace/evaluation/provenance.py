@@ -173,7 +173,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             lines += differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            lines.append(f"{prefix}{name} was {old!r} and is {new!r}")
+            lines.append(f"{prefix}{name} was {old!r:.80} and is {new!r:.80}")
     return lines
 
 

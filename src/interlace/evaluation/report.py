@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from interlace.evaluation.compare import ArmRow, Comparison, average_seeds, compare
 from interlace.evaluation.efficiency import ParallelEfficiency, parallel_efficiency
 from interlace.evaluation.intervals import Estimate
-from interlace.evaluation.results import QUANTITIES, ArmResult, Measurement, arms_of, tasks_of
+from interlace.evaluation.results import (
+    QUANTITIES,
+    ArmResult,
+    Measurement,
+    arms_of,
+    tasks_of,
+    to_json,
+)
 from interlace.evaluation.scaling import ScalingFit, fit_scaling
 from interlace.terminal import Cell, Table, number, percent, printable, say
 
@@ -80,9 +87,9 @@ class Report:
             "schema": SCHEMA,
             "provenance": dict(self.provenance),
             "results": [entry.to_json() for entry in self.results],
-            "comparisons": [entry.to_json() for entry in self.comparisons],
-            "efficiencies": [entry.to_json() for entry in self.efficiencies],
-            "fits": [entry.to_json() for entry in self.fits],
+            "comparisons": to_json(self.comparisons),
+            "efficiencies": to_json(self.efficiencies),
+            "fits": to_json(self.fits),
         }
 
     def save(self, path: str | Path) -> None:

@@ -6,10 +6,11 @@ of a problem. An `ArmResult` is one arm on one task from one training seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from fractions import Fraction
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -69,13 +70,11 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """A flat row: metric, width, k, tau, value, interval, and what it is over."""
+        names = ("metric", "width", "k", "threshold")
         return {
-            "metric": self.metric,
-            "width": self.width,
-            "k": self.k,
-            "threshold": self.threshold,
+            **{name: getattr(self, name) for name in names},
             "tau": None if self.tau is None else str(self.tau),
-            **estimate_to_json(self.estimate),
+            **to_json(self.estimate),
             "rows": self.rows,
         }
 
@@ -160,11 +159,9 @@ class ArmResult:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, without those of single problems (the records hold them)."""
+        names = ("arm", "task", "seed", "coupled")
         return {
-            "arm": self.arm,
-            "task": self.task,
-            "seed": self.seed,
-            "coupled": self.coupled,
+            **{name: getattr(self, name) for name in names},
             "examples": len(self.example_ids),
             "example_ids": list(self.example_ids),
             "measurements": [entry.to_json() for entry in self.measurements],
@@ -206,22 +203,25 @@ def metric_label(metric: str, k: int, tau: Fraction | None = None) -> str:
     return labels.get(name, metric)
 
 
-@overload
-def estimate_to_json(estimate: Estimate) -> dict[str, Any]: ...
-@overload
-def estimate_to_json(estimate: Estimate | None) -> dict[str, Any] | None: ...
-def estimate_to_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    """An estimate as JSON values; NaN, which JSON lacks, becomes null."""
-    if estimate is None:
-        return None
-    values = asdict(estimate)
-    return values | {"value": None if np.isnan(estimate.value) else estimate.value}
+def to_json(value: Any) -> Any:
+    """Results as JSON values: dataclasses by their fields; NaN, which JSON lacks, is null.
+
+    >>> to_json({"gain": Estimate(math.nan, None, None, "fieller")})["gain"]["value"] is None
+    True
+    """
+    if is_dataclass(value):
+        return {entry.name: to_json(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: to_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def estimate_from_json(row: Mapping[str, Any]) -> Estimate:
-    """The estimate of `estimate_to_json`'s values, among others."""
+    """The estimate in JSON values that `to_json` made, among others."""
     values = {entry.name: row[entry.name] for entry in fields(Estimate)}
-    return Estimate(**values | {"value": np.nan if row["value"] is None else row["value"]})
+    return Estimate(**values | {"value": math.nan if row["value"] is None else row["value"]})
 
 
 def arms_of(results: Iterable[ArmResult]) -> list[str]:

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from interlace.errors import FitError, require
 from interlace.evaluation.compare import values_of
 from interlace.evaluation.intervals import LEVEL, PSEUDO_PROBLEMS, Estimate, resampled_means
-from interlace.evaluation.results import QUANTITIES, ArmResult, estimate_to_json
+from interlace.evaluation.results import QUANTITIES, ArmResult
 
 RESAMPLES = 1000
 TOLERANCE = 1e-12  # relative change of parameters, and of the error, at which a search ends
@@ -103,12 +103,6 @@ class ScalingFit:
         law, _ = LAWS[self.form]
         value = {n: e.value for n, e in self.parameters.items() if n != "k"}
         return [float(failure) for failure in law(np.asarray(widths, dtype=float), **value)]
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
-        values["parameters"] = {n: estimate_to_json(e) for n, e in self.parameters.items()}
-        return values
 
 
 def fit_scaling(

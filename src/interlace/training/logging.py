@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from interlace.attaching import get_attachment, is_attached
 from interlace.errors import RunError
 from interlace.jsonl import Store, as_line, read
+from interlace.terminal import Table
 
 Reduce = Callable[[Tensor, str], Tensor]  # (values, "sum" or "max") -> over all processes
 LARGEST, SMALLEST = "max", "min"
@@ -163,25 +164,24 @@ def show_in_tensorboard(
 
 
 def _table(group: Mapping[str, Any]) -> str:
-    lines = [
-        f"**{_one_line(str(group['prompt']))}**",
-        "",
-        "| row | correct | reward | advantage | text |",
-        "| --- | --- | --- | --- | --- |",
+    rows = [
+        [
+            str(number),
+            "yes" if row["correct"] else "",
+            f"{row['reward']:.2f}",
+            "" if row["advantage"] is None else f"{row['advantage']:.2f}",
+            _short(row["text"]),
+        ]
+        for number, row in enumerate(group["rows"])
     ]
-    for number, row in enumerate(group["rows"]):
-        gain = "" if row["advantage"] is None else f"{row['advantage']:.2f}"
-        mark = "yes" if row["correct"] else ""
-        lines.append(
-            f"| {number} | {mark} | {row['reward']:.2f} | {gain} | {_one_line(row['text'])} |"
-        )
-    return "\n".join(lines)
+    table = Table(("row", "correct", "reward", "advantage", "text"), rows)
+    return f"**{_short(str(group['prompt']))}**\n\n{table.markdown()}"
 
 
-def _one_line(text: str) -> str:
-    """A text that cannot leave its cell."""
+def _short(text: str) -> str:
+    """A text in one line that is no HTML."""
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    return " ".join(text.replace("<", "&lt;").split())
 
 
 WIDE = (torch.float32, torch.float64)

@@ -10,6 +10,7 @@ import pytest
 
 from interlace.errors import ComparisonError, MetricError
 from interlace.evaluation.efficiency import first_crossing, parallel_efficiency
+from interlace.evaluation.results import to_json
 from support.made_results import made
 
 PROBLEMS = 400
@@ -54,7 +55,7 @@ def test_not_reached_within_what_was_sampled():
     assert math.isnan(found.needed_width.value)
     assert found.needed_width.high is None
     assert found.not_reached == 1.0
-    assert found.to_json()["needed_width"]["value"] is None  # JSON has no NaN
+    assert to_json(found)["needed_width"]["value"] is None  # JSON has no NaN
 
 
 def test_an_end_beyond_the_curve_is_open():

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from interlace.answers import Aggregate, Responses
-    from interlace.cli.generate.live import Columns
+    from interlace.cli.generate.lines import Record
     from interlace.cli.generate.outcome import Aggregation
-    from interlace.cli.generate.records import Record
+    from interlace.cli.generate.view import Columns
     from interlace.engine.engine import Engine
 
 
@@ -91,8 +91,8 @@ def _show(settings: Settings, engine: Engine, prompt: Any) -> int:
     """Columns that grow, then the whole rows and what came of them."""
     from rich.console import Console
 
-    from interlace.cli.generate.live import Columns, LiveColumns
     from interlace.cli.generate.outcome import responses_of
+    from interlace.cli.generate.view import Columns, LiveColumns
 
     aggregation = _aggregation(settings, engine)
     console = Console()
@@ -133,7 +133,7 @@ def _early_vote(
 
 
 def _print_outcome(console: Console, columns: Columns, outcome: Aggregate | None) -> None:
-    from interlace.cli.generate.outcome_view import class_styles, outcome_view, plain
+    from interlace.cli.generate.view import class_styles, outcome_view, plain
 
     if not console.is_terminal:
         sys.stdout.write(plain(columns, outcome) + "\n")
@@ -150,8 +150,7 @@ def _print_outcome(console: Console, columns: Columns, outcome: Aggregate | None
 
 
 def _run_file(settings: Settings, engine: Engine, notes: Console) -> int:
-    from interlace.cli.generate.records import read_records
-    from interlace.cli.generate.results import Results
+    from interlace.cli.generate.lines import Results, read_records
 
     assert settings.input is not None
     source = Path(settings.input)
@@ -181,7 +180,7 @@ def _sample(
     notes: Console,
 ) -> int:
     from interlace.batch import Tally, run_groups
-    from interlace.cli.generate.batch import Lines, calls_of
+    from interlace.cli.generate.lines import Lines, calls_of
 
     params = settings.sampling()
     calls = calls_of(records, params.width, settings.batch_size)

@@ -19,8 +19,8 @@ import torch
 import interlace
 from interlace.answers import extract_answer, majority_vote
 from interlace.cli import running
-from interlace.cli.generate import command, live
-from interlace.cli.generate.batch import as_text
+from interlace.cli.generate import command, view
+from interlace.cli.generate.lines import as_text
 from support.jsonl import read_lines, write_lines
 
 FEW = ("--width", 3, "--max-new-tokens", 8)
@@ -315,15 +315,15 @@ def test_ctrl_c_in_a_step_keeps_the_lines(
 def test_ctrl_c_keeps_the_columns_and_lets_finished_rows_vote(
     generate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = live.Columns.take
+    take = view.Columns.take
     whole = generate(*UNEVEN, "10 11")[1]
 
-    def interrupting(self: live.Columns, step: Any) -> None:
+    def interrupting(self: view.Columns, step: Any) -> None:
         take(self, step)
         if sum(row.finish_reason is not None for row in self.rows) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(live.Columns, "take", interrupting)
+    monkeypatch.setattr(view.Columns, "take", interrupting)
     status, out, _ = generate(*UNEVEN, "10 11")
     assert status == 130
     heads = [line for line in out.splitlines() if line.startswith("---")]

@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console
 
 from interlace.answers import Aggregate, MajorityVote, Medoid, Responses
-from interlace.cli.generate.live import Columns, LiveColumns
-from interlace.cli.generate.outcome_view import class_styles, outcome_view, plain
+from interlace.cli.generate.view import Columns, LiveColumns, class_styles, outcome_view, plain
 from interlace.engine.types import Step
 
 

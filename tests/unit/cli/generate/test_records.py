@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from interlace.cli.generate.batch import calls_of
-from interlace.cli.generate.records import content_hash, read_records
+from interlace.cli.generate.lines import calls_of, content_hash, read_records
 from interlace.errors import DataFileError, GenerationError
 from support.jsonl import write_lines
 

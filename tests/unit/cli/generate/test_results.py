@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from interlace.cli.generate.results import Results
+from interlace.cli.generate.lines import Results
 from interlace.errors import DataFileError
 from support.jsonl import read_lines
 
@@ -90,7 +90,7 @@ def test_another_input_is_refused(tmp_path: Path, ids: list, message: str) -> No
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     finish(path)
-    with pytest.raises(DataFileError, match=r"other settings: seed was None and is 1; width was 2"):
+    with pytest.raises(DataFileError, match=r"other settings: width was 2 and is 3; seed was None and is 1"):
         Results(path, IDS, SETTINGS | {"width": 3, "seed": 1})
     assert finish(path, settings={"width": 3}, overwrite=True) == 0
     assert finish(path, settings={"width": 3}) == 3
