@@ -90,7 +90,8 @@ def test_another_input_is_refused(tmp_path: Path, ids: list, message: str) -> No
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     finish(path)
-    with pytest.raises(DataFileError, match=r"other settings: width was 2 and is 3; seed was None and is 1"):
+    message = "other settings: width was 2 and is 3; seed was None and is 1"
+    with pytest.raises(DataFileError, match=message):
         Results(path, IDS, SETTINGS | {"width": 3, "seed": 1})
     assert finish(path, settings={"width": 3}, overwrite=True) == 0
     assert finish(path, settings={"width": 3}) == 3
