@@ -10,23 +10,24 @@ Axes: R rows, S positions.
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.attachment import Attachment as Attachment
-from interlace.attachment import Handle
-from interlace.coupling.attention import serving, use_coupled_attention, use_own_attention
-from interlace.coupling.base import Coupling, places
+from interlace.coupling.attention import use_coupled_attention, use_own_attention
+from interlace.coupling.base import AT_MODEL, Coupling, places
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import coupling_class
-from interlace.errors import AttachError, GroupError, UnreachedBlockError
-from interlace.generate_hf import GroupedGeneration, forget_groups
+from interlace.errors import AttachError
+from interlace.generate_hf import forget_groups
 from interlace.layers import (
     Decoder,
     base_model_of,
@@ -35,95 +36,108 @@ from interlace.layers import (
     check_whole,
     find_decoder,
 )
-from interlace.rows import Groups, Owners, Rows
-from interlace.save_pretrained import WholeSaving, warn_of_adapters
-from interlace.swap import Swapped, swap, unswap
+from interlace.save_pretrained import warn_of_adapters
+from interlace.swap import LayerWithBlock, ModelWithBlocks, swap, unswap
 
 SHARE_WARNING = 0.10
 
 
-class LayerWithBlock(Swapped, nn.Module):
-    """Mixed into a decoder layer's class: the layer's own forward, then its block."""
+class Handle:
+    """What an attachment shares with its model and with every layer that carries a block.
 
-    _interlace_handle: Handle
+    A copied model gets one of its own, on which nothing is switched off.
 
-    def forward(self, *args: Any, groups: Rows | None = None, **kwargs: Any) -> Any:
-        # `groups` goes no further: attention kernels must not see it.
-        if self._interlace_handle.disabled:
-            return super().forward(*args, **kwargs)
-        if groups is None:
-            groups = Groups(width=1)
-        block: Any = self.get_submodule(self._interlace_kind)
-        if not torch.compiler.is_compiling():
-            groups._reached.append(id(block))
-        if "attention" not in block.seats:
-            output = super().forward(*args, **kwargs)
-        else:
-            with serving(block, groups):
-                output = super().forward(*args, **kwargs)
-        if "layer" not in block.seats:
-            return output
-        hidden = output[0] if isinstance(output, tuple) else output
-        if hidden.ndim != 3:
-            raise AttachError(
-                f"{type(self).__name__} passes hidden states of shape {list(hidden.shape)} on, not "
-                f"[rows, positions, hidden size], so this architecture cannot carry blocks."
-            )
-        hidden = block(hidden, groups)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    Attributes:
+        disabled: how many `disabled()` contexts are open.
+    """
 
+    def __init__(self, model: PreTrainedModel | None = None) -> None:
+        self.disabled = 0
+        self._lock = threading.Lock()
+        # Weak: the model holds its attachment, and large models must go when they are let go.
+        self._model = None if model is None else weakref.ref(model)
 
-class ModelWithBlocks(Swapped, GroupedGeneration, WholeSaving):
-    """Mixed into the model's class: checks the groups of a call, and that the call reached every
-    block."""
+    def switch(self, by: int) -> None:
+        """Open or close a context, from any thread."""
+        with self._lock:
+            self.disabled += by
 
-    presented = ("forward", "prepare_inputs_for_generation")
-    interlace_attachment: Attachment
-
-    def forward(self, *args: Any, groups: Rows | None = None, **kwargs: Any) -> Any:
-        if groups is None:
-            groups = Groups(width=1)
-        elif not isinstance(groups, Rows):
-            raise GroupError(
-                "groups is an interlace.Groups, such as Groups(width=8); got "
-                f"{type(groups).__name__}."
-            )
-        rows, positions = _call_shape(args, kwargs)
-        groups.check(rows, positions)
-        if self.interlace_attachment.config.reads != "position":
-            _check_reach(groups, positions, kwargs.get("past_key_values"))
-        if self.interlace_attachment.handle.disabled:
-            base: Any = super()
-            return base.forward(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            return self._through_seats(groups, args, kwargs)
-        watched = groups.watched()
-        output = self._through_seats(watched, args, kwargs)
-        expected = len(self.interlace_attachment.layer_names) + (self._own_coupling is not None)
-        if len(set(watched._reached)) < expected:
-            _check_reached(self, watched)
-        return output
+    def follow(self, model: PreTrainedModel) -> None:
+        """Belong to `model`, unless the one it belonged to is still there."""
+        if self._model is None or self._model() is None:
+            self._model = weakref.ref(model)
 
     @property
-    def _own_coupling(self) -> Any:
-        """The coupling that stands at the model as a whole; None for kinds that do not."""
-        model: Any = self
-        return model._modules.get(self._interlace_kind)
+    def model(self) -> PreTrainedModel | None:
+        """The model; None when it is gone."""
+        return None if self._model is None else self._model()
 
-    def _through_seats(self, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The base model's forward, with the seats of the model as a whole before and after."""
-        base: Any = super()
-        coupling = self._own_coupling
-        if coupling is None:
-            return base.forward(*args, groups=rows, **kwargs)
-        if not torch.compiler.is_compiling():
-            rows._reached.append(id(coupling))
-        if "input" in coupling.seats:
-            args, kwargs = _fed(self, coupling, rows, args, kwargs)
-        if "head" not in coupling.seats:
-            return base.forward(*args, groups=rows, **kwargs)
-        positions = _call_shape(args, kwargs)[1]
-        return _headed(coupling, rows, positions, base.forward(*args, groups=rows, **kwargs))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Handle, ()  # for copies and pickles
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What is attached to a model: the resolved configuration, and the paths of the layers that
+    carry blocks."""
+
+    config: CouplingConfig
+    layer_names: tuple[str, ...]
+    handle: Handle = field(default_factory=Handle, repr=False, compare=False)
+
+    @property
+    def coupling(self) -> type[Coupling]:
+        """The class of the kind: what it does, and what it needs."""
+        return coupling_class(self.config.kind)
+
+    @property
+    def block_names(self) -> list[str]:
+        """Paths of the blocks in the model, the prefixes of every new parameter's name: those of
+        layers in order, then that of the model as a whole."""
+        kind = self.config.kind
+        at_model = [kind] if set(self.coupling.seats) & set(AT_MODEL) else []
+        return [*(f"{name}.{kind}" for name in self.layer_names), *at_model]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within this context the model is its base model, bit for bit: blocks are skipped.
+
+        Forward passes, `generate` and engines go by it, in every thread that uses the model;
+        `groups` are checked and have no effect. Contexts nest. A backward pass through gradient
+        checkpoints computes layers again, so it belongs into the context, too.
+
+        >>> import torch, interlace
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
+        >>> heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+        >>> attachment = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05))
+        >>> with attachment.disabled():
+        ...     logits = model(torch.tensor([[7, 5, 3]])).logits  # the base model's
+        """
+        self.handle.switch(1)
+        try:
+            yield
+        finally:
+            self.handle.switch(-1)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train and how many there are, as PEFT prints it.
+
+        Raises:
+            AttachError: if the model is gone.
+        """
+        model = self.handle.model
+        if model is None:
+            raise AttachError(
+                "The model of this attachment is gone, so its parameters cannot be counted. Keep "
+                "it for as long as the attachment is used."
+            )
+        trained, all_of_them = model.num_parameters(only_trainable=True), model.num_parameters()
+        print(
+            f"trainable params: {trained:,d} || all params: {all_of_them:,d} || "
+            f"trainable%: {100 * trained / all_of_them:.4f}"
+        )
 
 
 def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None) -> Attachment:
@@ -289,92 +303,3 @@ def _seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _call_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
-    """Rows and positions of a forward call, from its input ids or embeddings."""
-    tokens = args[0] if args else kwargs.get("input_ids")
-    if tokens is None:
-        tokens = kwargs.get("inputs_embeds")
-    if not isinstance(tokens, Tensor):
-        raise GroupError(
-            "The forward call has neither input_ids nor inputs_embeds, so its rows cannot be "
-            "counted."
-        )
-    return tokens.shape[0], tokens.shape[1]
-
-
-def _check_reach(groups: Rows, positions: int, cache: Any) -> None:
-    """Refuse a pass with Hugging Face's cache in which rows would read what nobody has kept.
-
-    Raises:
-        GroupError: unless rows have no siblings, or no column belongs to a completion.
-    """
-    if not isinstance(groups, Groups) or groups.width == 1 or groups.continues:
-        return
-    start = groups.completion_start
-    if (
-        cache is None
-        or not cache.get_seq_length()
-        or (start is not None and positions <= min(start))
-    ):
-        return
-    raise GroupError(
-        "These blocks read what siblings wrote at earlier positions, which a pass with Hugging "
-        "Face's cache does not give them. Pass whole sequences with use_cache=False; "
-        "model.generate and Engine keep it."
-    )
-
-
-def _fed(
-    model: Any, coupling: Coupling, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a forward call with the input seat's embeddings in place of the tokens."""
-    kwargs = dict(kwargs)
-    tokens = args[0] if args else kwargs.pop("input_ids", None)
-    embeddings = kwargs.pop("inputs_embeds", None)
-    if embeddings is None:
-        embeddings = model.get_input_embeddings()(tokens)
-    form = coupling.input_step if isinstance(rows, Owners) else coupling.input
-    return (None, *args[1:])[: len(args)], kwargs | {"inputs_embeds": form(embeddings, rows)}
-
-
-def _headed(coupling: Coupling, rows: Rows, positions: int, output: Any) -> Any:
-    """The output of a forward call with the head seat's logits.
-
-    Raises:
-        GroupError: if the base model has made a loss of its own logits, or logits of positions that
-            cannot be told.
-    """
-    if getattr(output, "loss", None) is not None:
-        raise GroupError(
-            f"With labels the base model computes a loss of its own logits, before "
-            f"{coupling.kind} changes them. Leave labels out and compute the loss of the logits."
-        )
-    logits = output[0] if isinstance(output, tuple) else output.logits
-    kept = rows.columns(positions - logits.shape[1], None)
-    form = coupling.head_step if isinstance(rows, Owners) else coupling.head
-    changed = form(logits, kept)
-    if isinstance(output, tuple):
-        return (changed, *output[1:])
-    output.logits = changed
-    return output
-
-
-def _check_reached(model: PreTrainedModel, watched: Rows) -> None:
-    """Raise if a forward pass went by an eager block."""
-    reached = set(watched._reached)
-    names = get_attachment(model).block_names
-    modules = dict(model.named_modules())  # which may lack a block, with its layer
-    missed = [name for name in names if id(modules.get(name)) not in reached]
-    compiled = any(
-        m._compiled_call_impl is not None or type(m).__name__ == "OptimizedModule"
-        for m in model.modules()
-    )
-    if missed and not compiled:  # a compiled layer leaves no trace of its pass
-        raise UnreachedBlockError(
-            f"The forward pass of {type(model).__name__} did not reach {len(missed)} of its "
-            f"{len(names)} blocks, first {missed[0]}: its layers were skipped or replaced, or "
-            "do not get the `groups` argument. Results would silently miss the blocks; detach them "
-            "or restore the layers."
-        )

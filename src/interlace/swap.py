@@ -1,6 +1,9 @@
-"""Class swap: give a live module a subclass of its own class, and take it away again.
+"""What attached models and layers run, and the class swap that gives it to them: a live module gets
+a subclass of its own class, and has it taken away again.
 
 docs/decisions/0001-class-swap.md says why this and not hooks or wrappers.
+
+Axes: R rows, S positions.
 """
 
 from __future__ import annotations
@@ -11,9 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from interlace.rows import Rows
+from interlace.coupling.attention import serving
+from interlace.coupling.base import Coupling
+from interlace.errors import AttachError, GroupError, UnreachedBlockError
+from interlace.generate_hf import GroupedGeneration
+from interlace.rows import Groups, Owners, Rows
+from interlace.save_pretrained import WholeSaving
 
 
 class Swapped:
@@ -33,6 +43,179 @@ class Swapped:
             return super().__reduce_ex__(protocol)
         names = cls._interlace_mixin, cls._interlace_base, cls._interlace_kind
         return _revive, names, self.__getstate__()
+
+
+class LayerWithBlock(Swapped, nn.Module):
+    """Mixed into a decoder layer's class: the layer's own forward, then its block."""
+
+    _interlace_handle: Any  # that of its `Attachment`
+
+    def forward(self, *args: Any, groups: Rows | None = None, **kwargs: Any) -> Any:
+        # `groups` goes no further: attention kernels must not see it.
+        if self._interlace_handle.disabled:
+            return super().forward(*args, **kwargs)
+        if groups is None:
+            groups = Groups(width=1)
+        block: Any = self.get_submodule(self._interlace_kind)
+        if not torch.compiler.is_compiling():
+            groups._reached.append(id(block))
+        if "attention" not in block.seats:
+            output = super().forward(*args, **kwargs)
+        else:
+            with serving(block, groups):
+                output = super().forward(*args, **kwargs)
+        if "layer" not in block.seats:
+            return output
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.ndim != 3:
+            raise AttachError(
+                f"{type(self).__name__} passes hidden states of shape {list(hidden.shape)} on, not "
+                f"[rows, positions, hidden size], so this architecture cannot carry blocks."
+            )
+        hidden = block(hidden, groups)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+class ModelWithBlocks(Swapped, GroupedGeneration, WholeSaving):
+    """Mixed into the model's class: checks the groups of a call, and that the call reached every
+    block."""
+
+    presented = ("forward", "prepare_inputs_for_generation")
+    interlace_attachment: Any  # an `Attachment`
+
+    def forward(self, *args: Any, groups: Rows | None = None, **kwargs: Any) -> Any:
+        if groups is None:
+            groups = Groups(width=1)
+        elif not isinstance(groups, Rows):
+            raise GroupError(
+                "groups is an interlace.Groups, such as Groups(width=8); got "
+                f"{type(groups).__name__}."
+            )
+        rows, positions = _call_shape(args, kwargs)
+        groups.check(rows, positions)
+        if self.interlace_attachment.config.reads != "position":
+            _check_reach(groups, positions, kwargs.get("past_key_values"))
+        if self.interlace_attachment.handle.disabled:
+            base: Any = super()
+            return base.forward(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self._through_seats(groups, args, kwargs)
+        watched = groups.watched()
+        output = self._through_seats(watched, args, kwargs)
+        expected = len(self.interlace_attachment.layer_names) + (self._own_coupling is not None)
+        if len(set(watched._reached)) < expected:
+            _check_reached(self, watched)
+        return output
+
+    @property
+    def _own_coupling(self) -> Any:
+        """The coupling that stands at the model as a whole; None for kinds that do not."""
+        model: Any = self
+        return model._modules.get(self._interlace_kind)
+
+    def _through_seats(self, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The base model's forward, with the seats of the model as a whole before and after."""
+        base: Any = super()
+        coupling = self._own_coupling
+        if coupling is None:
+            return base.forward(*args, groups=rows, **kwargs)
+        if not torch.compiler.is_compiling():
+            rows._reached.append(id(coupling))
+        if "input" in coupling.seats:
+            args, kwargs = _fed(self, coupling, rows, args, kwargs)
+        if "head" not in coupling.seats:
+            return base.forward(*args, groups=rows, **kwargs)
+        positions = _call_shape(args, kwargs)[1]
+        return _headed(coupling, rows, positions, base.forward(*args, groups=rows, **kwargs))
+
+
+def _call_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Rows and positions of a forward call, from its input ids or embeddings."""
+    tokens = args[0] if args else kwargs.get("input_ids")
+    if tokens is None:
+        tokens = kwargs.get("inputs_embeds")
+    if not isinstance(tokens, Tensor):
+        raise GroupError(
+            "The forward call has neither input_ids nor inputs_embeds, so its rows cannot be "
+            "counted."
+        )
+    return tokens.shape[0], tokens.shape[1]
+
+
+def _check_reach(groups: Rows, positions: int, cache: Any) -> None:
+    """Refuse a pass with Hugging Face's cache in which rows would read what nobody has kept.
+
+    Raises:
+        GroupError: unless rows have no siblings, or no column belongs to a completion.
+    """
+    if not isinstance(groups, Groups) or groups.width == 1 or groups.continues:
+        return
+    start = groups.completion_start
+    if (
+        cache is None
+        or not cache.get_seq_length()
+        or (start is not None and positions <= min(start))
+    ):
+        return
+    raise GroupError(
+        "These blocks read what siblings wrote at earlier positions, which a pass with Hugging "
+        "Face's cache does not give them. Pass whole sequences with use_cache=False; "
+        "model.generate and Engine keep it."
+    )
+
+
+def _fed(
+    model: Any, coupling: Coupling, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a forward call with the input seat's embeddings in place of the tokens."""
+    kwargs = dict(kwargs)
+    tokens = args[0] if args else kwargs.pop("input_ids", None)
+    embeddings = kwargs.pop("inputs_embeds", None)
+    if embeddings is None:
+        embeddings = model.get_input_embeddings()(tokens)
+    form = coupling.input_step if isinstance(rows, Owners) else coupling.input
+    return (None, *args[1:])[: len(args)], kwargs | {"inputs_embeds": form(embeddings, rows)}
+
+
+def _headed(coupling: Coupling, rows: Rows, positions: int, output: Any) -> Any:
+    """The output of a forward call with the head seat's logits.
+
+    Raises:
+        GroupError: if the base model has made a loss of its own logits, or logits of positions that
+            cannot be told.
+    """
+    if getattr(output, "loss", None) is not None:
+        raise GroupError(
+            f"With labels the base model computes a loss of its own logits, before "
+            f"{coupling.kind} changes them. Leave labels out and compute the loss of the logits."
+        )
+    logits = output[0] if isinstance(output, tuple) else output.logits
+    kept = rows.columns(positions - logits.shape[1], None)
+    form = coupling.head_step if isinstance(rows, Owners) else coupling.head
+    changed = form(logits, kept)
+    if isinstance(output, tuple):
+        return (changed, *output[1:])
+    output.logits = changed
+    return output
+
+
+def _check_reached(model: PreTrainedModel, watched: Rows) -> None:
+    """Raise if a forward pass went by an eager block."""
+    reached = set(watched._reached)
+    names = model.interlace_attachment.block_names
+    modules = dict(model.named_modules())  # which may lack a block, with its layer
+    missed = [name for name in names if id(modules.get(name)) not in reached]
+    compiled = any(
+        m._compiled_call_impl is not None or type(m).__name__ == "OptimizedModule"
+        for m in model.modules()
+    )
+    if missed and not compiled:  # a compiled layer leaves no trace of its pass
+        raise UnreachedBlockError(
+            f"The forward pass of {type(model).__name__} did not reach {len(missed)} of its "
+            f"{len(names)} blocks, first {missed[0]}: its layers were skipped or replaced, or "
+            "do not get the `groups` argument. Results would silently miss the blocks; detach them "
+            "or restore the layers."
+        )
 
 
 def swap(module: nn.Module, mixin: Any, kind: str) -> None:

@@ -51,19 +51,17 @@ from transformers import DynamicCache
 
 from interlace import Engine, SamplingParams
 from interlace.coupling import bridge as block_module
-from interlace.engine import drawing as drawing_module
 from interlace.engine import kept as kept_module
 from interlace.engine import kv as cache_module
 from interlace.engine import request as requests_module
+from interlace.engine import sampling as sampling_module
 from interlace.engine.backends import BACKENDS
-from interlace.engine.backends.packed import PackedWeights
+from interlace.engine.backends.cpu import PackedWeights
 from interlace.engine.core import EngineCore
 from interlace.engine.kept import KeptKeys
-from interlace.engine.kv import SharedCache, Slot, StoredPrompt
-from interlace.engine.layout import StepLayout
+from interlace.engine.kv import SharedCache, Slot, StepLayout, Store, StoredPrompt
+from interlace.engine.request import Request
 from interlace.engine.sampling import Sampled
-from interlace.engine.state import Request
-from interlace.engine.stores import Store
 from interlace.rows import Owners
 from invariants import test_engine as engine_invariants
 from support.architectures import attach_random, build
@@ -112,8 +110,8 @@ _fresh = PackedWeights._fresh
 _remove_prompt = SharedCache.remove_prompt
 _remove_row = SharedCache.remove_row
 _row_keys = requests_module.row_keys
-_sample = drawing_module.sample
-_uniforms = drawing_module.uniforms
+_sample = sampling_module.sample
+_uniforms = sampling_module.uniforms
 _take = EngineCore._take
 _alone = Owners.alone
 _finish, _open, _remove = KeptKeys.finish, KeptKeys.open, KeptKeys._remove
@@ -318,10 +316,10 @@ _ALL = [
     Mutation(cache_module, "merge", parts_averaged, ("I7", "greedy")),
     Mutation(PackedWeights, "_fresh", weights_stale, ("I7-trained",), ("cpu",)),
     Mutation(PackedWeights, "_fresh", biases_stale, ("I7-trained",), ("cpu",)),
-    Mutation(drawing_module, "uniforms", uniforms_by_place, ("I11",)),
+    Mutation(sampling_module, "uniforms", uniforms_by_place, ("I11",)),
     Mutation(requests_module, "row_keys", occurrences_alike, ("I11-differ",)),
     Mutation(requests_module, "row_keys", rows_alike, ("I11-differ",)),
-    Mutation(drawing_module, "sample", logprobs_as_sampled, ("I7", "I7-alone")),
+    Mutation(sampling_module, "sample", logprobs_as_sampled, ("I7", "I7-alone")),
     Mutation(DynamicCache, "get_seq_length", prefill_from_zero, ("I6",)),
     _on_kept("finish", kept_freed_early, "I7-finished"),
     _on_kept("open", kept_too_long, "I7-finished"),

@@ -11,12 +11,12 @@ Axes: W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from interlace.answers.vote import answer_classes
-from interlace.engine.stopping import majority_is_settled
 
 if TYPE_CHECKING:
     from interlace.engine.state import Row
@@ -102,3 +102,37 @@ class Consensus:
 
 def _is_settled(answers: list[str | None], unfinished: list[int]) -> bool:
     return majority_is_settled(answer_classes(answers), unfinished)
+
+
+def majority_is_settled(answers: Sequence[Hashable | None], unfinished: Sequence[int]) -> bool:
+    """Whether the unfinished rows cannot change the majority, whatever they answer.
+
+    Args:
+        answers: each row's answer, or the class of answers that it belongs to; None for rows
+            without one, unfinished rows among them.
+        unfinished: the indices of the rows that may still answer.
+
+    The majority is the most frequent answer, ties by first seen (METHOD.md).
+
+    >>> majority_is_settled(["7", "7", "7", None, None], unfinished=[3, 4])
+    True
+    >>> majority_is_settled(["7", "7", None, None], unfinished=[2, 3])
+    True
+    >>> majority_is_settled([None, "7", "7", None], unfinished=[0, 3])
+    False
+    """
+    counts = Counter(a for a in answers if a is not None)
+    if not unfinished:
+        return True
+    if not counts:
+        return False
+    first = {answer: answers.index(answer) for answer in counts}
+    leader = min(counts, key=lambda answer: (-counts[answer], first[answer]))
+    left = len(unfinished)
+    rivals = [(counts[a], first[a]) for a in counts if a != leader] + [(0, len(answers))]
+    for votes, seen in rivals:
+        if votes + left > counts[leader]:
+            return False
+        if votes + left == counts[leader] and min(seen, *unfinished) < first[leader]:
+            return False
+    return True

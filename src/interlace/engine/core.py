@@ -16,21 +16,25 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from interlace.engine.backends.base import Backend
-from interlace.engine.drawing import Drawing, draw
-from interlace.engine.memory import is_out_of_memory
-from interlace.engine.prompt_store import PromptStore
-from interlace.engine.sampling import Workspace
-from interlace.engine.state import Request, Row, RunningGroup, Ticket
-from interlace.engine.stopping import RowText
+from interlace.engine.backends.base import Backend, is_out_of_memory
+from interlace.engine.kv import StoredPrompt
+from interlace.engine.request import Request
+from interlace.engine.sampling import Drawing, Workspace, draw
+from interlace.engine.state import Row, RowText, RunningGroup, Ticket
 from interlace.engine.types import EngineStats, GroupOutput, Step
 from interlace.errors import GenerationError
 
 _ROWS_ADMITTED = 64  # at once, so that their logits stay small
+# Of what is free. The rest is for activations and logits, and for the copy by which stores grow.
+_SHARE = 0.5
+_UNKNOWN = 4 * 2**30  # where the system does not say what is free
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class EngineCore:
         self._ids = count()
         self._waiting: deque[Ticket] = deque()
         self._running: list[RunningGroup] = []
-        self._prompts = PromptStore(backend)
+        self._prompts: dict[bytes, StoredPrompt] = {}  # in the backend, by their requests' keys
+        self._outdated: list[StoredPrompt] = []  # of which rows may be left
         self._is_torn = False  # an interrupt may have left a part of a change, here or there
         self._admits_several = True
         self._workspace = Workspace()
@@ -93,7 +98,8 @@ class EngineCore:
     def refresh(self) -> None:
         """Follow a model that has changed, with all groups that begin from now on."""
         self.backend.refresh()
-        self._prompts.outdate()
+        self._outdated += self._prompts.values()
+        self._prompts.clear()
 
     def add(self, request: Request, *, streaming: bool = False) -> int:
         """Put a request in the queue.
@@ -143,8 +149,10 @@ class EngineCore:
             return
         calls = _calls(row.group for row in drawing.tokens)
         self._take(drawing, wait=not rows and not admitting)
+        seconds = time.perf_counter() - began
         for stats, _ in calls:
-            stats.add_time(time.perf_counter() - began, admitting)
+            stats.prefill_seconds += seconds if admitting else 0.0
+            stats.decode_seconds += 0.0 if admitting else seconds
 
     @torch.inference_mode()
     def abort(self, number: int) -> GroupOutput | None:
@@ -245,7 +253,7 @@ class EngineCore:
                 self._waiting.appendleft(group.ticket)
             self._running.remove(group)
             group.request.stats.preempted_groups += 1
-        self._prompts.clear()
+        self._clear()
         self._is_torn = False
 
     # Steps ----------------------------------------------------------------------------------------
@@ -255,16 +263,14 @@ class EngineCore:
         """Prefill prompts, unless they are stored, and draw their rows' first tokens, of several
         groups in one call."""
         tickets: list[Ticket] = [self._waiting[0]]
-        failed = self._prompts.store(
-            [tickets[0].request]
-        )  # first, since it shows what a position takes
+        failed = self._prefill([tickets[0].request])  # first: it shows what a position takes
         for ticket in list(self._waiting)[1:]:
             enough = sum(t.request.params.width for t in tickets) >= _ROWS_ADMITTED
             if enough or not self._admits_several or not self._fits([*tickets, ticket]):
                 break
             tickets.append(ticket)
         others = [t.request for t in tickets if t.request.prompt_key not in failed]
-        failed |= self._prompts.store(others)
+        failed |= self._prefill(others)
         groups = [RunningGroup(t, self._tokenizer, self._ask) for t in tickets]
         sound = [group for group in groups if group.request.prompt_key not in failed]
         rows = [row for group in sound for row in group.rows]
@@ -282,11 +288,41 @@ class EngineCore:
             self._running.append(group)
             self._waiting.popleft()
             if group not in drawing.failed:
-                stored = self._prompts[group.request.prompt_key].prompt
+                stored = self._prompts[group.request.prompt_key]
                 slots = self.backend.open(stored, group.request.maxima)
                 for row, slot in zip(group.rows, slots, strict=True):
                     row.slot = slot
         return drawing
+
+    def _prefill(self, requests: Sequence[Request]) -> dict[bytes, Exception]:
+        """Compute the prompts that are not stored, once for all groups that answer them; those that
+        cannot be, with what they raise.
+
+        Only want of memory is raised; what was computed before it stays.
+        """
+        missing = list(
+            {r.prompt_key: r for r in requests if r.prompt_key not in self._prompts}.values()
+        )
+        failed: dict[bytes, Exception] = {}
+        passes = self.backend.passes([len(request.token_ids) for request in missing])
+        while passes:
+            together = [missing[place] for place in passes.pop(0)]
+            try:
+                stored = self.backend.prefill(
+                    [request.token_ids for request in together], [r.alone for r in together]
+                )
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                if len(together) == 1:
+                    failed[together[0].prompt_key] = error
+                else:  # each alone, so that only those fail that have to
+                    passes = [[missing.index(request)] for request in together] + passes
+                continue
+            for request, prompt in zip(together, stored, strict=True):
+                self._prompts[request.prompt_key] = prompt
+                request.stats.prefill_tokens += len(request.token_ids)
+        return failed
 
     def _decode(self, rows: list[Row]) -> Drawing:
         """Feed every live row's last token, and draw the next ones."""
@@ -376,10 +412,23 @@ class EngineCore:
     def _tidy(self) -> None:
         """Let go of prompts that no row answers, but for that of the group that comes next."""
         if self.is_idle:
-            self._prompts.clear()
-            self._workspace = Workspace()
+            self._clear()
             return
-        self._prompts.tidy(self._waiting[0].request.prompt_key if self._waiting else None)
+        ahead = self._waiting[0].request.prompt_key if self._waiting else None
+        for key, prompt in list(self._prompts.items()):
+            if prompt.users == 0 and key != ahead:
+                del self._prompts[key]
+                self.backend.release(prompt)
+        for prompt in [old for old in self._outdated if old.users == 0]:
+            self._outdated.remove(prompt)
+            self.backend.release(prompt)
+
+    def _clear(self) -> None:
+        """Let go of all rows and prompts."""
+        self._prompts.clear()
+        self._outdated.clear()
+        self.backend.clear()
+        self._workspace = Workspace()
 
     def _ask(self, question: Callable[..., bool], *arguments: Any) -> Future[bool]:
         if self._executor is None:
@@ -402,3 +451,32 @@ def _calls(whose: Iterable[RunningGroup | Ticket]) -> list[tuple[EngineStats, in
         stats = one.request.stats
         calls[id(stats)] = stats, calls.get(id(stats), (stats, 0))[1] + 1
     return list(calls.values())
+
+
+def budget_for(device: torch.device) -> int:
+    """Bytes that keys and values may take on a device: half of what is free when a call begins."""
+    return int(free_bytes(device) * _SHARE)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a device can still give."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return _free_memory()
+
+
+def _free_memory() -> int:
+    """Bytes that the system can still give, within the container's limit where there is one."""
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        free = _UNKNOWN
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, min(free, limit - used + int(stat["inactive_file"])))
+    except (OSError, KeyError, ValueError):
+        return free

@@ -19,9 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interlace.coupling.reach import turned, turns
-from interlace.engine.kv import Slot
-from interlace.engine.partial_attention import attend_partially
-from interlace.engine.stores import grown
+from interlace.engine.kv import Slot, attend_partially, grown
 from interlace.rows import Kept, Reads
 
 

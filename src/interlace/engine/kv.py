@@ -1,7 +1,8 @@
 """Keys and values in which a prompt is stored once and shared by all rows that answer it.
 
 Axes: R live rows, N stored prompts, M most rows of one prompt, H query heads, G key-value heads,
-Q = H/G query heads of a key-value head, C head dim, U prompt positions, T completion positions.
+Q = H/G query heads of a key-value head, C head dim, U prompt positions, T completion positions,
+V vocabulary, L layers; where attention is computed, B problems of N queries.
 
 A decode step attends to two stores: the prompts `[N, G, U, C]`, one entry whatever the width, and
 the rows' own completions `[R, G, T, C]`. Both give a softmax over their part, with its log-sum-exp,
@@ -19,15 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from interlace.coupling.attention import further_part
-from interlace.engine.architecture import own_mask_refusal
-from interlace.engine.layout import StepLayout
-from interlace.engine.partial_attention import attend_partially, merge
-from interlace.engine.stores import Store, grown
+from interlace.errors import GenerationError
 
 ATTENTION = "interlace"  # the name under which Hugging Face models find `shared_attention`
 
@@ -36,10 +34,12 @@ active_cache: ContextVar[SharedCache] = ContextVar("interlace_cache")
 
 @dataclass(eq=False)
 class StoredPrompt:
-    """A stored prompt: its place in the store, its positions, and the live rows that answer it."""
+    """A stored prompt: its place in the store, its positions, the logits after its last token, and
+    the live rows that answer it."""
 
     place: int
     length: int
+    logits: Float[Tensor, " V"]
     users: int = 0
 
 
@@ -78,11 +78,17 @@ class SharedCache(Cache):
         self._layouts: dict[torch.device, StepLayout] = {}  # of the step in hand, on each device
         self.asked: dict[int, int] = {}  # the window with which each layer asked for attention
         self.is_checked = False  # that they asked rightly
+        self.has_further_part = False  # whether a coupling reads beside prompt and completion
         self._given: tuple[Tensor, Tensor] | None = None  # the last update
 
     # What the backend calls -----------------------------------------------------------------------
 
-    def add_prompt(self, keys_values: Sequence[tuple[Tensor, Tensor]], length: int) -> StoredPrompt:
+    def add_prompt(
+        self,
+        keys_values: Sequence[tuple[Tensor, Tensor]],
+        length: int,
+        logits: Float[Tensor, " V"],
+    ) -> StoredPrompt:
         """Store a prompt's keys and values `[1, G, U, C]` of every layer.
 
         A layer with a sliding window may have kept fewer than `length` positions, the last ones.
@@ -103,7 +109,7 @@ class SharedCache(Cache):
                 kept = keys_values[n][0].shape[2]
                 keys[place, :, length - kept :] = keys_values[n][0][0]
                 values[place, :, length - kept :] = keys_values[n][1][0]
-        self.prompts.append(StoredPrompt(place, length))
+        self.prompts.append(StoredPrompt(place, length, logits))
         return self.prompts[-1]
 
     def add_rows(self, prompt: StoredPrompt, owner: int, maxima: Sequence[int]) -> list[Slot]:
@@ -265,6 +271,29 @@ class SharedCache(Cache):
             self.asked[layer_idx] = window
         self._given = None
 
+    def check_asked(self, base: PreTrainedModel, kept: Sequence[int]) -> None:
+        """Refuse what the first step shows.
+
+        Args:
+            base: Model that computed it.
+            kept: Window that the prefill's cache keeps for each layer.
+
+        Raises:
+            GenerationError: if a layer did not ask, or with another window than the cache's.
+        """
+        for layer, window in enumerate(kept):
+            if layer not in self.asked:
+                raise not_shareable(
+                    base, f"computes the attention of layer {layer} in a way of its own"
+                )
+            if self.asked[layer] != window:
+                raise not_shareable(
+                    base,
+                    f"has in layer {layer} a sliding window of {window} in its cache and of "
+                    f"{self.asked[layer]} in its attention (0 is none)",
+                )
+        self.is_checked = True
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Longest sequence stored so far; models that are given position ids need no more."""
         return max(self.positions, default=0)
@@ -295,12 +324,233 @@ def shared_attention(
 ) -> tuple[Float[Tensor, "R 1 H C"], None]:
     """Hugging Face's attention interface, answered by the active `SharedCache`."""
     if attention_mask is not None:
-        raise own_mask_refusal(module)
+        raise GenerationError(
+            f"{type(module).__name__} hides positions by a mask of its own, which the shared keys "
+            "and values do not know; the engine cannot run such a model. Use model.generate "
+            "instead."
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cache = active_cache.get()
     layer_idx: Any = module.layer_idx
     if not cache.is_checked:
         cache.note_asking(layer_idx, key, value, sliding_window or 0)
-    further = further_part(query, key, value, scale)
+    further = further_part(query, key, value, scale) if cache.has_further_part else None
     out = cache.attend(layer_idx, query, scale, sliding_window or 0, softcap, s_aux, further)
     return out, None
+
+
+_ROOM = 64  # stores grow in steps of this many positions
+
+
+class Store:
+    """Keys and values of all layers of one shape, `[2L, places, G, room, C]`, keys of a layer
+    before its values. One tensor, so that a step gets every layer's views in one call."""
+
+    def __init__(self, layers: list[int], like: Float[Tensor, "1 G U C"]) -> None:
+        self.layers = layers
+        self.data = like.new_empty(2 * len(layers), 0, like.shape[1], 0, like.shape[3])
+
+    @property
+    def places(self) -> int:
+        """How many rows or prompts there is memory for."""
+        return self.data.shape[1]
+
+    @property
+    def room(self) -> int:
+        """How many positions of each there is memory for."""
+        return self.data.shape[3]
+
+    def resize(self, places: int, room: int) -> None:
+        """Make it so large, keeping what fits."""
+        old = self.data
+        if old.shape[1] == places and old.shape[3] == room:
+            return
+        # Zeros, because masked places take part in products with weight zero, and 0 * NaN is NaN.
+        new = old.new_zeros(old.shape[0], places, old.shape[2], room, old.shape[4])
+        kept = (
+            slice(None),
+            slice(min(places, old.shape[1])),
+            slice(None),
+            slice(min(room, old.shape[3])),
+        )
+        new[kept] = old[kept]
+        self.data = new  # last, so that an interrupt before it leaves all as it was
+
+    def views(self, places: int, start: int, stop: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """Each layer's keys and values `[places, G, stop - start, C]` of some positions."""
+        parts = self.data[:, :places, :, start:stop].unbind(0)
+        return {n: (parts[2 * i], parts[2 * i + 1]) for i, n in enumerate(self.layers)}
+
+    def move(self, source: int, target: int, used: int) -> None:
+        """Copy one place's first `used` positions to another place."""
+        if source != target and used:
+            self.data[:, target, :, :used] = self.data[:, source, :, :used]
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What one position of one place takes in all layers."""
+        layers, _, heads, _, dim = self.data.shape
+        return layers * heads * dim * self.data.element_size()
+
+
+def grown(room: int, needed: int) -> int:
+    """Positions to hold: as they are, or in steps that keep the number of copies logarithmic."""
+    return room if needed <= room else -(-max(needed, room + room // 2) // _ROOM) * _ROOM
+
+
+class StepLayout:
+    """What every layer of one decode step shares: which rows answer which prompt, and the masks."""
+
+    def __init__(
+        self,
+        row_prompts: list[int],
+        row_lengths: list[int],
+        prompt_lengths: list[int],
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        # Of each layer: the rows' completions, the place of their new tokens, and the prompts.
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+        self.shared: dict[int, tuple[Tensor, Tensor]] = {}
+        self.longest = max(row_lengths) + 1
+        self.own_length = row_lengths[0] if len(set(row_lengths)) == 1 else None
+        self.own_lengths: Int[Tensor, " R"] = torch.tensor(row_lengths, device=device)
+        self.rows: Int[Tensor, " R"] = torch.arange(len(row_lengths), device=device)
+        self.prompts = len(prompt_lengths)
+        self.longest_prompt = max(prompt_lengths)
+        self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
+        self.row_prompts: Int[Tensor, " R"] = torch.tensor(row_prompts, device=device)
+        self._even_prompts = len(set(prompt_lengths)) == 1
+        self.prompt_rows: Int[Tensor, "N M"] | None = None
+        self._row_places: Int[Tensor, " R"] | None = None
+        if self.prompts > 1:
+            self._lay_out(row_prompts)
+        self._masks: dict[tuple[str, int], Tensor | None] = {}
+
+    def _lay_out(self, row_prompts: list[int]) -> None:
+        """Rows side by side under their prompt, in a rectangle whose gaps repeat row 0."""
+        members: list[list[int]] = [[] for _ in range(self.prompts)]
+        for row, prompt in enumerate(row_prompts):
+            members[prompt].append(row)
+        most = max(len(m) for m in members)
+        self.prompt_rows = torch.tensor(
+            [m + [0] * (most - len(m)) for m in members], device=self.device
+        )
+        places = [0] * len(row_prompts)
+        for prompt, rows in enumerate(members):
+            for place, row in enumerate(rows):
+                places[row] = prompt * most + place
+        self._row_places = torch.tensor(places, device=self.device)
+
+    def to_rows(self, spread: Tensor, rows: int) -> Tensor:
+        """`[N, G, MQ, ...]` back to `[R, G, Q, ...]`."""
+        if self._row_places is None:
+            return spread[0].unflatten(1, (rows, -1)).transpose(0, 1)
+        assert self.prompt_rows is not None
+        per_row = spread.unflatten(2, (self.prompt_rows.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+        return per_row[self._row_places]
+
+    def own_mask(self, window: int, dtype: torch.dtype) -> Float[Tensor, "R 1 1 T"] | None:
+        """Which of its completion's positions a row sees; None when all."""
+        key = ("own", window)
+        if key not in self._masks:
+            self._masks[key] = self._own_mask(window, dtype)
+        return self._masks[key]
+
+    def _own_mask(self, window: int, dtype: torch.dtype) -> Tensor | None:
+        if self.own_length is not None and not 0 < window < self.longest:
+            return None
+        column = torch.arange(self.longest, device=self.device)
+        now = self.own_lengths[:, None]
+        seen = column <= now
+        if window:
+            seen &= column > now - window
+        return _additive(seen, dtype)[:, None, None]
+
+    def shared_mask(
+        self, window: int, dtype: torch.dtype, per_kv: int
+    ) -> Float[Tensor, "N 1 MQ U"] | None:
+        """Which of their prompt's positions the rows see; None when all."""
+        key = ("shared", window)
+        if key not in self._masks:
+            self._masks[key] = self._shared_mask(window, dtype, per_kv)
+        return self._masks[key]
+
+    def _shared_mask(self, window: int, dtype: torch.dtype, per_kv: int) -> Tensor | None:
+        windowed = 0 < window < self.longest_prompt + self.longest
+        if self._even_prompts and not windowed:
+            return None
+        column = torch.arange(self.longest_prompt, device=self.device)
+        seen: Bool[Tensor, "N M U"] = (column < self.prompt_lengths[:, None])[:, None]
+        if not windowed:
+            return _additive(seen, dtype)[:, None]
+        now = self.prompt_lengths[self.row_prompts] + self.own_lengths
+        rows = self.rows[None] if self.prompt_rows is None else self.prompt_rows
+        seen = seen & (column > (now[rows] - window)[..., None])
+        return _additive(seen, dtype)[:, None].repeat_interleave(per_kv, dim=2)
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where seen; elsewhere finite, so that a part of which nothing is seen keeps a finite
+    weight, which the merge then makes exactly zero."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min / 4)
+
+
+# Torch's fused CPU attention also returns the log-sum-exp, but only through this private operator.
+fused_cpu: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_FUSED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def attend_partially(
+    query: Float[Tensor, "B G N C"],
+    keys: Float[Tensor, "B G U C"],
+    values: Float[Tensor, "B G U C"],
+    mask: Float[Tensor, "B 1 #N U"] | None,
+    scale: float,
+    softcap: float | None = None,
+) -> tuple[Float[Tensor, "B G N C"], Float[Tensor, "B G N"]]:
+    """softmax(softcap(Q K^T scale) + mask) V over these keys alone, and the scores' log-sum-exp."""
+    fused = fused_cpu is not None and query.device.type == "cpu" and softcap is None
+    if fused and query.dtype in _FUSED_DTYPES:
+        out, lse = fused_cpu(query, keys, values, 0.0, False, attn_mask=mask, scale=scale)
+        return out, lse
+    return _portable(query, keys, values, mask, scale, softcap)
+
+
+def _portable(
+    query: Float[Tensor, "B G N C"],
+    keys: Float[Tensor, "B G U C"],
+    values: Float[Tensor, "B G U C"],
+    mask: Float[Tensor, "B 1 #N U"] | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Float[Tensor, "B G N C"], Float[Tensor, "B G N"]]:
+    scores = query @ keys.transpose(-1, -2)
+    scores = (scores if scores.dtype == torch.float64 else scores.float()) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    lse = scores.logsumexp(dim=-1)
+    return (scores - lse.unsqueeze(-1)).exp().to(values.dtype) @ values, lse
+
+
+def merge(
+    a: Float[Tensor, "B G N C"],
+    a_lse: Float[Tensor, "B G N"],
+    b: Float[Tensor, "B G N C"],
+    b_lse: Float[Tensor, "B G N"],
+) -> Float[Tensor, "B G N C"]:
+    """The attention over both parts' keys, from the attention over each; exact. Equation (13)."""
+    share = torch.sigmoid(b_lse - a_lse).unsqueeze(-1).to(a.dtype)
+    return torch.lerp(a, b, share)
+
+
+def not_shareable(base: PreTrainedModel, what: str) -> GenerationError:
+    """The error for a model that cannot share a prompt's keys and values: it would sample wrong
+    tokens in silence."""
+    return GenerationError(
+        f"{type(base).__name__} {what}; the engine, which shares a prompt's keys and values among "
+        "rows, cannot run it. Use model.generate instead."
+    )

@@ -1,23 +1,82 @@
 """From the arguments of a call to requests: each prompt with its ids, its parameters and its keys,
-checked before anything is computed."""
+checked before anything is computed.
+
+Axes: W width, N forbidden tokens.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import numbers
 import operator
+import struct
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int, UInt64
+from torch import Tensor
 
+from interlace.chat import chat_ids
 from interlace.engine.backends.base import Backend
-from interlace.engine.prompts import encode
-from interlace.engine.sampling import row_keys
-from interlace.engine.state import Request
-from interlace.engine.stopping import forbidden_token_ids, stop_ids_of
 from interlace.engine.types import EngineStats, Prompt, SamplingParams
 from interlace.errors import GenerationError
+
+
+@dataclass(eq=False)
+class Request:
+    """One group to generate, with all that does not change while it runs."""
+
+    index: int
+    prompt: Prompt
+    token_ids: list[int]
+    params: SamplingParams
+    keys: UInt64[np.ndarray, " W"]
+    stop_ids: frozenset[int]
+    forbidden: Int[Tensor, " N"]
+    room: int | None  # tokens that the model's context leaves for a completion, if it ends
+    stats: EngineStats = field(default_factory=EngineStats)  # of the call that it belongs to
+    alone: bool = False  # whether its prompt is computed without blocks, as at width 1 alone
+
+    @cached_property
+    def maxima(self) -> list[int]:
+        """The most tokens that each row may get."""
+        asked = self.params.max_new_tokens
+        each = [asked] * self.params.width if isinstance(asked, int) else asked
+        return [maximum if self.room is None else min(maximum, self.room) for maximum in each]
+
+    @cached_property
+    def prompt_key(self) -> bytes:
+        """What requests of the same prompt have in common; bytes remember their hash."""
+        ids = np.asarray(self.token_ids, dtype=np.int64).tobytes()
+        return ids + b"alone" if self.alone else ids
+
+    @cached_property
+    def sampling_key(self) -> Hashable:
+        """Rows with equal keys are sampled in one call."""
+        p = self.params
+        shape = (p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty, p.top_logprobs)
+        return (*shape, tuple(map(id, p.logits_processors)), tuple(self.forbidden.tolist()))
+
+
+def row_keys(
+    seed: int, prompt_token_ids: Sequence[int], sample_id: int | str, width: int
+) -> UInt64[np.ndarray, " W"]:
+    """The 64-bit stream key of each row of a group. Equation (14)."""
+    digest = hashlib.blake2b(digest_size=32)
+    digest.update(f"{seed}|{type(sample_id).__name__}:{sample_id}|".encode())
+    digest.update(np.asarray(prompt_token_ids, dtype="<i8").tobytes())
+    group = digest.digest()
+    keys = [
+        hashlib.blake2b(struct.pack("<q", row), key=group, digest_size=8).digest()
+        for row in range(width)
+    ]
+    return np.frombuffer(b"".join(keys), dtype="<u8").astype(np.uint64)
 
 
 def make_requests(
@@ -140,7 +199,7 @@ def _request(
         keys=row_keys(params.seed, ids, sample_id, params.width),
         stop_ids=stop_ids,
         forbidden=torch.tensor(forbidden, dtype=torch.long, device=backend.device),
-        room=params.longest if context is None else context - len(ids),
+        room=None if context is None else context - len(ids),
         stats=stats,
         alone=params.width == 1 and backend.skips_alone,
     )
@@ -153,3 +212,176 @@ def _check_ids(whose: str, ids: Sequence[int], vocabulary: int) -> None:
             f"{whose} token ids outside the model's vocabulary of {vocabulary}: {outside[:5]}. Is "
             "the tokenizer this model's?"
         )
+
+
+def encode(prompt: Prompt, index: int, tokenizer: Any) -> list[int]:
+    """Token ids of a prompt: a text verbatim, ids as they are, messages through the chat template.
+
+    Args:
+        prompt: a text, a list (or one-dimensional array) of token ids, or a list of messages.
+        index: its place in the call, for messages.
+        tokenizer: the model's; needed for all but ids.
+
+    Raises:
+        GenerationError: for an empty prompt, or one that the tokenizer cannot take.
+    """
+    if not isinstance(prompt, str):
+        prompt = _as_list(prompt, index)
+    # An empty text is empty too where the tokenizer would begin it with a token of its own.
+    ids = _ids(prompt, index, tokenizer) if len(prompt) else []
+    if not ids:
+        raise GenerationError(
+            f"Prompt {index} is empty: the model needs at least one token to go on from. To sample "
+            "from nothing, pass the beginning-of-sequence token's id, [tokenizer.bos_token_id]."
+        )
+    return ids
+
+
+def _ids(prompt: Any, index: int, tokenizer: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return _from_text(prompt, index, _tokenizer(tokenizer, index))
+    if all(isinstance(item, Mapping) for item in prompt):
+        return _from_messages(list(prompt), index, _tokenizer(tokenizer, index))
+    if all(isinstance(item, str) for item in prompt):
+        raise GenerationError(
+            f"Prompt {index} is a list of texts: they are one prompt each, for generate(texts); "
+            f"got {_short(prompt)}."
+        )
+    try:
+        return [_token_id(item) for item in prompt]
+    except TypeError:
+        raise GenerationError(
+            f"Prompt {index} is a list of mixed things: it is a text, a list of token ids, or a "
+            "list of messages like {'role': 'user', 'content': ...}; "
+            f"got {_short(prompt)}."
+        ) from None
+
+
+def _as_list(prompt: Any, index: int) -> Sequence[Any]:
+    if isinstance(prompt, Mapping):
+        way_out = (
+            "pass its ['input_ids'], one row a prompt"
+            if "input_ids" in prompt
+            else "for a single message write [message]"
+        )
+        raise GenerationError(
+            f"Prompt {index} is a text, a list of token ids or a list of messages; got "
+            f"{type(prompt).__name__}: {way_out}."
+        )
+    if hasattr(prompt, "tolist") and hasattr(prompt, "shape"):  # an array of numpy, torch, ...
+        if len(prompt.shape) != 1:
+            raise GenerationError(
+                f"Prompt {index} is an array of shape {tuple(prompt.shape)}, and token ids are a "
+                "one-dimensional one: pass one row at a time, without padding."
+            )
+        items: list[Any] = prompt.tolist()
+        return items
+    if not isinstance(prompt, list | tuple):
+        raise GenerationError(
+            f"Prompt {index} is a text, a list of token ids or a list of messages; got "
+            f"{type(prompt).__name__}."
+        )
+    return prompt
+
+
+def _token_id(item: Any) -> int:
+    if isinstance(item, bool):
+        raise TypeError
+    return operator.index(item)
+
+
+def _from_text(text: str, index: int, tokenizer: Any) -> list[int]:
+    try:
+        return list(tokenizer(text)["input_ids"])
+    except Exception as error:  # tokenizers raise bare exceptions
+        raise GenerationError(
+            f"The tokenizer does not take prompt {index}, {_short(text)}: {error}"
+        ) from error
+
+
+def _from_messages(messages: list[Any], index: int, tokenizer: Any) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise GenerationError(
+            f"Prompt {index} is a list of messages, but this tokenizer has no chat template. Pass "
+            "a text, or set tokenizer.chat_template."
+        )
+    try:
+        return chat_ids(messages, tokenizer)
+    except GenerationError as error:
+        raise GenerationError(
+            f"The chat template does not take prompt {index}, {_short(messages)}: {error}. Change "
+            "the messages, pass a text, or set another tokenizer.chat_template."
+        ) from error
+
+
+def _tokenizer(tokenizer: Any, index: int) -> Any:
+    if tokenizer is None:
+        raise GenerationError(
+            f"Prompt {index} is not a list of token ids, and this Engine has no tokenizer: pass "
+            "one, Engine(model, tokenizer)."
+        )
+    return tokenizer
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def stop_ids_of(model: Any, tokenizer: Any, params: SamplingParams) -> frozenset[int]:
+    """Token ids that finish a row: the model's own unless they are ignored, and those asked for.
+
+    A stop string that is a special token is asked for by its id, since no text shows it.
+    """
+    own = frozenset() if params.ignore_eos else end_token_ids(model, tokenizer)
+    special = set()
+    if params.stop and tokenizer is not None:
+        added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+        special = {i for i, token in added if token.special and token.content in params.stop}
+    return own | special | frozenset(params.stop_token_ids)
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The model's end tokens: its generation config's, else its config's, else the tokenizer's."""
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
+
+
+def forbidden_token_ids(model: Any, tokenizer: Any, stop_ids: frozenset[int]) -> list[int]:
+    """PAD and BOS, which are never sampled unless they are end tokens too (often PAD is EOS).
+
+    A warning says so where the tokenizer has one of them as an ordinary piece of text.
+    """
+    sources = (getattr(model, "generation_config", None), model.config, tokenizer)
+    names = ("pad_token_id", "bos_token_id")
+    named = {getattr(s, name, None): name for s in sources for name in names}
+    allowed = stop_ids | end_token_ids(model, tokenizer)
+    embeddings = model.get_output_embeddings() or model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
+    ids = sorted(
+        i for i in named if isinstance(i, int) and i not in allowed and 0 <= i < vocabulary
+    )
+    for token in ids:
+        text = _ordinary_text(tokenizer, token)
+        if text:
+            warnings.warn(
+                f"Token {token}, {text!r:.40}, is the model's {named[token]} and so never sampled, "
+                "but the tokenizer has it as ordinary text. If it is text, set it to None in "
+                "model.config and model.generation_config.",
+                UserWarning,
+                stacklevel=2,
+            )
+    return ids
+
+
+def _ordinary_text(tokenizer: Any, token: int) -> str:
+    """The text of a token that is no special one; "" for all others."""
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    if added is None or token in added or token in tokenizer.all_special_ids:
+        return ""
+    if token >= len(tokenizer):
+        return ""
+    return str(tokenizer.decode([token])).strip()

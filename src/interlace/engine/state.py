@@ -1,66 +1,109 @@
-"""A group while it is generated: its rows, their tokens so far, and what becomes of them.
+"""A group while it is generated: its rows, their tokens and texts so far, and what becomes of them.
 
-Axes: R live rows, W width, L layers with blocks, N forbidden tokens.
+Axes: R live rows, W width, L layers with blocks.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
-from torch import Tensor
+from jaxtyping import Float
 
 from interlace.engine.consensus import Ask, Consensus
 from interlace.engine.kv import Slot
-from interlace.engine.stopping import RowText, end_of_row
-from interlace.engine.types import (
-    Completion,
-    EngineStats,
-    FinishReason,
-    GroupOutput,
-    Prompt,
-    SamplingParams,
-    Step,
-)
+from interlace.engine.request import Request
+from interlace.engine.types import Completion, FinishReason, GroupOutput, Step
+
+# What a decoder prints for bytes that are no character, or not yet one.
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
 
 
-@dataclass(eq=False)
-class Request:
-    """One group to generate, with all that does not change while it runs."""
+class RowText:
+    """A row's text, extended token by token without decoding the whole row again.
 
-    index: int
-    prompt: Prompt
-    token_ids: list[int]
-    params: SamplingParams
-    keys: UInt64[np.ndarray, " W"]
-    stop_ids: frozenset[int]
-    forbidden: Int[Tensor, " N"]
-    room: int  # tokens that the model's context leaves for a completion
-    stats: EngineStats = field(default_factory=EngineStats)  # of the call that it belongs to
-    alone: bool = False  # whether its prompt is computed without blocks, as at width 1 alone
+    The text goes on only when a character is complete, and ends before a stop string. What it
+    emits is never taken back: an end of the text that a stop string may begin with is held back.
 
-    @cached_property
-    def maxima(self) -> list[int]:
-        """The most tokens that each row may get."""
-        return [min(self.params.row_maximum(row), self.room) for row in range(self.params.width)]
+    Args:
+        tokenizer: the model's.
+        stop: the stop strings.
+    """
 
-    @cached_property
-    def prompt_key(self) -> bytes:
-        """What requests of the same prompt have in common; bytes remember their hash."""
-        ids = np.asarray(self.token_ids, dtype=np.int64).tobytes()
-        return ids + b"alone" if self.alone else ids
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._longest_stop = max((len(s) for s in stop), default=1)
+        self._tokens: list[int] = []
+        # Tokens up to `_read` are in the text. Decoding starts at `_from`, a little before, because
+        # many tokenizers decode the first token of a sequence in another way.
+        self._from = self._read = 0
+        self._emitted = 0
+        self._is_final = False
+        self.text = ""
+        self.stopped = False
 
-    @cached_property
-    def sampling_key(self) -> Hashable:
-        """Rows with equal keys are sampled in one call."""
-        p = self.params
-        shape = (p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty, p.top_logprobs)
-        return (*shape, tuple(map(id, p.logits_processors)), tuple(self.forbidden.tolist()))
+    def add(self, token: int) -> None:
+        """Take one token; sets `stopped` if a stop string is complete, and cuts the text before
+        it."""
+        self._tokens.append(token)
+        now, end = self._decode(self._from), len(self._tokens)
+        if now.endswith(_INCOMPLETE):
+            if end - self._read < _LONGEST_CHARACTER:
+                return
+            # Bytes that are no character: take them, but for the last, which may still become one.
+            near = range(end - _LONGEST_CHARACTER + 1, end)
+            sure = (k for k in near if self._decode(self._from, k) + self._decode(k) == now)
+            end = next(sure, self._read)
+            now = self._decode(self._from, end)
+        if end > self._read:
+            self._extend(now, end)
+
+    def finish(self) -> None:
+        """No more tokens come: what was held back, or incomplete, is text now."""
+        if not self.stopped and self._read < len(self._tokens):
+            self._extend(self._decode(self._from), len(self._tokens))
+        self._is_final = True
+
+    def emit(self) -> str:
+        """The text since the last call that cannot become a stop string any more."""
+        end = len(self.text) - (0 if self._is_final or self.stopped else self._held())
+        new, self._emitted = self.text[self._emitted : end], max(end, self._emitted)
+        return new
+
+    def _extend(self, now: str, end: int) -> None:
+        """Let the text go on to token `end`, up to which decoding gives `now`."""
+        before = self._decode(self._from, self._read)
+        searched = max(0, len(self.text) - self._longest_stop + 1)
+        self.text += now[len(before) :]
+        self._from, self._read = self._read, end
+        found = [at for s in self._stop if (at := self.text.find(s, searched)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+
+    def _held(self) -> int:
+        """The length of the longest end of the text that a stop string begins with."""
+        return max(
+            (n for s in self._stop for n in range(1, len(s)) if self.text.endswith(s[:n])),
+            default=0,
+        )
+
+    def _decode(self, start: int, end: int | None = None) -> str:
+        text: str = self._tokenizer.decode(self._tokens[start:end], skip_special_tokens=True)
+        return text
+
+
+def end_of_row(
+    token: int, sampled: int, maximum: int, stop_ids: frozenset[int], text: RowText | None
+) -> FinishReason | None:
+    """Why a row ends with this token, its `sampled`-th, or None if it goes on."""
+    if token in stop_ids or (text is not None and text.stopped):
+        return "stop"
+    return "length" if sampled >= maximum else None
 
 
 @dataclass(eq=False)

@@ -1,10 +1,16 @@
-"""What goes into the engine and what comes out of it.
+"""What goes into the engine and what comes out of it; every option is checked when it is given.
 
 Axes: W width, T tokens of a completion, L layers.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
+import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,13 +20,186 @@ from jaxtyping import Float
 
 from interlace.answers.extract import extract_answer
 from interlace.answers.vote import Vote, majority_vote, weighted_vote
-from interlace.engine.params import SamplingParams as SamplingParams
+from interlace.errors import GenerationError, UnknownOptionError, shown
 
 # A str is used verbatim, token ids are fed as they are (a one-dimensional array will do, too),
 # messages go through the chat template.
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 
 FinishReason = Literal["stop", "length", "consensus", "interrupted"]
+
+
+MAX_WIDTH = 10_000  # rows of one group: work and lists of rows grow with it, and no use is known
+LARGEST = 2**63 - 1
+_LOWEST_TEMPERATURE = 1e-6  # below, logits divided by it overflow
+
+# What other libraries call it.
+_SYNONYMS = {
+    "n": "width",
+    "num_return_sequences": "width",
+    "max_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "do_sample": "temperature",
+    "eos_token_id": "stop_token_ids",
+    "stop_strings": "stop",
+    "logits_processor": "logits_processors",
+    "logprobs": "top_logprobs",
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample one group.
+
+    Args:
+        width: W, the rows of the group; they see each other if the model has Bridge blocks.
+        max_new_tokens: the most tokens a row may get; a list gives each row its own maximum.
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_k: keep the k most likely tokens; None or 0 keeps all.
+        top_p: keep the smallest set of tokens whose probabilities reach this share.
+        min_p: drop tokens less likely than this share of the most likely one's probability.
+        repetition_penalty: above 1, logits of tokens in the prompt or completion shrink (CTRL's
+            rule, as in Hugging Face).
+        stop: strings that finish a row; the text ends before them, the token ids include them.
+        stop_token_ids: token ids that finish a row, besides the model's own end tokens.
+        ignore_eos: go on past the model's own end tokens (for benchmarks).
+        seed: the same seed gives the same responses, whatever else is in the call.
+        top_logprobs: how many alternatives to report at each token, with their log-probabilities.
+        logits_processors: Hugging Face logits processors, called with the row's ids and its logits
+            after temperature-1 log-probabilities were taken and before temperature.
+        consensus: reads a finished text's answer (or None); the group ends when its unfinished rows
+            cannot change the outcome of `interlace.majority_vote` any more.
+        record_attention: keep who attended to whom at each step, averaged over heads and layers
+            ("mean") or for each layer ("layers").
+
+    Raises:
+        GenerationError: for a value out of its range; `UnknownOptionError` for an unknown name.
+    """
+
+    width: int = 1
+    max_new_tokens: int | Sequence[int] = 256
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    seed: int = 0
+    top_logprobs: int = 0
+    logits_processors: Sequence[Callable[..., Any]] = ()
+    consensus: Callable[[str], str | None] | None = None
+    record_attention: Literal["mean", "layers"] | None = None
+
+    def __post_init__(self) -> None:
+        self._set(
+            width=whole_number("width", self.width, least=1, most=MAX_WIDTH),
+            top_k=None if self.top_k is None else whole_number("top_k", self.top_k),
+            top_p=_number("top_p", self.top_p, "in (0, 1]", lambda p: 0 < p <= 1),
+            min_p=_number("min_p", self.min_p, "in [0, 1]", lambda p: 0 <= p <= 1),
+            temperature=_number(
+                "temperature",
+                self.temperature,
+                f"of at least {_LOWEST_TEMPERATURE}",
+                lambda t: t == 0 or _LOWEST_TEMPERATURE <= t < float("inf"),
+                or_else="0 (greedy) or ",
+            ),
+            repetition_penalty=_number(
+                "repetition_penalty",
+                self.repetition_penalty,
+                "in (0, inf)",
+                lambda p: 0 < p < float("inf"),
+            ),
+            seed=whole_number("seed", self.seed, least=None),
+            top_logprobs=whole_number("top_logprobs", self.top_logprobs),
+        )
+        self._check_maxima()
+        self._check_stops()
+        self._check_functions()
+
+    def _check_maxima(self) -> None:
+        maxima = _items(self.max_new_tokens)
+        if maxima is None:
+            self._set(max_new_tokens=whole_number("max_new_tokens", self.max_new_tokens, least=1))
+            return
+        if len(maxima) != self.width:
+            raise GenerationError(
+                f"max_new_tokens as a list has one number a row: {self.width} of them; got "
+                f"{len(maxima)}."
+            )
+        self._set(max_new_tokens=tuple(whole_number("max_new_tokens", m, least=1) for m in maxima))
+
+    def _check_stops(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else _items(self.stop)
+        if stop is None or not all(isinstance(s, str) and s for s in stop):
+            raise GenerationError(f"stop holds strings that are not empty; got {shown(self.stop)}.")
+        ids = _items(self.stop_token_ids)
+        try:
+            ids = (-1,) if ids is None else tuple(operator.index(i) for i in ids)
+        except TypeError:
+            ids = (-1,)
+        if min(ids, default=0) < 0:
+            raise GenerationError(
+                "stop_token_ids holds token ids, whole numbers of at least 0; got "
+                f"{shown(self.stop_token_ids)}. Strings go to stop."
+            )
+        if not isinstance(self.ignore_eos, bool):
+            raise GenerationError(f"ignore_eos is True or False; got {shown(self.ignore_eos)}.")
+        self._set(stop=stop, stop_token_ids=ids)
+
+    def _check_functions(self) -> None:
+        processors = _items(self.logits_processors)
+        if processors is None or not all(map(callable, processors)):
+            raise GenerationError(
+                "logits_processors is a list of Hugging Face logits processors, called with ids "
+                f"and logits; got {shown(self.logits_processors)}."
+            )
+        if self.consensus is not None and not callable(self.consensus):
+            raise GenerationError(
+                "consensus is a function from a finished text to its answer or None, such as "
+                f"interlace.answers.extract_answer; got {shown(self.consensus)}."
+            )
+        if self.record_attention not in (None, "mean", "layers"):
+            raise GenerationError(
+                f"record_attention is None, 'mean' or 'layers'; got {shown(self.record_attention)}."
+            )
+        self._set(logits_processors=processors)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that any row may get."""
+        asked = self.max_new_tokens
+        return asked if isinstance(asked, int) else max(asked)
+
+    def replace(self, **changes: Any) -> SamplingParams:
+        """A copy with other values."""
+        return dataclasses.replace(self, **changes)
+
+
+def _refuse_unknown_options(cls: type[SamplingParams]) -> None:
+    """Have a wrong name answered by the right one."""
+    init = cls.__init__
+    names = [f.name for f in dataclasses.fields(cls)]
+
+    @functools.wraps(init)
+    def __init__(self: SamplingParams, *args: Any, **options: Any) -> None:  # noqa: N807
+        for name in options:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                right = _SYNONYMS.get(name) or (near[0] if near else None)
+                hint = f"Did you mean {right}?" if right else f"There are {', '.join(names)}."
+                raise UnknownOptionError(f"SamplingParams has no option {name!r}. {hint}")
+        init(self, *args, **options)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+
+
+_refuse_unknown_options(SamplingParams)
 
 
 @dataclass
@@ -175,14 +354,42 @@ class EngineStats:
     decode_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
-    def add_time(self, seconds: float, prefill: bool) -> None:
-        """Count the time of a step, of a prefill or a decode step."""
-        if prefill:
-            self.prefill_seconds += seconds
-        else:
-            self.decode_seconds += seconds
-
     @property
     def utilisation(self) -> float:
         """Alive over computed row-steps; 1 means that no finished row cost anything."""
         return self.alive_row_steps / self.computed_row_steps if self.computed_row_steps else 1.0
+
+
+def whole_number(name: str, value: Any, least: int | None = 0, most: int = LARGEST) -> int:
+    """A whole number, Python's or NumPy's, as Python's."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not (-LARGEST if least is None else least) <= number <= most:
+        rule = "" if least is None else f", at least {least}"
+        if number is not None and number > most:
+            rule = f" of at most {most}"
+        raise GenerationError(f"{name} is a whole number{rule}; got {shown(value)}.")
+    return number
+
+
+def _number(
+    name: str, value: Any, rule: str, fits: Callable[[float], bool], or_else: str = ""
+) -> float:
+    """A number, Python's or NumPy's, as Python's."""
+    number = math.nan
+    if hasattr(value, "__float__") and not isinstance(value, bool):
+        with contextlib.suppress(Exception):  # too large for a float; an array of many
+            number = float(value)
+    if not fits(number):
+        raise GenerationError(f"{name} is {or_else}a number {rule}; got {shown(value)}.")
+    return number
+
+
+def _items(value: Any) -> tuple[Any, ...] | None:
+    """The items of a list, tuple or array; None for what holds none."""
+    try:
+        return None if isinstance(value, str) else tuple(value)
+    except TypeError:
+        return None

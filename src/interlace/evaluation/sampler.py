@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from interlace.answers.choose import Scorer, best_of_n
 from interlace.batch import Job, Progress, Tally
-from interlace.engine.prompts import encode
+from interlace.engine.request import encode
 from interlace.errors import ConfigError, InterlaceError, RecordError
 from interlace.evaluation.provenance import environment
 from interlace.evaluation.records import GroupRecord, Timing

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interlace.engine.state import Request
+from interlace.engine.request import Request
 from interlace.server.protocol import ApiError, SamplingRequest
 
 

@@ -30,7 +30,7 @@ from interlace.answers import (
 )
 from interlace.attaching import get_attachment, is_attached
 from interlace.engine.engine import Engine
-from interlace.engine.state import Request
+from interlace.engine.request import Request
 from interlace.engine.types import GroupOutput, Prompt
 from interlace.errors import GenerationError, InterlaceError
 from interlace.server.metrics import Metrics

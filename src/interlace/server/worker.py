@@ -19,8 +19,7 @@ from typing import Any
 
 from interlace.engine.core import Event
 from interlace.engine.engine import Engine
-from interlace.engine.request import make_requests
-from interlace.engine.state import Request
+from interlace.engine.request import Request, make_requests
 from interlace.engine.types import EngineStats, GroupOutput, Prompt, SamplingParams
 from interlace.server.metrics import Metrics
 
@@ -168,7 +167,7 @@ class Worker:
 
     def _run(self) -> None:
         core = self.engine.core
-        core.backend.refresh()
+        core.refresh()
         while True:
             try:
                 if not self._take_commands(wait=core.is_idle):

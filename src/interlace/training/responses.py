@@ -20,7 +20,7 @@ from typing import Any
 from rich.progress import track
 
 from interlace.engine.engine import Engine
-from interlace.engine.prompts import encode
+from interlace.engine.request import encode
 from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.errors import DataFileError, GenerationError
 from interlace.jsonl import Store, read

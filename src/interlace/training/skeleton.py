@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from interlace.attaching import detach
 from interlace.coupling.config import CouplingConfig
-from interlace.engine.prompts import encode
+from interlace.engine.request import encode
 from interlace.errors import LoadError
 from interlace.models.describe import describe
 from interlace.models.loading import base_of

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
 from interlace.engine.engine import Engine
-from interlace.engine.stopping import forbidden_token_ids, stop_ids_of
+from interlace.engine.request import forbidden_token_ids, stop_ids_of
 from interlace.engine.types import SamplingParams
 from interlace.errors import ConfigError
 from interlace.tasks.base import Task

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from interlace import Engine, SamplingParams
 from interlace.engine.core import EngineCore, Event
-from interlace.engine.request import make_requests
-from interlace.engine.state import Request
+from interlace.engine.request import Request, make_requests
 from interlace.engine.types import EngineStats, GroupOutput
 from interlace.errors import GenerationError
 from support.architectures import VOCAB, attach_random, build

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interlace.engine import partial_attention as partial
-from interlace.engine.kv import SharedCache, Slot
-from interlace.engine.partial_attention import attend_partially, merge
+from interlace.engine import kv as partial
+from interlace.engine.kv import SharedCache, Slot, attend_partially, merge
 
 HEADS = 4
 # Layers of two shapes: G, C. The second has a sliding window, and keeps no more than it needs.
@@ -74,7 +73,7 @@ class Story:
         for (keys, values), window in zip(stored, WINDOWS, strict=True):
             kept = length if not window else min(length, window - 1 or 1)
             given.append(tuple(t[None, :, length - kept :].to(self.dtype) for t in (keys, values)))
-        prompt = self.cache.add_prompt(given, length)
+        prompt = self.cache.add_prompt(given, length, torch.zeros(3))
         self.cache.add_rows(prompt, len(self.prompts), [self.maximum] * rows)
         self.prompts.append(stored)
         self.rows += [(list(stored), len(self.prompts) - 1)] * rows

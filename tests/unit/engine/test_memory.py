@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interlace import Engine
-from interlace.engine import memory
+from interlace.engine import core as memory
 from support.architectures import build
 
 CPU = torch.device("cpu")

@@ -26,7 +26,8 @@ from transformers import (
 
 from interlace import SamplingParams
 from interlace.engine import sampling
-from interlace.engine.sampling import Sampled, needs_history, row_keys, sample, uniforms
+from interlace.engine.request import row_keys
+from interlace.engine.sampling import Sampled, needs_history, sample, uniforms
 
 NOTHING = torch.tensor([], dtype=torch.long)
 BELOW_ONE = np.nextafter(1.0, 0.0)

@@ -13,14 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlace import SamplingParams
-from interlace.engine.stopping import (
-    RowText,
-    end_of_row,
-    end_token_ids,
-    forbidden_token_ids,
-    majority_is_settled,
-    stop_ids_of,
-)
+from interlace.engine.consensus import majority_is_settled
+from interlace.engine.request import end_token_ids, forbidden_token_ids, stop_ids_of
+from interlace.engine.state import RowText, end_of_row
 from support.architectures import build
 from support.text import BOS, BYTES, END, EOS, PAD, VOCAB, byte_tokenizer, ids_of, piece_tokenizer
 

@@ -217,7 +217,7 @@ class _Encoder:
         self._engine = engine
 
     def __call__(self, prompt: Any) -> list[int]:
-        from interlace.engine.prompts import encode
+        from interlace.engine.request import encode
 
         prompt = _as_prompt(self._settings, self._engine, prompt)
         try:

@@ -108,7 +108,7 @@ class Aggregation:
 
     def _fitted(self, responses: Responses) -> tuple[list[int], tuple[int, ...]]:
         """The synthesis prompt's token ids, its responses shortened until it fits the context."""
-        from interlace.engine.prompts import encode
+        from interlace.engine.request import encode
 
         tokenizer = self._engine.tokenizer
         room = context_length(self._engine.model) - self._settings.max_new_tokens

@@ -106,7 +106,7 @@ def _available(on_cpu: bool, gibibytes: float | None, processes: int) -> tuple[i
         return int(gibibytes * GIB), "As --memory says"
     import torch
 
-    from interlace.engine.memory import free_bytes
+    from interlace.engine.core import free_bytes
 
     if on_cpu:
         # Processes of one machine share its memory.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from interlace.engine.backends.base import Backend
-from interlace.engine.backends.cpu import CPUBackend
+from interlace.engine.backends.cpu import CPUBackend, why_not_packed
 from interlace.engine.backends.hf import HFBackend
-from interlace.engine.backends.packed import why_not_packed
 from interlace.errors import GenerationError
 from interlace.layers import base_model_of
 

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.attaching import get_attachment, is_attached
-from interlace.coupling.base import Seat, check_carried
-from interlace.engine.architecture import check_model, context_of
-from interlace.engine.kv import Slot, StoredPrompt
-from interlace.layers import base_model_of
+from interlace.coupling.base import Seat
+from interlace.engine.kv import Slot, StoredPrompt, not_shareable
+from interlace.errors import GenerationError
 from interlace.rows import Reads
 
 
@@ -37,6 +35,8 @@ class Backend(ABC):
         name: Name by which a user chooses it.
         seats: Seats of couplings that it carries; a coupling at another seat is refused.
         reads: Reaches of blocks that it carries beside the paper's; another is refused.
+        base: Hugging Face model itself.
+        context: Most positions that the model gets, if that has an end, and why it ends there.
 
     Raises:
         GenerationError: for a model or a coupling that it cannot run.
@@ -46,49 +46,35 @@ class Backend(ABC):
     seats: ClassVar[tuple[Seat, ...]]
     reads: ClassVar[tuple[Reads, ...]] = ()
 
-    def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
-        self.model = model
-        self.base: PreTrainedModel = base_model_of(model)
-        self._chunk = prefill_chunk
-        check_model(model, self.base)
-        self._check_coupling()
+    base: PreTrainedModel
+    context: tuple[int | None, str]
+
+    @abstractmethod
+    def __init__(self, model: nn.Module, prefill_chunk: int) -> None: ...
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where token ids go in and logits come out."""
-        device: torch.device = self.base.device
-        return device
 
     @property
-    def context(self) -> tuple[int | None, str]:
-        """The most positions that the model gets, if that has an end, and why it ends there."""
-        return context_of(self.base)
-
-    def _check_coupling(self) -> None:
-        if is_attached(self.base):
-            attachment = get_attachment(self.base)
-            carried, reads = (*self.seats, *self.reads), attachment.config.reads
-            way_out = "Use model.generate instead."
-            check_carried(attachment.coupling, carried, self.name, way_out, reads)
-
-    @property
+    @abstractmethod
     def skips_alone(self) -> bool:
         """Whether rows that are groups of width 1 are the base model's, and their prompts, too."""
-        return is_attached(self.base) and get_attachment(self.base).config.skips_alone
 
     @abstractmethod
     def refresh(self) -> None:
         """Follow weights, blocks and modules that have changed; a call begins with it."""
 
+    @abstractmethod
     def passes(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Which prompts of these lengths go into one pass, by their places: here, each alone."""
-        return [[place] for place in range(len(lengths))]
+        """Which prompts of these lengths go into one pass, by their places."""
 
     @abstractmethod
     def prefill(
         self, prompts: Sequence[Sequence[int]], alone: Sequence[bool] = ()
-    ) -> tuple[list[StoredPrompt], Float[Tensor, "B V"]]:
-        """Compute and store prompts at width 1; the logits after the last token of each.
+    ) -> list[StoredPrompt]:
+        """Compute and store prompts, of one pass, at width 1.
 
         Width 1 is exact for every width: all rows of a group hold the same prompt (METHOD.md).
         Nothing is stored if any of them fails.
@@ -143,3 +129,68 @@ class Backend(ABC):
     @abstractmethod
     def nbytes(self) -> int:
         """What keys and values take, in bytes."""
+
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def check_model(model: nn.Module, base: PreTrainedModel) -> tuple[int | None, str]:
+    """Refuse what the configuration shows.
+
+    The engine can run models whose attention is what the shared cache computes. Another would
+    sample wrong tokens in silence, so it is refused: by what its configuration says, by what its
+    prefill leaves in the cache, and by what its layers ask for in the first step of a call.
+
+    Args:
+        model: what the user calls the model, perhaps PEFT's wrapper.
+        base: the Hugging Face model in it.
+
+    Returns:
+        The `context` of a backend.
+
+    Raises:
+        GenerationError: if the engine cannot run it.
+    """
+    if not type(base)._supports_attention_backend:
+        raise not_shareable(base, "does not go through Hugging Face's attention interface")
+    config = base.config.get_text_config(decoder=True)
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if kind not in _LAYER_TYPES:
+            raise not_shareable(base, f"has in layer {layer} a layer of the kind {kind}")
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise GenerationError(
+            f"The active adapter, {type(adapter).__name__}, puts virtual tokens before whatever is "
+            "fed, in each step again. Use an adapter that changes weights, such as LoRA, or "
+            "model.generate."
+        )
+    return _context_of(base)
+
+
+def _context_of(base: PreTrainedModel) -> tuple[int | None, str]:
+    """The most positions that the engine gives a model, if it has an end, and why it ends there.
+
+    LongRoPE changes its factors at its original length, for a whole batch at once: beyond it a row
+    would depend on its neighbours, and on keys that were computed with the other factors.
+    """
+    config = base.config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    for kind in kinds:
+        if kind.get("rope_type") == "longrope":
+            original = kind.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", length
+            )
+            return original, " (LongRoPE computes longer sequences with other factors)"
+    return length or None, ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "out of memory" in text
+    )

@@ -2,26 +2,41 @@
 
 Axes: B prompts, R live rows, S positions, V vocabulary, L layers with blocks, U prompt positions,
 C head dim.
+
+The modules that a backend runs: a twin of the user's model, or the model itself for a moment.
+
+A step needs the model in evaluation mode, with our attention, perhaps with packed products. The
+user's model must never show it: another thread may train it, generate with it, or run an engine of
+its own. So a twin is made: the same classes and the very same parameters, hooks and attributes in
+module objects of our own, which takes a millisecond and no memory. What a trainer puts in place of
+a parameter is seen at once, since the dictionaries of parameters and hooks are the same ones.
+
+Where module objects cannot be told from the model (accelerate's dispatch, FSDP, a forward that was
+replaced), the model itself is used, under a lock of its own, and put back after each pass.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
+from types import MethodType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
-from interlace.attaching import get_attachment, is_attached
-from interlace.coupling.base import Coupling
-from interlace.engine.architecture import check_step, keys_and_values, windows_of
-from interlace.engine.backends.base import Backend
-from interlace.engine.backends.host import Borrowed, Patch, Twin, host_of
+from interlace.attaching import Attachment
+from interlace.coupling.base import Coupling, check_carried
+from interlace.engine.backends.base import Backend, check_model
 from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import (
     ATTENTION,
@@ -29,9 +44,10 @@ from interlace.engine.kv import (
     Slot,
     StoredPrompt,
     active_cache,
+    not_shareable,
     shared_attention,
 )
-from interlace.layers import base_model_of
+from interlace.layers import SHARDED, base_model_of
 from interlace.rows import Owners, Prompts, Rows
 
 AttentionInterface.register(ATTENTION, shared_attention)
@@ -47,12 +63,17 @@ class HFBackend(Backend):
     reads = ("finished", "history")
 
     def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
-        super().__init__(model, prefill_chunk)
+        self.model = model
+        self.base: PreTrainedModel = base_model_of(model)
+        self.context = check_model(model, self.base)
+        self._attachment: Attachment | None = None  # what was found carried
+        self._coupling: type[Coupling] | None = None
+        self._check_coupling()
+        self._chunk = prefill_chunk
         self._host: Twin | Borrowed | None = None
         self._is_fresh = False
-        self._takes_groups = False
         self._cache = SharedCache()
-        self._kept = KeptKeys()
+        self._kept: KeptKeys | None = None  # of blocks that read earlier positions
         self._owners: Owners | None = None  # of the live rows, until one comes or goes
         self._group_numbers = count()
         self._windows: list[int] = []  # of each layer, in the cache of the last prefill
@@ -61,21 +82,40 @@ class HFBackend(Backend):
         parameters = inspect.signature(self.base.forward).parameters
         self._picks_logits = "logits_to_keep" in parameters
 
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.base.device
+        return device
+
     def refresh(self) -> None:
         self._check_coupling()
-        self._takes_groups = is_attached(self.base)
         if not self._cache.rows:
             self._kept = self._new_kept()
         self._host = None  # made by the first pass that needs it
         self._is_fresh = True
 
-    def _new_kept(self) -> KeptKeys:
-        if not self._takes_groups or get_attachment(self.base).config.reads == "position":
-            return KeptKeys()
-        attachment = get_attachment(self.base)
-        blocks: list[Any] = [self.base.get_submodule(name) for name in attachment.block_names]
+    def _check_coupling(self) -> None:
+        attachment: Attachment | None = getattr(self.base, "interlace_attachment", None)
+        if attachment is self._attachment:
+            return
+        self._coupling = None if attachment is None else attachment.coupling
+        if attachment is not None:
+            carried, reads = (*self.seats, *self.reads), attachment.config.reads
+            way_out = "Use model.generate instead."
+            check_carried(attachment.coupling, carried, self.name, way_out, reads)
+        self._attachment = attachment
+
+    @property
+    def skips_alone(self) -> bool:
+        self._check_coupling()
+        return self._attachment is not None and self._attachment.config.skips_alone
+
+    def _new_kept(self) -> KeptKeys | None:
+        if self._attachment is None or self._attachment.config.reads == "position":
+            return None
+        blocks: list[Any] = [self.base.get_submodule(n) for n in self._attachment.block_names]
         sizes = (2 * b.kv_size * b.qkv_weight.element_size() for b in blocks)
-        return KeptKeys(attachment.config.reads, sum(sizes))
+        return KeptKeys(self._attachment.config.reads, sum(sizes))
 
     def _fresh_host(self) -> Twin | Borrowed:
         if not self._is_fresh:  # by whoever calls the core without the engine
@@ -92,7 +132,7 @@ class HFBackend(Backend):
     def passes(self, lengths: Sequence[int]) -> list[list[int]]:
         """Short prompts of like length together, as many as make one chunk."""
         if self._has_windows():
-            return super().passes(lengths)
+            return [[place] for place in range(len(lengths))]
         passes: list[list[int]] = []
         for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
             length = lengths[place]
@@ -112,73 +152,45 @@ class HFBackend(Backend):
     @torch.inference_mode()
     def prefill(
         self, prompts: Sequence[Sequence[int]], alone: Sequence[bool] = ()
-    ) -> tuple[list[StoredPrompt], Float[Tensor, "B V"]]:
+    ) -> list[StoredPrompt]:
+        """Chunk by chunk, with the attention implementation that the model was loaded with."""
+        lengths = [len(prompt) for prompt in prompts]
+        longest, ends = max(lengths), sorted({length - 1 for length in lengths})
+        # Padded at their ends: no token sees those after it, so no mask is needed.
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        ids = torch.tensor(padded, device=self.device)
+        positions = torch.arange(longest, device=self.device).expand(len(prompts), -1)
+        cache, host = DynamicCache(config=self.base.config), self._fresh_host()
         flags = list(alone) or [False] * len(prompts)
-        if len(prompts) > 1 and not self._has_windows():
-            computed = self._prefill_together(prompts, flags)
-        else:
-            computed = [self._prefill(*each) for each in zip(prompts, flags, strict=True)]
-        stored = [
-            self._cache.add_prompt(keys_values, len(prompt))
-            for prompt, (keys_values, _) in zip(prompts, computed, strict=True)
-        ]
-        return stored, torch.cat([logits for _, logits in computed])
-
-    def _rows_of_prompts(self, alone: Sequence[bool]) -> dict[str, Rows]:
-        return {"groups": Prompts(alone)} if self.skips_alone else {}
-
-    def _prefill(
-        self, token_ids: Sequence[int], alone: bool
-    ) -> tuple[list[tuple[Float[Tensor, "1 G U C"], Float[Tensor, "1 G U C"]]], Tensor]:
-        """With the attention implementation that the model was loaded with. Equation (12)."""
-        cache = DynamicCache(config=self.base.config)
-        ids = torch.tensor([list(token_ids)], device=self.device)
-        positions = torch.arange(len(token_ids), device=self.device)[None]
-        last_only = {"logits_to_keep": 1} if self._picks_logits else {}
-        host = self._fresh_host()
-        with host.ready(None):
-            for start in range(0, len(token_ids), self._chunk):
-                stop = start + self._chunk
+        rows: dict[str, Rows] = {"groups": Prompts(flags)} if self.skips_alone else {}
+        logits: dict[int, Float[Tensor, "B V"]] = {}
+        for start in range(0, longest, self._chunk):
+            stop = min(start + self._chunk, longest)
+            wanted = [end - start for end in ends if start <= end < stop]
+            keep: Any = (
+                1
+                if wanted in ([], [stop - start - 1])
+                else torch.tensor(wanted, device=self.device)
+            )
+            with host.ready(None):
                 out = host.model(
                     input_ids=ids[:, start:stop],
                     position_ids=positions[:, start:stop],
                     past_key_values=cache,
                     use_cache=True,
-                    **self._rows_of_prompts([alone]),
-                    **last_only,
+                    **rows,
+                    **({"logits_to_keep": keep} if self._picks_logits else {}),
                 )
-        self._windows = windows_of(cache)
-        return keys_and_values(self.base, cache), out.logits[:, -1].to(self.device)
-
-    def _prefill_together(
-        self, prompts: Sequence[Sequence[int]], alone: Sequence[bool]
-    ) -> list[tuple[list[tuple[Float[Tensor, "1 G U C"], Float[Tensor, "1 G U C"]]], Tensor]]:
-        """Padded at their ends: no token sees those after it, so no mask is needed."""
-        lengths = [len(prompt) for prompt in prompts]
-        longest = max(lengths)
-        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
-        cache = DynamicCache(config=self.base.config)
-        positions = torch.arange(longest, device=self.device).expand(len(prompts), -1)
-        ends = sorted({length - 1 for length in lengths})
-        if not self._picks_logits:
-            ends = list(range(longest))
-        wanted = {"logits_to_keep": torch.tensor(ends, device=self.device)}
-        host = self._fresh_host()
-        with host.ready(None):
-            out = host.model(
-                input_ids=torch.tensor(padded, device=self.device),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                **self._rows_of_prompts(alone),
-                **(wanted if self._picks_logits else {}),
-            )
+            kept = out.logits if self._picks_logits else out.logits[:, wanted]
+            for n, end in enumerate(wanted):
+                logits[start + end] = kept[:, n].to(self.device)
         self._windows = windows_of(cache)
         stored = keys_and_values(self.base, cache)
         return [
-            (
+            self._cache.add_prompt(
                 [(k[b : b + 1, :, :length], v[b : b + 1, :, :length]) for k, v in stored],
-                out.logits[b : b + 1, ends.index(length - 1)].to(self.device),
+                length,
+                logits[length - 1][b],
             )
             for b, length in enumerate(lengths)
         ]
@@ -188,7 +200,8 @@ class HFBackend(Backend):
     def open(self, prompt: StoredPrompt, maxima: Sequence[int]) -> list[Slot]:
         self._owners = None
         slots = self._cache.add_rows(prompt, next(self._group_numbers), maxima)
-        self._kept.open(slots)
+        if self._kept is not None:
+            self._kept.open(slots)
         return slots
 
     @torch.inference_mode()
@@ -200,7 +213,10 @@ class HFBackend(Backend):
             owners, alone = [r.owner for r in cache.rows], [r.alone for r in cache.rows]
             self._owners = Owners(owners, self.device, alone=alone, kept=self._kept)
         cache.begin_step()
-        self._kept.begin_step(cache.rows)
+        if self._kept is not None:
+            self._kept.begin_step(cache.rows)
+        seats = () if self._coupling is None else self._coupling.seats
+        cache.has_further_part = "attention" in seats
         places = [slot.place for slot in slots]
         ids = torch.tensor(tokens, device=self.device)[:, None]
         positions = torch.tensor(cache.positions, device=self.device)[:, None]
@@ -220,21 +236,21 @@ class HFBackend(Backend):
                     position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,
-                    **({"groups": self._owners} if self._takes_groups else {}),
+                    **({} if self._coupling is None else {"groups": self._owners}),
                 )
         finally:
             active_cache.reset(token)
             seen, self._seen = self._seen, None
         if not cache.is_checked:
-            check_step(self.base, self._windows, cache.asked)
-            cache.is_checked = True
+            cache.check_asked(self.base, self._windows)
         logits, weights = out.logits[:, -1].to(self.device), torch.stack(seen) if seen else None
         if in_order:
             return logits, weights
         return logits[places], None if weights is None else weights[:, places][:, :, places]
 
     def advance(self) -> None:
-        self._kept.end_step()
+        if self._kept is not None:
+            self._kept.end_step()
         self._cache.end_step()
 
     @torch.inference_mode()
@@ -242,7 +258,8 @@ class HFBackend(Backend):
         if isinstance(gone, StoredPrompt):
             self._cache.remove_prompt(gone)
         else:
-            self._kept.finish(gone)
+            if self._kept is not None:
+                self._kept.finish(gone)
             self._cache.remove_row(gone)
             self._owners = None
 
@@ -253,28 +270,26 @@ class HFBackend(Backend):
     @torch.inference_mode()
     def room(self, maxima: Sequence[int], prompts: Sequence[int], memory: int) -> bool:
         needed, at_most = self._cache.bytes_with(maxima, prompts)
-        of_blocks = self._kept.bytes_with(maxima)
-        needed, at_most = needed + of_blocks, at_most + max(of_blocks, self._kept.nbytes)
+        if self._kept is not None:
+            of_blocks = self._kept.bytes_with(maxima)
+            needed, at_most = needed + of_blocks, at_most + max(of_blocks, self._kept.nbytes)
         if at_most > memory and (needed <= memory or not self._cache.rows):
             self._cache.trim()
-            self._kept.trim()
+            if self._kept is not None:
+                self._kept.trim()
         return needed <= memory
 
     @property
     def nbytes(self) -> int:
-        return self._cache.nbytes + self._kept.nbytes
+        return self._cache.nbytes + (0 if self._kept is None else self._kept.nbytes)
 
     # Who attends to whom --------------------------------------------------------------------------
 
     def _recorders(self, model: nn.Module) -> list[Patch]:
         """Blocks that note their attention, averaged over heads, in a step that is recorded."""
-        if not self._takes_groups:
-            return []
-        base = base_model_of(model)
-        blocks = [base.get_submodule(name) for name in get_attachment(base).block_names]
         return [
             (block, "step", functools.partial(self._noted, block, block.step))
-            for block in blocks
+            for block in model.modules()
             if isinstance(block, Coupling) and "layer" in block.seats
         ]
 
@@ -286,3 +301,178 @@ class HFBackend(Backend):
             if weights is not None:
                 self._seen.append(weights[0, 0].mean(dim=0).float().to(self.device))
         return step(x, rows)
+
+
+Patch = tuple[nn.Module, str, Any]  # an attribute of a module, and what takes its place
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+class Twin:
+    """Modules of our own with the model's weights, in evaluation mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = _twin_of(model)
+        self._named = _implementations(self.model)
+
+    def patch(self, patches: Sequence[Patch]) -> None:
+        """Put attributes of the twin's modules in place, for good."""
+        for module, attribute, value in patches:
+            module.__dict__[attribute] = value
+
+    @contextmanager
+    def ready(self, attention: str | None) -> Iterator[None]:
+        """For a pass with this attention implementation; None is the model's own."""
+        for config, own in self._named:
+            config._attn_implementation_internal = own if attention is None else attention
+        yield
+
+
+class Borrowed:
+    """The model itself, changed during a pass only, and by one thread at a time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._patches: Sequence[Patch] = ()
+        self._undo: list[tuple[dict[str, Any], str, Any]] = []
+        with _locks_lock:
+            self._lock = _locks.setdefault(model, threading.RLock())
+
+    def patch(self, patches: Sequence[Patch]) -> None:
+        """Put attributes of the model's modules in place whenever it is used."""
+        self._patches = patches
+
+    @contextmanager
+    def ready(self, attention: str | None) -> Iterator[None]:
+        """For a pass with this attention implementation; None is the model's own."""
+        with self._lock:
+            try:
+                for module in self.model.modules():
+                    if module.training:
+                        self._set(module, "training", False)
+                for config, own in _implementations(self.model):
+                    self._set(config, "_attn_implementation_internal", attention or own)
+                for patch in self._patches:
+                    self._set(*patch)
+                yield
+            finally:
+                try:
+                    self._restore()
+                except BaseException:  # an interrupt in the middle of it: to the end all the same
+                    self._restore()
+                    raise
+
+    def _set(self, owner: Any, name: str, value: Any) -> None:
+        self._undo.append((owner.__dict__, name, owner.__dict__.get(name, _ABSENT)))
+        owner.__dict__[name] = value
+
+    def _restore(self) -> None:
+        while self._undo:
+            attributes, name, before = self._undo[-1]
+            if before is _ABSENT:
+                attributes.pop(name, None)
+            else:
+                attributes[name] = before
+            self._undo.pop()
+
+
+_ABSENT = object()
+
+
+# Types of most attributes: what holds no module. Dictionaries are those of parameters and hooks.
+_SHARED = frozenset((bool, int, float, str, type(None), dict, OrderedDict, set, torch.Tensor))
+
+
+def host_of(model: nn.Module) -> Twin | Borrowed:
+    """A twin of the model if it can have one, else the model itself."""
+    return Twin(model) if can_have_twin(model) else Borrowed(model)
+
+
+def can_have_twin(model: nn.Module) -> bool:
+    """Whether module objects of our own would compute what the model computes."""
+    return not any(map(_holds_itself, model.modules()))
+
+
+def _holds_itself(module: nn.Module) -> bool:
+    """Whether something outside the module's attributes acts on this very object."""
+    if hasattr(module, "_hf_hook") or isinstance(module, torch.jit.ScriptModule):
+        return True
+    if any(cls.__name__ in SHARDED for cls in type(module).__mro__):
+        return True
+    # A method bound to the module can be bound to its twin, as accelerate's for mixed precision;
+    # what else a replaced forward does, nobody can tell.
+    forward = module.__dict__.get("forward")
+    return forward is not None and getattr(forward, "__self__", None) is not module
+
+
+def _twin_of(model: nn.Module) -> nn.Module:
+    modules = list(model.modules())
+    twins: dict[int, nn.Module] = {id(m): object.__new__(type(m)) for m in modules}
+    configs: dict[int, Any] = {}  # deepcopy's memory: a configuration in two places stays one
+    for module in modules:
+        own = dict(module.__dict__)
+        for name, value in module.__dict__.items():
+            if type(value) not in _SHARED:
+                own[name] = _with_twins(value, twins, configs)
+        own["_modules"] = {
+            name: None if child is None else twins[id(child)]
+            for name, child in module._modules.items()
+        }
+        own["_buffers"] = dict(module._buffers)  # some rotary embeddings replace theirs
+        own["training"] = False
+        own["_compiled_call_impl"] = None  # which would call the model's own modules
+        twins[id(module)].__dict__.update(own)
+    return twins[id(model)]
+
+
+def _with_twins(value: Any, twins: dict[int, nn.Module], configs: dict[int, Any]) -> Any:
+    """An attribute as the twin has it: modules and bound methods are the twins', configurations
+    are copies, and all else is shared."""
+    if isinstance(value, nn.Module):
+        return twins.get(id(value), value)
+    if isinstance(value, MethodType) and id(value.__self__) in twins:
+        return MethodType(value.__func__, twins[id(value.__self__)])
+    if isinstance(value, functools.partial):
+        return functools.partial(
+            _with_twins(value.func, twins, configs),
+            *(_with_twins(v, twins, configs) for v in value.args),
+            **{k: _with_twins(v, twins, configs) for k, v in value.keywords.items()},
+        )
+    if type(value) in (list, tuple) and any(isinstance(v, nn.Module) for v in value):
+        return type(value)(_with_twins(v, twins, configs) for v in value)
+    if hasattr(value, "_attn_implementation_internal"):
+        return copy.deepcopy(value, configs)
+    return value
+
+
+def _implementations(model: nn.Module) -> list[tuple[Any, Any]]:
+    """Every configuration that the modules read, with the attention that it names."""
+    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return [
+        (config, config._attn_implementation_internal)
+        for config in found.values()
+        if hasattr(config, "_attn_implementation_internal")
+    ]
+
+
+def keys_and_values(base: PreTrainedModel, cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """What a prefill has left in Hugging Face's cache, for each layer.
+
+    Raises:
+        GenerationError: if it is something else than keys and values of one size.
+    """
+    stored = []
+    for n, layer in enumerate(cache.layers):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if not isinstance(keys, Tensor) or not isinstance(values, Tensor):
+            raise not_shareable(base, f"keeps in layer {n} something else than keys and values")
+        if keys.shape != values.shape:
+            raise not_shareable(base, f"has in layer {n} values of another size than its keys")
+        stored.append((keys, values))
+    return stored
+
+
+def windows_of(cache: Any) -> list[int]:
+    """The sliding window that Hugging Face's cache keeps for each layer; 0 where it keeps all."""
+    return [int(getattr(layer, "sliding_window", 0) or 0) for layer in cache.layers]

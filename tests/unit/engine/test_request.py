@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from interlace.engine.prompts import encode
+from interlace.engine.request import encode
 from interlace.errors import GenerationError
 from support.text import BOS, END, byte_tokenizer, ids_of
 from support.unchecked import unchecked

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
-from interlace.engine.backends import packed as packed_module
-from interlace.engine.backends.packed import PackedWeights, why_not_packed
+from interlace.engine.backends import cpu as cpu_module
+from interlace.engine.backends.cpu import PackedWeights, why_not_packed
 from interlace.engine.types import GroupOutput
 from interlace.errors import GenerationError
 from support.architectures import attach_random, build
@@ -191,7 +191,7 @@ def test_without_the_private_operators_the_plain_path_runs(
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(name)
 
-    monkeypatch.setattr(packed_module.torch.ops, "mkldnn", Missing())
+    monkeypatch.setattr(cpu_module.torch.ops, "mkldnn", Missing())
     model = attach_random(build("qwen2"))
     assert why_not_packed(model) == "this build of torch has no such operators"
     with pytest.raises(GenerationError, match="no such operators"):
