@@ -4,22 +4,36 @@ Axes: R rows of a forward pass, S positions of a row, T of them the completion, 
 
 Memory is for each process, and an estimate: kernels' workspaces and fragmentation are not in it.
 What stays all the time adds to the larger of the two phases, sampling and training.
+docs/measurements.md holds it against real passes.
+
+What a model keeps for the backward pass is measured on the meta device, without weights or data:
+its own forward runs at two lengths while autograd's saved tensors are counted. Eager attention runs
+there, so bytes a row are a*S + b*S^2, and two lengths give both: b is what eager attention keeps,
+and what other implementations do not.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from interlace.attaching import is_attached, new_parameters
 from interlace.errors import ConfigError
-from interlace.training.probe import Subject
+from interlace.models.describe import cache_bytes
+from interlace.rows import Groups
 from interlace.training.responses import count_responses
 from interlace.training.scoring import CHUNK_BYTES, KEPT_BYTES
 
 CPU_ROWS, CUDA_ROWS = 64, 256  # the engine's own bounds
+_SHORT, _LONG = 64, 128  # positions of the measured passes
 # Numbers of the optimizer's states for each that trains; others count as AdamW.
 STATES = {"sgd": 0.0, "adafactor": 0.01, "lion": 1.0, "rmsprop": 1.0, "adagrad": 1.0}
 
@@ -46,6 +60,48 @@ class Plan:
     most_tokens: int
     groups: int
     problems: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as an estimate sees it; bytes in the data types of its weights.
+
+    Args:
+        old_parameters: of the base, tied weights once.
+        new_parameters: of the blocks.
+        trained_old: of the old ones, those that train (adapters included).
+        trained_new: of the new ones, those that train.
+        weight_bytes: of all weights.
+        trained_bytes: of those that train.
+        linear_bytes: of the linear layers, which the CPU engine packs.
+        layers: decoder layers.
+        hidden_size: D.
+        vocabulary: V.
+        itemsize: bytes of a number, as weights have it.
+        per_position: a, bytes kept for the backward pass, a row and position.
+        per_square: b, the same for each pair of positions.
+        eager: whether attention runs eagerly, so that b counts.
+        cache_per_position: bytes of one row's keys and values at one position.
+        tied_bytes: what the backward pass takes at its end if tied embeddings train: a gradient of
+            their use as embeddings and one of their use as head.
+    """
+
+    old_parameters: int
+    new_parameters: int
+    trained_old: int
+    trained_new: int
+    weight_bytes: int
+    trained_bytes: int
+    linear_bytes: int
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    itemsize: int
+    per_position: float
+    per_square: float
+    eager: bool
+    cache_per_position: float
+    tied_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,6 +248,86 @@ def setting(
     )
 
 
+def probe(
+    model: PreTrainedModel, width: int, *, eager: bool = False, mixed: bool = False
+) -> Subject:
+    """Measure a model on the meta device, `requires_grad` set as it will train.
+
+    Args:
+        model: with or without blocks.
+        width: W, of its forward pass.
+        eager: whether it will run eager attention.
+        mixed: whether its passes will run in 16 bits over wider weights; they keep about what
+            those of a model in 16 bits keep.
+    """
+    dtype = torch.bfloat16 if mixed else model.dtype
+    new = {id(p) for _, p in new_parameters(model)} if is_attached(model) else set()
+    weights = list(model.parameters())
+    trained = [p for p in weights if p.requires_grad]
+    sizes = model.config.get_text_config(decoder=True)
+    short, long = (_saved(model, width, length, dtype) / width for length in (_SHORT, _LONG))
+    square = (long - short * _LONG / _SHORT) / (_LONG**2 - _SHORT * _LONG)
+    linear = short / _SHORT - square * _SHORT
+    return Subject(
+        old_parameters=sum(p.numel() for p in weights if id(p) not in new),
+        new_parameters=sum(p.numel() for p in weights if id(p) in new),
+        trained_old=sum(p.numel() for p in trained if id(p) not in new),
+        trained_new=sum(p.numel() for p in trained if id(p) in new),
+        weight_bytes=sum(p.nbytes for p in weights),
+        trained_bytes=sum(p.nbytes for p in trained),
+        linear_bytes=sum(m.weight.nbytes for m in model.modules() if isinstance(m, nn.Linear)),
+        layers=sizes.num_hidden_layers,
+        hidden_size=sizes.hidden_size,
+        vocabulary=sizes.vocab_size,
+        itemsize=model.dtype.itemsize,
+        per_position=linear,
+        per_square=square,
+        eager=eager,
+        cache_per_position=cache_bytes(model, _LONG) / _LONG,
+        tied_bytes=_tied_bytes(model),
+    )
+
+
+def _tied_bytes(model: PreTrainedModel) -> int:
+    weight: Any = getattr(model.get_output_embeddings(), "weight", None)
+    tied = weight is not None and weight is getattr(model.get_input_embeddings(), "weight", None)
+    return 2 * weight.nbytes if tied and weight.requires_grad else 0
+
+
+def _saved(model: PreTrainedModel, rows: int, length: int, dtype: torch.dtype) -> float:
+    """Bytes kept for the backward pass by a group's forward in `dtype`, weights left out."""
+    try:
+        return float(_kept(copy.deepcopy(model).to(dtype).train(), rows, length))
+    except RuntimeError:
+        if dtype == torch.bfloat16:
+            raise
+    # A mixture's grouped products know no other data type on the meta device.
+    half = copy.deepcopy(model).to(torch.bfloat16).train()
+    return _kept(half, rows, length) * dtype.itemsize / 2
+
+
+def _kept(model: PreTrainedModel, rows: int, length: int) -> int:
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that no other takes its address
+        return tensor
+
+    groups = {"groups": Groups(rows)} if is_attached(model) else {}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.device("meta"):
+        model(
+            input_ids=torch.zeros(rows, length, dtype=torch.long),
+            attention_mask=torch.ones(rows, length, dtype=torch.long),
+            use_cache=False,
+            logits_to_keep=1,
+            **groups,
+        )
+    return sum(storage.nbytes() for storage in kept.values())
+
+
 def memory(subject: Subject, at: Setting) -> Memory:
     """Bytes of each process, by part."""
     shards = at.processes if at.sharded else 1
@@ -212,10 +348,7 @@ def memory(subject: Subject, at: Setting) -> Memory:
     step = 3 * 4 * subject.vocabulary
     sampling["logits of a step"] = at.live_rows * step
     least["logits"] = at.group_rows * step
-    training = {
-        f"activations, {at.micro_rows} rows": at.micro_rows * _activations(subject, at),
-        "logits": _logits(subject, at),
-    }
+    training = _largest_moment(subject, at)
     if at.mixed:
         copies = 2 * (subject.old_parameters + subject.new_parameters)
         training["weights in 16 bits"] = copies // (subject.layers if at.sharded else 1)
@@ -247,26 +380,28 @@ def _cache(subject: Subject, at: Setting, rows: int) -> int:
     return int(positions * subject.cache_per_position)
 
 
-def _activations(subject: Subject, at: Setting) -> int:
-    """Bytes a row keeps for the backward pass; with checkpointing each layer's input, and what one
-    layer keeps."""
+def _largest_moment(subject: Subject, at: Setting) -> dict[str, int]:
+    """What a forward and backward pass holds at its largest moment, beside weights and gradients:
+    at the logits, in the backward of one layer, or at the end, in that of tied embeddings."""
     size = 2 if at.mixed else subject.itemsize
     positions = at.prompt + at.completion
-    kept = subject.per_position * positions
+    kept = at.micro_rows * subject.per_position * positions
     if subject.eager:
-        kept += subject.per_square * positions**2
-    if at.checkpointing:
-        inputs = subject.layers * subject.hidden_size * positions * size
-        kept = inputs + kept / subject.layers
-    return int(kept)
+        kept += at.micro_rows * subject.per_square * positions**2
+    name, logits = f"activations, {at.micro_rows} rows", {"logits": _logits(subject, at)}
+    if at.checkpointing:  # each layer's input, and in the backward what one layer keeps
+        inputs = at.micro_rows * subject.layers * subject.hidden_size * positions * size
+        moments = [{name: inputs} | logits, {name: int(inputs + kept / subject.layers)}]
+    else:
+        moments = [{name: int(kept)} | logits]
+    moments.append({"gradients of tied embeddings, by part": subject.tied_bytes})
+    return max(moments, key=lambda parts: sum(parts.values()))
 
 
 def _logits(subject: Subject, at: Setting) -> int:
-    """Bytes of a pass's logits: those that are kept for the backward pass, if they are few, and
-    some chunks in work."""
+    """Bytes of a pass's logits and their gradients: all at once if they are few, else by chunks."""
     everything = at.micro_rows * at.completion * subject.vocabulary * 4
-    kept = everything if everything <= KEPT_BYTES else 0
-    return kept + 4 * min(CHUNK_BYTES, everything)
+    return 2 * everything if everything <= KEPT_BYTES else 3 * CHUNK_BYTES
 
 
 def ways_out(subject: Subject, at: Setting, available: int, stage: str) -> Iterator[str]:

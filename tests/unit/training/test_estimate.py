@@ -14,8 +14,7 @@ import torch
 import interlace
 from interlace.errors import ConfigError
 from interlace.rows import Groups
-from interlace.training.estimate import memory, plan, setting, ways_out
-from interlace.training.probe import probe
+from interlace.training.estimate import memory, plan, probe, setting, ways_out
 from interlace.training.recipe import parse_recipe
 from support.architectures import attach_random, build
 

@@ -6,8 +6,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import ConfigError
-from interlace.training.estimate import Memory, Plan, Setting, memory, plan, setting, ways_out
-from interlace.training.probe import Subject, probe
+from interlace.training.estimate import (
+    Memory,
+    Plan,
+    Setting,
+    Subject,
+    memory,
+    plan,
+    probe,
+    setting,
+    ways_out,
+)
 from interlace.training.run import build_task, check_rewards, starting_folder
 from interlace.training.skeleton import longest_prompt, skeleton
 
