@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from interlace.attaching import get_attachment, is_attached
-from interlace.engine.architecture import check_model
+from interlace.engine.backends.base import check_model
 from interlace.errors import GenerationError
 from interlace.rows import Prompts
 from interlace.training.arguments import PromptOnce
