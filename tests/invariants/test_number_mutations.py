@@ -30,7 +30,6 @@ from interlace.evaluation import (
 from interlace.training import advantages, losses
 from unit.evaluation import (
     test_compare,
-    test_diversity,
     test_efficiency,
     test_intervals,
     test_measure,
@@ -126,7 +125,7 @@ MUTATIONS = [
     Mutation(votes.best_rows, "classes == NO_ANSWER, -np.inf", "classes == 9, -np.inf",
              test_votes.test_best_row_is_the_first_highest_with_an_answer),
     Mutation(votes.distinct_n, "len(set(grams))", "len(grams)",
-             test_diversity.test_distinct_n_counts_over_the_whole_group),
+             test_votes.test_distinct_n_counts_over_the_whole_group),
     Mutation(measure._subset_sizes, "2**power for power", "power + 1 for power",
              test_measure.test_default_set_sizes_are_powers_of_two_and_all_rows),
     Mutation(intervals.proportion_interval, "half = math.sqrt(", "half = 0.5 * math.sqrt(",
