@@ -19,9 +19,11 @@ import pytest
 import yaml
 from rich.console import Console
 
+import interlace
 import interlace.cli.demo as demo
 import interlace.models.source
-from interlace.cli.demo import Children, carry_out, claimed
+from interlace import files
+from interlace.cli.demo import Children, carry_out, claimed, work
 from interlace.cli.demo.work import PLAN, Settings, lanes
 from interlace.errors import RunError, WorkerError
 from interlace.tasks import get_task
@@ -140,6 +142,24 @@ def test_arms_differ_in_the_blocks_alone(killed: tuple[Path, str, dict]) -> None
 def test_what_is_written_twice_is_the_same() -> None:
     assert interlace.models.source.PACKAGED["tiny"] == demo.PACKAGED / "tiny"
     assert len(get_task("tiny-countdown")) == Settings().problems
+
+
+def test_a_model_that_is_still_put_in_place_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lane that trains it moves its files while the other already finds it complete."""
+    model = tmp_path / "bridge" / "grpo" / "model"
+    (model / files.WRITTEN / "base").mkdir(parents=True)
+    (model / files.WRITTEN / files.MANIFEST).touch()
+
+    def loads(place: str) -> None:
+        assert sorted(path.name for path in Path(place).iterdir()) == ["base", files.MANIFEST]
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(interlace, "load", loads)
+    (job,) = [job for job in lanes(MINIATURE)[1] if job.arm == "bridge"]
+    with pytest.raises(ZeroDivisionError):
+        work.evaluate(tmp_path, MINIATURE, job)
 
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:

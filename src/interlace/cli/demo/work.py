@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from interlace.files import is_complete, locate
+from interlace.files import is_complete, locate, settled
 
 WIDTHS = (1, 2, 4, 8, 16)
 SAMPLES = 16  # rows of a problem at every width
@@ -165,8 +165,10 @@ def evaluate(folder: Path, settings: Settings, job: Job) -> None:
     from interlace.tasks import get_task
 
     trained = model_of(folder, settings, job.arm)
-    while trained.startswith(str(folder)) and not is_complete(Path(trained)):
-        time.sleep(SECONDS_BETWEEN_LOOKS)  # the other lane still trains it
+    if trained.startswith(str(folder)):
+        while not is_complete(Path(trained)):
+            time.sleep(SECONDS_BETWEEN_LOOKS)  # the other lane still trains it
+        settled(Path(trained))  # and may still be putting its files in place
     model, tokenizer = interlace.load(trained)
     interlace.evaluate(
         interlace.Engine(model, tokenizer),
