@@ -4,6 +4,7 @@ may begin where another arm's ended, and its evaluations.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,37 @@ import yaml
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "01-countdown"))
 
+from units import HERE as MACHINE  # noqa: E402
 from units import Config, Unit, base_digest, merged  # noqa: E402
 
+MAIN, ENDING = QUEUES = ("main", "ending")
 
-def load_config(smoke: bool = False) -> Config:
-    """The settings of `config.yaml`, with the preset on top."""
+
+def load_config(smoke: bool = False, queue: str = MAIN) -> Config:
+    """The settings of `config.yaml`, with the queue's and the preset's on top."""
     config: Config = yaml.safe_load((HERE / "config.yaml").read_text(encoding="utf-8"))
-    preset = config.pop("smoke")
+    preset, ending = config.pop("smoke"), config.pop(ENDING)
+    if queue == ENDING:
+        replaced = {key: ending.pop(key) for key in ("bases", "arms", "labels", "order")}
+        config = merged(config, ending) | replaced
+        preset = {key: preset[key] for key in ("warmup", "grpo", "evaluation")}
     return merged(config, preset) if smoke else config
+
+
+def fetch_bases(config: Config) -> None:
+    """Write bases that only an older commit has to where they are read from."""
+    for base in config["bases"]:
+        folder = MACHINE / base["source"]
+        if "commit" not in base or folder.exists():
+            continue
+        partial = folder.with_name(folder.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        tree = f"{base['commit']}:{base['path']}"
+        packed = subprocess.run(
+            ["git", "archive", tree], cwd=HERE.parents[1], capture_output=True, check=True
+        )
+        subprocess.run(["tar", "-x"], cwd=partial, input=packed.stdout, check=True)
+        partial.rename(folder)
 
 
 def plan(config: Config) -> list[Unit]:
@@ -48,7 +72,7 @@ def _add(
         "base_weights": weights[index],
         "task": config["task"],
         "attach": options.get("attach"),
-        "blocks": config["blocks"] if options.get("attach") else None,
+        "blocks": config["blocks"] | options.get("blocks", {}) if options.get("attach") else None,
         "snapshots": options.get("snapshots", []),
         "trainer": _trainer(config, options),
     }

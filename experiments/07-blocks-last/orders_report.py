@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orders import HERE, plan
+from orders import HERE, MAIN, plan
 from outcomes import differences, load, pick, records, table
 from picking import measured, over_seeds
 from tables import COLUMNS, fill, markdown, show, show_share, together
@@ -27,7 +27,7 @@ SHOWN = (*(c for c in COLUMNS if c[0] not in LEFT_OUT), ("maj@8", "maj", 8, True
 SPLICED, PLAIN, SFT = "spliced", "plain", "sft"
 
 
-def write_report(config: Config, places: Places) -> None:
+def write_report(config: Config, places: Places, queue: str = MAIN) -> None:
     """Measure the raw results anew and write all that follows from them."""
     done = [u for u in plan(config) if u.kind == "evaluate" and places.outcome(u) is not None]
     if not done:
@@ -35,9 +35,10 @@ def write_report(config: Config, places: Places) -> None:
     results: dict[str, list[ArmResult]] = {}
     for unit in done:
         results.setdefault(name_of(unit), []).append(load(places, unit))
-    results["today"] = todays_recipe()
+    if queue == MAIN:
+        results["today"] = todays_recipe()
     values = {
-        "experiment": "07-blocks-last",
+        "experiment": f"07-blocks-last, {queue}",
         "arms": {arm: table(own) for arm, own in results.items()},
         "differences": [
             line for arm, other in pairs(config) for line in difference(results, arm, other)
@@ -53,7 +54,9 @@ def write_report(config: Config, places: Places) -> None:
         "picking": picking_table(values["picking"], values["arms"], config["labels"]),
         "costs": costs_table(values["costs"], config["labels"]),
     }
-    home = places.out == HERE.resolve()
+    home = places.out in (HERE.resolve(), (HERE / queue).resolve())
+    if queue != MAIN:
+        sections = {f"{queue}-{name}": section for name, section in sections.items()}
     tables = fill(HERE / "README.md", sections) if home else together(places, sections)
     print(f"wrote {path} and {tables}")
 
@@ -75,6 +78,7 @@ def pairs(config: Config) -> list[tuple[str, str]]:
     """Every arm and the one that it starts from; blocks' arms and their controls."""
     found = [(arm, options["from"]) for arm, options in config["arms"].items() if "from" in options]
     found += [(SPLICED + "-120", "today"), ("joint-30", "today"), ("spliced-rlvr", "today")]
+    found += [(f"finished-{budget}", f"position-{budget}") for budget in ("base", "120")]
     for arm in config["arms"]:
         kind, _, budget = arm.partition("-")
         controls = (f"{SFT}-{budget}", f"{PLAIN}-{budget}")
