@@ -108,6 +108,8 @@ class Groups(Rows):
         completion_start: `[P]`, the first column of this call that belongs to a completion, for
             couplings that read what siblings wrote; None is 0 for all groups. A column at or
             beyond the call's end means that none does.
+        hidden: `[P, W, W]`, True where row w (second axis) never sees row w' (last axis); None
+            hides nobody. Only for couplings that read siblings at the same position.
 
     Raises:
         GroupError: for a width below 1, or a mask or start of another type or shape.
@@ -124,6 +126,7 @@ class Groups(Rows):
         width: int,
         alive: Bool[Tensor, "P W S"] | None = None,
         completion_start: Int[Tensor, " P"] | None = None,
+        hidden: Bool[Tensor, "P W W"] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
@@ -138,6 +141,7 @@ class Groups(Rows):
         self._width = width
         self._alive = alive
         self._completion_start = completion_start
+        self._hidden = hidden
         self._seen_by: Bool[Tensor, "P S W W"] | None = None
         self._earlier: dict[tuple[Reads, int], Earlier | None] = {}
 
@@ -155,6 +159,11 @@ class Groups(Rows):
     def completion_start(self) -> Int[Tensor, " P"] | None:
         """The first column of this call that belongs to a completion; None means 0."""
         return self._completion_start
+
+    @property
+    def hidden(self) -> Bool[Tensor, "P W W"] | None:
+        """True where a row never sees a sibling; None hides nobody."""
+        return self._hidden
 
     def alone(self) -> bool | Bool[Tensor, " R"]:
         """Whether every row is a group of its own."""
@@ -218,12 +227,8 @@ class Groups(Rows):
 
     def select(self, start: int, stop: int) -> Groups:
         """The groups `start:stop` of P, as a micro-batch takes them."""
-        alive, starts = self.alive, self.completion_start
-        return Groups(
-            self.width,
-            None if alive is None else alive[start:stop],
-            None if starts is None else starts[start:stop],
-        )
+        kept = (self.alive, self.completion_start, self.hidden)
+        return Groups(self.width, *(None if t is None else t[start:stop] for t in kept))
 
     def columns(self, start: int | None, stop: int | None) -> Groups:
         """The positions `start:stop` of S, as a chunk of a prefill or a decode step takes them.
@@ -245,6 +250,7 @@ class Groups(Rows):
             self.width,
             None if alive is None else alive[..., start:stop],
             None if starts is None else (starts - first).clamp(min=0),
+            self.hidden,
         )
 
     def micro_batches(self, rows: int, size: int) -> Iterator[tuple[slice, Groups]]:
@@ -273,14 +279,15 @@ class Groups(Rows):
         """The same groups with the mask and the starts on `device`; None leaves them in place."""
         if device is None:
             return self
-        alive, starts = (
+        before = (self.alive, self.completion_start, self.hidden)
+        alive, starts, hidden = (
             None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-            for tensor in (self.alive, self.completion_start)
+            for tensor in before
         )
-        if alive is self.alive and starts is self.completion_start:
+        if all(a is b for a, b in zip(before, (alive, starts, hidden), strict=True)):
             return self
         moved = copy.copy(self)  # the record of the pass that is being watched is the same one
-        moved._alive, moved._completion_start = alive, starts
+        moved._alive, moved._completion_start, moved._hidden = alive, starts, hidden
         moved._seen_by, moved._earlier = None, {}
         return moved
 
@@ -288,15 +295,15 @@ class Groups(Rows):
         """Who sees whom at each position: True where row w (third axis) may attend to row w' (last
         axis).
 
-        A row sees the rows of its group that are alive at the position, and itself. None when all
-        see all.
+        A row sees the rows of its group that are alive at the position and not hidden from it, and
+        itself. None when all see all.
         """
         if self.alive is None:
-            return None
+            return None if self.hidden is None else ~self.hidden[:, None]
         if torch.compiler.is_compiling():
-            return _alive_or_self(self.alive)
+            return _alive_or_self(self.alive, self.hidden)
         if self._seen_by is None:
-            self._seen_by = _alive_or_self(self.alive)
+            self._seen_by = _alive_or_self(self.alive, self.hidden)
         return self._seen_by
 
     def earlier(
@@ -314,6 +321,11 @@ class Groups(Rows):
         """
         if reads == "position" or self.width == 1 or (reads == "finished" and self.alive is None):
             return None
+        if self.hidden is not None:
+            raise GroupError(
+                "Rows are hidden from siblings that read them at the same position only; these "
+                f"blocks read {reads!r}. Leave hidden out, or attach blocks with reads='position'."
+            )
         if torch.compiler.is_compiling():
             return self._find_earlier(reads, count, positions, device)
         if (reads, count) not in self._earlier:
@@ -380,6 +392,7 @@ class Owners(Rows):
         device: Device of the masks; by default that of `owners`, the CPU for a sequence.
         alone: For each row whether its group is of width 1; by default none is.
         kept: Keys and values of earlier steps, for couplings that read them.
+        hidden: `[R, R]`, True where a row does not see another, whoever owns it.
 
     Raises:
         GroupError: for no rows, or owners of another type or shape.
@@ -395,6 +408,7 @@ class Owners(Rows):
         *,
         alone: Sequence[bool] = (),
         kept: Kept | None = None,
+        hidden: Bool[Tensor, "R R"] | None = None,
     ) -> None:
         super().__init__()
         given = owners if isinstance(owners, Tensor) else torch.tensor(owners)
@@ -407,7 +421,9 @@ class Owners(Rows):
             )
         known = () if isinstance(owners, Tensor) else set(owners)
         self._one_group = len(given) == 1 or (len(known) == 1 and NOBODY not in known)
+        self._one_group = self._one_group and hidden is None
         self._owners = given if device is None else given.to(device)
+        self._hidden = None if hidden is None else hidden.to(self._owners.device)
         # Shared with the copies that passes watch: the rows are the same until a row ends.
         self._masks: dict[torch.dtype, Tensor] = {}
         self._alone: bool | Tensor = len(alone) > 0 and all(alone)
@@ -449,6 +465,7 @@ class Owners(Rows):
             return self
         moved = copy.copy(self)  # the record of the pass is the same one
         moved._owners, moved._masks = owners, {}
+        moved._hidden = None if self._hidden is None else self._hidden.to(device)
         if isinstance(self._alone, Tensor):
             moved._alone = self._alone.to(device, non_blocking=non_blocking)
         return moved
@@ -457,7 +474,7 @@ class Owners(Rows):
         """Who sees whom; None when all rows are known to be of one group."""
         if self._one_group:
             return None
-        return self._once(torch.bool, lambda: _same_owner(self.owners))
+        return self._once(torch.bool, lambda: _same_owner(self.owners, self._hidden))
 
     def additive_mask(self, dtype: torch.dtype) -> Float[Tensor, "1 1 R R"] | None:
         """`visible` as numbers to add to scores: 0 where seen, else minus infinity."""
@@ -585,12 +602,18 @@ def _check_start(start: Tensor, count: int | None) -> None:
         )
 
 
-def _alive_or_self(alive: Bool[Tensor, "P W S"]) -> Bool[Tensor, "P S W W"]:
+def _alive_or_self(
+    alive: Bool[Tensor, "P W S"], hidden: Bool[Tensor, "P W W"] | None
+) -> Bool[Tensor, "P S W W"]:
     """Which rows a row sees: the alive ones of its group, and itself. Equation (4)."""
     itself = torch.eye(alive.shape[1], dtype=torch.bool, device=alive.device)
-    return alive.transpose(1, 2).unsqueeze(2) | itself
+    seen = alive.transpose(1, 2).unsqueeze(2)
+    return (seen if hidden is None else seen & ~hidden[:, None]) | itself
 
 
-def _same_owner(owner: Int[Tensor, " R"]) -> Bool[Tensor, "1 1 R R"]:
+def _same_owner(
+    owner: Int[Tensor, " R"], hidden: Bool[Tensor, "R R"] | None
+) -> Bool[Tensor, "1 1 R R"]:
     itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)
-    return (((owner[:, None] == owner) & (owner != NOBODY)) | itself)[None, None]
+    seen = (owner[:, None] == owner) & (owner != NOBODY)
+    return ((seen if hidden is None else seen & ~hidden) | itself)[None, None]

@@ -289,7 +289,8 @@ class EngineCore:
             self._waiting.popleft()
             if group not in drawing.failed:
                 stored = self._prompts[group.request.prompt_key]
-                slots = self.backend.open(stored, group.request.maxima)
+                request = group.request
+                slots = self.backend.open(stored, request.maxima, request.params.hidden)
                 for row, slot in zip(group.rows, slots, strict=True):
                     row.slot = slot
         return drawing

@@ -46,8 +46,8 @@ class StoredPrompt:
 @dataclass(eq=False)
 class Slot:
     """A live row: its place in the store, the prompt it answers, the number of its group (rows of
-    one owner see each other), the most tokens that it may get, whether its group is of width 1, and
-    the tokens it was fed."""
+    one owner see each other), the most tokens that it may get, whether its group is of width 1, the
+    tokens it was fed, and siblings that it does not see."""
 
     place: int
     prompt: StoredPrompt
@@ -55,6 +55,14 @@ class Slot:
     maximum: int
     alone: bool = False
     length: int = 0
+    unseen: frozenset[Slot] = frozenset()
+
+
+def hidden_pairs(rows: Sequence[Slot]) -> Bool[Tensor, "R R"] | None:
+    """True where a live row does not see another of its group; None where all see all."""
+    if not any(row.unseen for row in rows):
+        return None
+    return torch.tensor([[other in row.unseen for other in rows] for row in rows])
 
 
 class SharedCache(Cache):

@@ -176,6 +176,11 @@ class SamplingParams:
         asked = self.max_new_tokens
         return asked if isinstance(asked, int) else max(asked)
 
+    @property
+    def hidden(self) -> Sequence[tuple[int, int]]:
+        """Pairs (row, sibling) of which the row never sees the sibling: of `HidingParams`."""
+        return ()
+
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with other values."""
         return dataclasses.replace(self, **changes)
@@ -200,6 +205,27 @@ def _refuse_unknown_options(cls: type[SamplingParams]) -> None:
 
 
 _refuse_unknown_options(SamplingParams)
+
+
+@dataclass(frozen=True)
+class HidingParams(SamplingParams):
+    """Parameters of a group in which siblings are hidden from rows, as training with
+    `sibling_dropout` samples it.
+
+    Args:
+        hidden: Pairs (row, sibling) of which the row never sees the sibling.
+    """
+
+    hidden: Sequence[tuple[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pairs = tuple((int(row), int(sibling)) for row, sibling in self.hidden)
+        if any(len(set(pair) & set(range(self.width))) < 2 for pair in pairs):
+            raise GenerationError(
+                f"hidden holds pairs of two rows of the group's {self.width}; got {shown(pairs)}."
+            )
+        object.__setattr__(self, "hidden", pairs)
 
 
 @dataclass

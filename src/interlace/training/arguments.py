@@ -213,7 +213,10 @@ class GRPOConfig(GroupArguments):
         prompts_per_rollout: prompts sampled at once, over all processes.
         num_generations: samples a prompt, over which the advantage is taken; a multiple of every
             width.
-        width: W, the rows that see each other. A list draws one for each prompt.
+        width: W, the rows that see each other. A list draws one for each prompt, a width that
+            stands in it twice twice as often.
+        sibling_dropout: Probability that a sibling is hidden from a row for a whole rollout, while
+            sampling and scoring alike. For blocks that read siblings at the same position.
         mini_batches: optimizer steps in one pass over a rollout; each takes its share of the
             prompts.
         passes: passes over a rollout.
@@ -247,6 +250,7 @@ class GRPOConfig(GroupArguments):
     prompts_per_rollout: int = 64
     num_generations: int = 8
     width: int | list[int] = 8
+    sibling_dropout: float = 0.0
     mini_batches: int = 1
     passes: int = 1
     loss: Kind = "token"
@@ -273,6 +277,11 @@ class GRPOConfig(GroupArguments):
     @property
     def widths(self) -> list[int]:
         """The widths that prompts may get."""
+        return list(dict.fromkeys(self.drawn_widths))
+
+    @property
+    def drawn_widths(self) -> list[int]:
+        """What a prompt's width is drawn from, repeats counted."""
         return _listed(self.width)
 
     @property
@@ -299,6 +308,10 @@ class GRPOConfig(GroupArguments):
             self, "prompts_per_rollout", "num_generations", "mini_batches", "passes", "guard_every"
         )
         self._check_widths()
+        if not 0 <= self.sibling_dropout <= 1:
+            raise ConfigError(
+                f"sibling_dropout is a probability, from 0 to 1; got {self.sibling_dropout!r}."
+            )
         refuse_left_out_copies(self.credit, self.leave_one_out)
         if self.prompts_per_rollout % self.mini_batches:
             raise ConfigError(

@@ -36,6 +36,7 @@ class GroupBatch:
         reference_logprobs: `[P, W, T]` under the frozen reference, if the loss has a KL.
         advantages: `[P, W]`, if the loss has any.
         outputs: Groups that the batch was collated from, for the guard.
+        hidden: `[P, W, W]`, True where a row never sees a sibling; None hides nobody.
         counts: False for a batch that is fed only because other processes feed one.
     """
 
@@ -48,6 +49,7 @@ class GroupBatch:
     old_logprobs: Float[Tensor, "P W T"] | None = None
     reference_logprobs: Float[Tensor, "P W T"] | None = None
     advantages: Float[Tensor, "P W"] | None = None
+    hidden: Bool[Tensor, "P W W"] | None = None
     outputs: Sequence[GroupOutput] = ()
     counts: bool = True
 
@@ -56,7 +58,7 @@ class GroupBatch:
         """The `groups` argument of the forward pass."""
         first = self.input_ids.shape[1] - self.completion_mask.shape[2]  # L
         start = torch.full((self.count,), first, device=self.alive.device)
-        return Groups(self.width, self.alive, start)
+        return Groups(self.width, self.alive, start, self.hidden)
 
     @property
     def count(self) -> int:
@@ -111,7 +113,19 @@ def collate(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
     rows = [[c.token_ids for c in group.completions] for group in groups]
     logprobs = [[c.sampled_logprobs for c in group.completions] for group in groups]
     prompts = [group.prompt_token_ids for group in groups]
-    return replace(collate_ids(prompts, rows, pad_token_id, logprobs), outputs=tuple(groups))
+    batch = collate_ids(prompts, rows, pad_token_id, logprobs)
+    return replace(batch, outputs=tuple(groups), hidden=_hidden(groups, batch.width))
+
+
+def _hidden(groups: Sequence[GroupOutput], width: int) -> Bool[Tensor, "P W W"] | None:
+    """Who was hidden from whom while the groups were sampled."""
+    if not any(group.params.hidden for group in groups):
+        return None
+    found = torch.zeros(len(groups), width, width, dtype=torch.bool)
+    for p, group in enumerate(groups):
+        for row, sibling in group.params.hidden:
+            found[p, row, sibling] = True
+    return found
 
 
 def collate_ids(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import random
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,6 +177,22 @@ def _shuffled(seed: int, count: int, epoch: int) -> array[int]:
 def draw_width(seed: int, rollout: int, position: int, widths: Sequence[int]) -> int:
     """The width of a rollout's prompt."""
     return random.Random(f"{seed}:width:{rollout}:{position}").choice(list(widths))
+
+
+def draw_hidden(
+    seed: int, place: tuple[int, int, int], width: int, probability: float
+) -> list[tuple[int, int]]:
+    """Pairs (row, sibling) of a group of which the row does not see the sibling.
+
+    Args:
+        seed: Seed of the run.
+        place: Number of the rollout, the prompt's position in it, and the group's number.
+        width: W.
+        probability: Probability of each pair.
+    """
+    draw = random.Random(f"{seed}:hidden:{place}")
+    pairs = itertools.permutations(range(width), 2)
+    return [pair for pair in pairs if draw.random() < probability] if probability else []
 
 
 def sampling_seed(seed: int, rollout: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interlace.attaching import get_attachment, is_attached
 from interlace.errors import ConfigError
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, collate
@@ -54,6 +55,14 @@ class GRPOTrainer(GroupTrainer):
                 f"are never split); {args.world_size} processes do not divide it. Set "
                 f"prompts_per_rollout to a multiple of {args.mini_batches * args.world_size}."
             )
+        if args.sibling_dropout and is_attached(self.model):
+            config = get_attachment(self.model).config
+            if (config.kind, config.reads) != ("bridge", "position"):
+                raise ConfigError(
+                    "sibling_dropout hides siblings from Bridge blocks that read them at the same "
+                    f"position; these are {config.kind} blocks and read {config.reads!r}. Leave it "
+                    "out, or attach BridgeConfig(reads='position')."
+                )
         self.rollouts = Rollouts(self.task, args, self.judge_of(self.task, args))
         self._guard = RolloutGuard(self)
         self._mini_batches: list[list[GroupBatch]] = []  # the last one of each is the spare one

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from interlace.answers import majority_vote
 from interlace.engine.engine import Engine
-from interlace.engine.types import GroupOutput, SamplingParams
+from interlace.engine.types import GroupOutput, HidingParams
 from interlace.tasks.base import Task
 from interlace.training.advantages import advantages, without_variance
 from interlace.training.arguments import GRPOConfig
 from interlace.training.data import (
+    draw_hidden,
     draw_indices,
     draw_width,
     sampling_seed,
@@ -86,8 +88,8 @@ class Rollouts:
         prompts, params, ids, owners = [], [], [], []
         for position in positions:
             example = self._task[indices[position]]
-            width = draw_width(seed, number, position, args.widths)
-            own = SamplingParams(
+            width = draw_width(seed, number, position, args.drawn_widths)
+            own = HidingParams(
                 width=width,
                 max_new_tokens=args.max_new_tokens,
                 temperature=args.temperature,
@@ -95,7 +97,9 @@ class Rollouts:
             )
             for group in range(args.num_generations // width):
                 prompts.append(self._task.prompt(example))
-                params.append(own)
+                place = (number, position, group)
+                pairs = draw_hidden(seed, place, width, args.sibling_dropout)
+                params.append(replace(own, hidden=pairs) if pairs else own)
                 # The position: a small task's prompt can come twice in a rollout.
                 ids.append(f"{position}.{group}")
                 owners.append((position, example))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+import interlace
 from interlace import Engine, SamplingParams
-from interlace.engine.types import GroupOutput
-from interlace.errors import GroupError, GuardError
+from interlace.engine.types import GroupOutput, HidingParams
+from interlace.errors import ConfigError, GenerationError, GroupError, GuardError
 from interlace.training.batch import GroupBatch, collate, collate_ids
+from interlace.training.data import draw_width
 from interlace.training.guard import check_gap, measure_gap, sample_again
 from interlace.training.scoring import score
 from support.architectures import VOCAB, attach_random, build
+from support.training import grpo, read_lines
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [15, 16]]
 PARAMS = SamplingParams(
@@ -177,3 +181,61 @@ def test_completions_of_every_group_start_in_one_column() -> None:
     assert start.tolist() == [3, 3]
     assert batch.select(1, 2).groups.completion_start is not None
     assert batch.completion_ids[1, 1].tolist() == batch.input_ids[3, 3:].tolist()
+
+
+HIDDEN = [(0, 1), (0, 2), (2, 1)]  # row 1 sees all, row 0 nobody
+
+
+def test_I7_hidden_siblings_are_hidden_from_sampling_and_scoring_alike() -> None:
+    """Fails if either side forgets whom a row does not see."""
+    model = attach_random(build("llama"))
+    plain = vars(PARAMS) | {"hidden": HIDDEN}
+    groups = Engine(model).generate(PROMPTS, [PARAMS, HidingParams(**plain)] * 2)
+    batch = batch_of(groups)
+    assert batch.hidden is not None
+    assert [int(one.sum()) for one in batch.hidden] == [0, 3, 0, 3]
+    assert gap(model, batch) < 1e-5
+    assert gap(model, batch.select(1, 2)) < 1e-5
+    assert gap(model, dataclasses.replace(batch, hidden=None)) > 1e-3
+    assert gap(model, dataclasses.replace(batch, hidden=batch.hidden.transpose(1, 2))) > 1e-3
+
+
+def test_a_row_that_sees_nobody_is_as_it_is_alone() -> None:
+    model = attach_random(build("llama"))
+    everybody = [(row, other) for row in range(3) for other in range(3) if row != other]
+    batch = batch_of(rollout(model, HidingParams(**(vars(PARAMS) | {"hidden": everybody}))))
+    hidden = score(model, batch).logprobs
+    ids = [[c.token_ids for c in group.completions] for group in batch.outputs]
+    prompts = [group.prompt_token_ids for group in batch.outputs for _ in range(3)]
+    alone = score(model, collate_ids(prompts, [[row] for rows in ids for row in rows], 0)).logprobs
+    torch.testing.assert_close(hidden.flatten(0, 1), alone[:, 0], atol=1e-5, rtol=0)
+
+
+def test_pairs_that_are_no_two_rows_of_the_group_are_refused() -> None:
+    for pair in ((0, 0), (0, 3), (-1, 1)):
+        with pytest.raises(GenerationError, match="pairs of two rows of the group's 3"):
+            HidingParams(width=3, hidden=[pair])
+
+
+def test_the_guard_passes_training_with_hidden_siblings(tmp_path: Path) -> None:
+    grpo(tmp_path / "a", max_steps=2, sibling_dropout=0.5, width=[3, 6]).run()
+    grpo(tmp_path / "b", max_steps=2, width=[3, 6]).run()
+    assert read_lines(tmp_path / "a" / "metrics.jsonl") != read_lines(
+        tmp_path / "b" / "metrics.jsonl"
+    )
+
+
+def test_what_reads_finished_siblings_has_no_dropout(tmp_path: Path) -> None:
+    model = build("llama")
+    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05, reads="finished"))
+    with pytest.raises(ConfigError, match="and read 'finished'"):
+        grpo(tmp_path / "a", model, sibling_dropout=0.5)
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        grpo(tmp_path / "b", sibling_dropout=1.5)
+
+
+def test_widths_are_drawn_as_often_as_they_are_named(tmp_path: Path) -> None:
+    args = grpo(tmp_path / "a", width=[1, 1, 1, 6]).args
+    assert args.widths == [1, 6]
+    drawn = [draw_width(0, 0, position, args.drawn_widths) for position in range(800)]
+    assert 0.70 < drawn.count(1) / 800 < 0.80

@@ -86,8 +86,19 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def open(self, prompt: StoredPrompt, maxima: Sequence[int]) -> list[Slot]:
-        """The rows of a new group, which see each other: one for each maximum of tokens."""
+    def open(
+        self,
+        prompt: StoredPrompt,
+        maxima: Sequence[int],
+        hidden: Sequence[tuple[int, int]] = (),
+    ) -> list[Slot]:
+        """The rows of a new group, which see each other: one for each maximum of tokens.
+
+        Args:
+            prompt: Prompt that they answer.
+            maxima: The most tokens of each.
+            hidden: Pairs (row, sibling) of which the row does not see the sibling.
+        """
 
     @abstractmethod
     def decode(

@@ -44,6 +44,7 @@ from interlace.engine.kv import (
     Slot,
     StoredPrompt,
     active_cache,
+    hidden_pairs,
     not_shareable,
     shared_attention,
 )
@@ -197,9 +198,16 @@ class HFBackend(Backend):
 
     # Rows -----------------------------------------------------------------------------------------
 
-    def open(self, prompt: StoredPrompt, maxima: Sequence[int]) -> list[Slot]:
+    def open(
+        self,
+        prompt: StoredPrompt,
+        maxima: Sequence[int],
+        hidden: Sequence[tuple[int, int]] = (),
+    ) -> list[Slot]:
         self._owners = None
         slots = self._cache.add_rows(prompt, next(self._group_numbers), maxima)
+        for row, sibling in hidden:
+            slots[row].unseen |= {slots[sibling]}
         if self._kept is not None:
             self._kept.open(slots)
         return slots
@@ -211,7 +219,8 @@ class HFBackend(Backend):
         cache = self._cache
         if self._owners is None:
             owners, alone = [r.owner for r in cache.rows], [r.alone for r in cache.rows]
-            self._owners = Owners(owners, self.device, alone=alone, kept=self._kept)
+            hidden = hidden_pairs(cache.rows)
+            self._owners = Owners(owners, self.device, alone=alone, kept=self._kept, hidden=hidden)
         cache.begin_step()
         if self._kept is not None:
             self._kept.begin_step(cache.rows)
