@@ -109,6 +109,7 @@ def _show(console: Console, name: str, arguments: Namespace) -> None:
     _heading(console, f"{task.name}, split {task.split}: {len(task)} problems")
     _field(console, "id", example.id)
     _field(console, "prompt", _prompt_text(task, example))
+    _field(console, "template", task.framed(example, "{question}"))
     _field(console, "reference", example.answer or "none: the task checks the rules instead")
     texts = [arguments.text] if arguments.text else [task.reference_text(example), WRONG]
     for text in texts:

@@ -163,16 +163,17 @@ class Task(ABC, Sequence[Example]):
     def prompt(self, example: Example) -> Prompt:
         """What to ask a model: chat messages, or plain text with `chat=False`."""
         if isinstance(example.question, str):
-            text = self._filled(example, example.question)
+            text = self.framed(example, example.question)
             return [{"role": "user", "content": text}] if self.chat else text
         if not self.chat:
             raise TaskError(
                 f"The question of {example.id!r} is chat messages, which chat=False has no form "
                 "for. Leave out chat=False, or write the questions as text."
             )
-        return in_last_message(example.question, lambda text: self._filled(example, text))
+        return in_last_message(example.question, lambda text: self.framed(example, text))
 
-    def _filled(self, example: Example, question: str) -> str:
+    def framed(self, example: Example, question: str) -> str:
+        """The template around a question; around "{question}" it is what goes around any."""
         try:
             return self.template.format_map(
                 {**example.data, "question": question, "instruction": self.instruction}
@@ -274,6 +275,13 @@ class Task(ABC, Sequence[Example]):
         numbers, such as "12 + 7 = 19"."""
         found = {equation.text: equation for equation in find_equations(text[-MAX_TEXT:])}
         return [Step(equation.text, equation.holds) for equation in found.values()]
+
+
+def is_message(value: object) -> bool:
+    """Whether a value is a chat message: a role and a content, both text."""
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(name), str) for name in ("role", "content")
+    )
 
 
 def in_last_message(messages: Messages, change: Callable[[str], str]) -> Messages:

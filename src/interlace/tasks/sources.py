@@ -16,7 +16,7 @@ from typing import Any, Unpack
 
 from interlace.errors import TaskError, require
 from interlace.jsonl import read
-from interlace.tasks.base import Example, Prompt, Split, Task, TaskOptions
+from interlace.tasks.base import Example, Prompt, Split, Task, TaskOptions, is_message
 from interlace.tasks.drawn import check_count, example_id, split_of
 
 Row = Mapping[str, Any]
@@ -161,7 +161,7 @@ def question_in(row: Row, names: Sequence[str]) -> Prompt:
     value = column(row, names)
     if isinstance(value, str) and value.strip():
         return value
-    if isinstance(value, list) and all(map(_is_message, value)):
+    if isinstance(value, list) and all(map(is_message, value)):
         messages = [dict(message) for message in value]
         if any(message["role"] == "user" for message in messages):
             return messages
@@ -188,12 +188,6 @@ def answer_in(row: Row, names: Sequence[str]) -> str:
     if isinstance(value, str) and not value.strip():
         raise TaskError("A reference answer is not empty; leave out the rows without one.")
     return str(value)
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(value.get(name), str) for name in ("role", "content")
-    )
 
 
 def _read_hub(name: str, source: HubSource, hub_id: str, split: Split) -> Sequence[Row]:

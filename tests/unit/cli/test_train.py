@@ -8,6 +8,7 @@ anew instead of going on; --dry-run that writes; help without the options' texts
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,9 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(train):
     assert found["tokens sampled, at most"] == "192"
     assert found["starts from"] == "fresh blocks"
     assert "activations, 8 rows" in found
+    assert "The first prompt:\n\n  user: What is " in out  # and the instruction that follows
+    assert "end with one line of the form\n  Answer: <number>\n" in out
+    assert re.search(r"A response that is accepted:\n\n(  .*\n)*  Answer: \d+\n", out)
     assert not Path("out").exists()
 
 

@@ -52,6 +52,20 @@ def _load(settings: Settings, notes: Console) -> Engine:
     return engine
 
 
+def _framed(settings: Settings, prompt: Any) -> Any:
+    """The prompt with the template around it; of messages, around the last user's."""
+    from interlace.tasks.base import in_last_message, is_message
+
+    template = settings.template
+    if template is None:
+        return prompt
+    if isinstance(prompt, str):
+        return template.replace("{question}", prompt)
+    if isinstance(prompt, list) and all(is_message(item) for item in prompt):
+        return in_last_message(prompt, lambda text: template.replace("{question}", text))
+    raise GenerationError("Prompt 0 is neither text nor messages, which --template goes around.")
+
+
 def _as_prompt(settings: Settings, engine: Engine, prompt: Any) -> Any:
     """A text becomes a user's message where there is a chat template; all else stays."""
     if not isinstance(prompt, str) or settings.raw or not engine.tokenizer.chat_template:
@@ -77,7 +91,9 @@ def _print_json(settings: Settings, engine: Engine, prompt: Any) -> int:
     aggregation = _aggregation(settings, engine)
     interrupted = False
     try:
-        group = engine.generate([_as_prompt(settings, engine, prompt)], settings.sampling())[0]
+        group = engine.generate(
+            [_as_prompt(settings, engine, _framed(settings, prompt))], settings.sampling()
+        )[0]
         outcome = aggregation([responses_of(group, prompt)])[0]
     except GenerationInterrupted as stopped:
         if not stopped.groups:
@@ -98,7 +114,9 @@ def _show(settings: Settings, engine: Engine, prompt: Any) -> int:
     console = Console()
     columns = Columns(settings.width, Path(settings.model).name)
     interrupted = False
-    stream = engine.stream(_as_prompt(settings, engine, prompt), settings.sampling())
+    stream = engine.stream(
+        _as_prompt(settings, engine, _framed(settings, prompt)), settings.sampling()
+    )
     display = LiveColumns(console, columns) if console.is_terminal else None
     try:
         with display or contextlib.nullcontext():
@@ -219,8 +237,8 @@ class _Encoder:
     def __call__(self, prompt: Any) -> list[int]:
         from interlace.engine.request import encode
 
-        prompt = _as_prompt(self._settings, self._engine, prompt)
         try:
+            prompt = _as_prompt(self._settings, self._engine, _framed(self._settings, prompt))
             ids = encode(prompt, 0, self._engine.tokenizer)
             self._engine.as_completed([ids])  # checks at once, and samples only if it is read
         except GenerationError as error:

@@ -27,6 +27,10 @@ examples:
     interlace generate --model out/ --input prompts.jsonl --output out.jsonl
   Run that again after a kill and it goes on where it stopped. Options can stand in a YAML file:
     interlace generate --config run.yaml --seed 1
+  The prompt as a task puts it, with its instruction below (`interlace tasks gsm8k` shows it):
+    interlace generate --model out/ --template "{question}
+
+    Reason step by step, and put your final answer within \\boxed{}." "What is 17 + 25?"
   A reward function of your own picks the best of 16:
     interlace generate --model out/ --width 16 --aggregate best-of-n --scorer my.py:reward "..."
   Into other programs:
@@ -81,6 +85,8 @@ class Settings(ModelOptions, _Sampling, _Files, DeviceOptions):
 
     Args:
         prompt: Prompt; - reads it from standard input.
+        template: Text around each prompt, with {question} where it goes, such as the one that
+            `interlace tasks NAME` shows: what a model was trained on.
         system: System prompt, for the chat template.
         raw: Feed texts as they are; by default as a user's message if there is a chat template.
         json: Print the group as one JSON line, nothing live.
@@ -94,6 +100,7 @@ class Settings(ModelOptions, _Sampling, _Files, DeviceOptions):
     """
 
     prompt: str | None = None
+    template: str | None = None
     system: str | None = None
     raw: bool = False
     json: bool = False
@@ -119,7 +126,7 @@ class Settings(ModelOptions, _Sampling, _Files, DeviceOptions):
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
-            if name not in _NOT_IN_LINES
+            if name not in _NOT_IN_LINES and (name, value) != ("template", None)
         }
 
 
@@ -153,6 +160,11 @@ def settle(arguments: Namespace) -> Settings:
         raise ConfigError(
             "There is nothing to respond to. Give a PROMPT, - to read one from standard input, or "
             "--input prompts.jsonl."
+        )
+    if settings.template is not None and "{question}" not in settings.template:
+        raise ConfigError(
+            "--template says with {question} where the prompt goes; got "
+            f"{settings.template!r:.80}. `interlace tasks NAME` shows a task's."
         )
     if settings.output is not None and settings.input is None:
         raise ConfigError("--output goes with --input; for one prompt use --json > file.")

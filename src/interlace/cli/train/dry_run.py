@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import ConfigError
+from interlace.terminal import printable
 from interlace.training.estimate import (
     Memory,
     Plan,
@@ -58,6 +60,7 @@ def dry_run(
     available, where = _available(on_cpu, gibibytes, processes)
     start = starting_folder(recipe, stage)
     _print(recipe, stage, start, plan(options, stage, len(task)), subject, at, needed)
+    _print_example(task)
     print(f"\n{where}: {_gib(available)} for each process; needed at the peak {_gib(needed.peak)}")
     if stage == "warmup" and options.splice and needed.peak <= available:
         _show_spliced(recipe, task)
@@ -99,6 +102,18 @@ def _show_spliced(recipe: Recipe, task: Task) -> None:
             cells.append(text)
         table.add_row(*cells)
         Console().print(table)
+
+
+def _print_example(task: Task) -> None:
+    """One prompt as the model gets it, and an answer that the task accepts."""
+    example = task[0]
+    prompt = task.prompt(example)
+    if not isinstance(prompt, str):
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    print(f"The first prompt:\n\n{printable(indent(prompt, '  '))}")
+    accepted = task.reference_text(example)
+    if accepted:
+        print(f"\nA response that is accepted:\n\n{printable(indent(accepted, '  '))}")
 
 
 def _on_cpu(options: Any, gibibytes: float | None) -> bool:

@@ -83,6 +83,21 @@ def test_a_text_becomes_a_users_message_unless_it_is_raw(generate: Any) -> None:
     assert tokens("--system", "12 13", "10 11") == 6
 
 
+def test_a_template_goes_around_every_prompt(generate: Any, tmp_path: Path) -> None:
+    """A model that was trained on a task's prompts was asked without their instruction."""
+    plain = json.loads(generate(*FEW, "--json", "--raw", "12 10 11 13")[1])
+    framed = generate(*FEW, "--json", "--raw", "--template", "12 {question} 13", "10 11")
+    line = json.loads(framed[1])
+    assert line["prompt"] == "10 11"
+    assert line["completions"] == plain["completions"]
+    path = write_lines(tmp_path / "one.jsonl", [{"prompt": "10 11"}])
+    asked = (*FEW, "--raw", "--template", "12 {question} 13", "--input", path)
+    assert json.loads(generate(*asked)[1])["completions"] == plain["completions"]
+    status, _, err = generate(*FEW, "--template", "{prompt}", "10 11")
+    assert status == 2
+    assert "--template says with {question}" in err
+
+
 def test_a_prompt_from_standard_input(generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("10 11 12"))
     assert json.loads(generate(*FEW, "--json", "--raw", "-")[1])["prompt_tokens"] == 3
