@@ -83,7 +83,7 @@ def measure(case: tuple[Any, ...]) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build(name, layers, hidden, vocabulary, train)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # the name in every version
     rows = torch.randint(3, vocabulary, (WIDTH, tokens)).tolist()
     batch = collate_ids([list(range(3, 3 + PROMPT))], [rows], pad_token_id=0)
     with LivingStorages([*model.parameters(), *model.buffers()]) as living:

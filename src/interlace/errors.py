@@ -104,19 +104,12 @@ class GroupError(InterlaceError, ValueError):
 
 
 class AttachError(InterlaceError, ValueError):
-    """A model cannot take blocks, has them already, or has none."""
-
-
-class UnreachedBlockError(InterlaceError, RuntimeError):
-    """A forward pass went by without passing through every attached block."""
+    """A model cannot take blocks, has them already, has none, or went by one of them in a forward
+    pass."""
 
 
 class GenerationError(InterlaceError, ValueError):
     """A generation request that cannot be carried out as asked."""
-
-
-class UnknownOptionError(GenerationError, TypeError):
-    """An option that does not exist."""
 
 
 class AggregationError(InterlaceError, ValueError):
@@ -124,7 +117,8 @@ class AggregationError(InterlaceError, ValueError):
 
 
 class DataFileError(InterlaceError, ValueError):
-    """A file of prompts or of results that cannot be read, written, or gone on with."""
+    """A file of prompts, raw generations or results that cannot be read, written, or gone on with,
+    or that contradicts itself."""
 
 
 class GenerationInterrupted(InterlaceError, KeyboardInterrupt):
@@ -151,27 +145,12 @@ class LoadError(InterlaceError, ValueError):
 
 
 class MetricError(InterlaceError, ValueError):
-    """Counts, values or a threshold from which a metric or an interval cannot be computed."""
-
-
-class DependentRowsError(MetricError):
-    """A subset of a Bridge group was to stand for a narrower run."""
-
-
-class RecordError(InterlaceError, ValueError):
-    """Raw generations that are damaged, contradict themselves or do not belong together."""
+    """Counts, values or results from which a metric, an interval, a fit or a comparison cannot be
+    computed: a subset of a Bridge group for a narrower run, different problems, too few widths."""
 
 
 class RunError(InterlaceError, ValueError):
     """A run folder that is missing, belongs to another configuration, or cannot be written."""
-
-
-class ComparisonError(InterlaceError, ValueError):
-    """Results that do not cover the same problems, widths or seeds."""
-
-
-class FitError(InterlaceError, ValueError):
-    """A scaling law with more parameters than the widths can tell apart."""
 
 
 class TaskError(InterlaceError, ValueError):

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from interlace.coupling.attention import serving
 from interlace.coupling.base import Coupling
-from interlace.errors import AttachError, GroupError, UnreachedBlockError
+from interlace.errors import AttachError, GroupError
 from interlace.generate_hf import GroupedGeneration
 from interlace.rows import Groups, Owners, Rows
 from interlace.save_pretrained import WholeSaving
@@ -210,7 +210,7 @@ def _check_reached(model: PreTrainedModel, watched: Rows) -> None:
         for m in model.modules()
     )
     if missed and not compiled:  # a compiled layer leaves no trace of its pass
-        raise UnreachedBlockError(
+        raise AttachError(
             f"The forward pass of {type(model).__name__} did not reach {len(missed)} of its "
             f"{len(names)} blocks, first {missed[0]}: its layers were skipped or replaced, or "
             "do not get the `groups` argument. Results would silently miss the blocks; detach them "

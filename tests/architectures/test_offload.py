@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interlace import Groups, detach
 from interlace.attaching import new_parameters
-from interlace.errors import UnreachedBlockError
+from interlace.errors import AttachError
 from support.architectures import attach_random, build, random_alive, random_ids
 
 IDS = random_ids(6, 11)
@@ -108,5 +108,5 @@ def test_generate_on_a_dispatched_model(tmp_path: Path) -> None:
 def test_a_skipped_block_of_a_dispatched_model_is_an_error(tmp_path: Path) -> None:
     model = attach_random(dispatched(plain(), SOME_LAYERS_ON_DISK, tmp_path))
     model.model.layers[1] = plain().model.layers[1]
-    with pytest.raises(UnreachedBlockError, match=r"first model\.layers\.1\.bridge"):
+    with pytest.raises(AttachError, match=r"first model\.layers\.1\.bridge"):
         logits(model)

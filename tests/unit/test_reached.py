@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from interlace import Groups, detach
-from interlace.errors import UnreachedBlockError
+from interlace.errors import AttachError
 from support.architectures import attach_fresh, attach_random, build, random_alive, random_ids
 
 IDS = random_ids(6, 11)
@@ -20,7 +20,7 @@ def test_truncated_layers_are_an_error() -> None:
     model.model.layers = model.model.layers[:-1]
     model.config.num_hidden_layers = 2
     message = r"LlamaForCausalLM did not reach 1 of its 3 blocks, first model\.layers\.2\.bridge"
-    with pytest.raises(UnreachedBlockError, match=message):
+    with pytest.raises(AttachError, match=message):
         model(IDS, groups=Groups(3))
     detach(model)  # the way out that the message names
     assert not any("bridge" in key for key in model.state_dict())
@@ -30,7 +30,7 @@ def test_truncated_layers_are_an_error() -> None:
 def test_replaced_layer_is_an_error() -> None:
     model = attach_fresh(build("llama"))
     model.model.layers[1] = build("llama").model.layers[1]
-    with pytest.raises(UnreachedBlockError, match=r"first model\.layers\.1\.bridge.*replaced"):
+    with pytest.raises(AttachError, match=r"first model\.layers\.1\.bridge.*replaced"):
         model(IDS, groups=Groups(3))
     detach(model)
     model(IDS)
@@ -40,13 +40,13 @@ def test_replaced_forward_of_a_layer_is_an_error() -> None:
     model = attach_fresh(build("llama"))
     layer = model.model.layers[1]
     layer.forward = layer._interlace_base.forward.__get__(layer)
-    with pytest.raises(UnreachedBlockError, match=r"first model\.layers\.1\.bridge"):
+    with pytest.raises(AttachError, match=r"first model\.layers\.1\.bridge"):
         model(IDS, groups=Groups(3))
 
 
 def test_layer_drop_is_an_error_and_not_silence() -> None:
     model = attach_fresh(build("opt", layerdrop=0.999)).train()
-    with pytest.raises(UnreachedBlockError, match=r"OPTForCausalLM.*model\.decoder\.layers"):
+    with pytest.raises(AttachError, match=r"OPTForCausalLM.*model\.decoder\.layers"):
         model(IDS, groups=Groups(3))
     model.eval()
     model(IDS, groups=Groups(3))
@@ -57,7 +57,7 @@ def test_one_groups_object_serves_many_passes() -> None:
     model, groups = attach_fresh(build("llama")), Groups(3)
     model(IDS, groups=groups)
     model.model.layers[1] = build("llama").model.layers[1]
-    with pytest.raises(UnreachedBlockError):
+    with pytest.raises(AttachError):
         model(IDS, groups=groups)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.cli.options import FigureType
 from interlace.configuration import Parser
-from interlace.errors import ComparisonError, ConfigError, RunError
+from interlace.errors import ConfigError, MetricError, RunError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -99,7 +99,7 @@ def load(argument: str, level: float) -> ArmResult:
 
     Raises:
         RunError: if there is no run, it is unfinished, or only its result file is there.
-        RecordError: for damaged records.
+        DataFileError: for damaged records.
     """
     from interlace.evaluation.measure import measure
     from interlace.evaluation.records import read_records
@@ -139,10 +139,10 @@ def check(results: Sequence[ArmResult], arms: Sequence[str]) -> None:
     """Raise unless there are two arms or more, on the same tasks, with a width in common.
 
     Raises:
-        ComparisonError: naming what is missing.
+        MetricError: naming what is missing.
     """
     if len(arms) < 2:
-        raise ComparisonError(
+        raise MetricError(
             f"A comparison needs two arms or more; all these runs are of {arms[0]!r}. Name them "
             "apart: interlace compare first=runs/a second=runs/b."
         )
@@ -154,13 +154,13 @@ def check(results: Sequence[ArmResult], arms: Sequence[str]) -> None:
         if every - own
     ]
     if missing:
-        raise ComparisonError(
+        raise MetricError(
             f"Every arm has to cover the same tasks; {'; '.join(missing)}. Evaluate those, or "
             "leave the others out."
         )
     if not set.intersection(*(set(result.widths) for result in results)):
         listed = "; ".join(f"{result.arm!r}: {result.widths}" for result in results)
-        raise ComparisonError(f"The arms have no width in common: {listed}.")
+        raise MetricError(f"The arms have no width in common: {listed}.")
 
 
 def head(results: Sequence[ArmResult]) -> dict[str, str]:

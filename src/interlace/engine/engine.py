@@ -30,7 +30,7 @@ from interlace.engine.types import (
     Step,
     whole_number,
 )
-from interlace.errors import GenerationInterrupted, UnknownOptionError
+from interlace.errors import GenerationError, GenerationInterrupted
 from interlace.models.loading import load
 
 _CPU_ROWS, _CUDA_ROWS = 64, 256
@@ -323,12 +323,12 @@ def _steps(
 
 def _refuse(unknown: dict[str, Any]) -> None:
     if "packed" in unknown:
-        raise UnknownOptionError(
+        raise GenerationError(
             "packed is now backend: write backend='cpu' for packed=True and backend='hf' for "
             f"packed=False; got packed={unknown['packed']!r}."
         )
     for name in unknown:
-        raise UnknownOptionError(
+        raise GenerationError(
             f"Engine has no option {name!r}. There are memory_budget, max_rows, prefill_chunk and "
             "backend."
         )

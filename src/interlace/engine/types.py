@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from interlace.answers.extract import extract_answer
 from interlace.answers.vote import Vote, majority_vote, weighted_vote
-from interlace.errors import GenerationError, UnknownOptionError, shown
+from interlace.errors import GenerationError, shown
 
 # A str is used verbatim, token ids are fed as they are (a one-dimensional array will do, too),
 # messages go through the chat template.
@@ -73,7 +73,7 @@ class SamplingParams:
             ("mean") or for each layer ("layers").
 
     Raises:
-        GenerationError: for a value out of its range; `UnknownOptionError` for an unknown name.
+        GenerationError: for a value out of its range, or an unknown name.
     """
 
     width: int = 1
@@ -198,7 +198,7 @@ def _refuse_unknown_options(cls: type[SamplingParams]) -> None:
                 near = difflib.get_close_matches(name, names, n=1)
                 right = _SYNONYMS.get(name) or (near[0] if near else None)
                 hint = f"Did you mean {right}?" if right else f"There are {', '.join(names)}."
-                raise UnknownOptionError(f"SamplingParams has no option {name!r}. {hint}")
+                raise GenerationError(f"SamplingParams has no option {name!r}. {hint}")
         init(self, *args, **options)
 
     cls.__init__ = __init__  # type: ignore[method-assign]

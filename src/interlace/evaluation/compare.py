@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Float
 
-from interlace.errors import ComparisonError
+from interlace.errors import MetricError
 from interlace.evaluation.intervals import (
     LEVEL,
     Estimate,
@@ -58,7 +58,7 @@ def paired_difference(
         level: Coverage of the interval.
 
     Raises:
-        ComparisonError: naming problems that only one of the results has.
+        MetricError: naming problems that only one of the results has.
         MetricError: if a result has no such metric at the width.
     """
     check_same_problems(first, second)
@@ -73,12 +73,12 @@ def check_same_problems(first: ArmResult, second: ArmResult) -> None:
     """Raise unless both results have the same problems in the same order.
 
     Raises:
-        ComparisonError: naming problems that only one of them has.
+        MetricError: naming problems that only one of them has.
     """
     if first.task == second.task and first.example_ids == second.example_ids:
         return
     if first.task != second.task:
-        raise ComparisonError(
+        raise MetricError(
             f"Paired differences need one task; got {first.task!r} ({first.arm}) and "
             f"{second.task!r} ({second.arm}). Compare task by task, or pass all tasks to compare."
         )
@@ -91,11 +91,11 @@ def check_same_problems(first: ArmResult, second: ArmResult) -> None:
         if more
     ]
     if not only:
-        raise ComparisonError(
+        raise MetricError(
             f"Paired differences need the problems in the same order; {first.arm!r} and "
             f"{second.arm!r} have {first.task!r} in two orders. Measure both from their records."
         )
-    raise ComparisonError(
+    raise MetricError(
         f"Paired differences need the same problems in both arms; on {first.task!r} only one arm "
         f"has {'; '.join(only)}. Evaluate both arms on the same examples."
     )
@@ -105,10 +105,10 @@ def values_of(measurement: Measurement) -> Float[np.ndarray, "E"]:
     """The problems' values.
 
     Raises:
-        ComparisonError: for results that were loaded from JSON, which does not hold them.
+        MetricError: for results that were loaded from JSON, which does not hold them.
     """
     if measurement.values is None:
-        raise ComparisonError(
+        raise MetricError(
             f"Pairing needs the values of single problems, which are missing (here "
             f"{measurement.label}). Measure the records again."
         )
@@ -122,7 +122,7 @@ def average_seeds(results: Sequence[ArmResult]) -> list[ArmResult]:
     seed, by its name.
 
     Raises:
-        ComparisonError: for seeds that cover different problems.
+        MetricError: for seeds that cover different problems.
     """
     grouped: dict[tuple[str, str], list[ArmResult]] = {}
     for result in results:
@@ -160,13 +160,13 @@ def common_seeds(
     }
     for (arm, task), seeds in found.items():
         if not seeds:
-            raise ComparisonError(
+            raise MetricError(
                 f"Every arm covers the same tasks; {arm!r} has no result on {task!r}. Evaluate it "
                 "there, or leave that task out."
             )
         same = [r for r in results if r.arm == arm and r.task == task]
         if len(same) != len(seeds):
-            raise ComparisonError(
+            raise MetricError(
                 f"An arm has one result for each task and seed; {arm!r} has {len(same)} on "
                 f"{task!r} with seeds {sorted(map(str, seeds))}. Give each its training seed."
             )
@@ -176,7 +176,7 @@ def common_seeds(
     (first_key, expected), *others = trained.items()
     for key, seeds in [(first_key, expected), *others]:
         if seeds != expected or None in seeds:
-            raise ComparisonError(
+            raise MetricError(
                 f"Trained arms need the same seeds on every task: {first_key[0]!r} has "
                 f"{sorted(map(str, expected))} on {first_key[1]!r}, {key[0]!r} has "
                 f"{sorted(map(str, seeds))} on {key[1]!r}. Leave out the results without a partner."
@@ -282,12 +282,12 @@ def compare(
         level: Coverage of the intervals.
 
     Raises:
-        ComparisonError: naming the problems, tasks or seeds that do not match.
+        MetricError: naming the problems, tasks or seeds that do not match.
         MetricError: if an arm has no such metric at this width.
     """
     arms, tasks = arms_of(results), tasks_of(results)
     if base not in arms:
-        raise ComparisonError(f"Gains are over one of the arms {', '.join(arms)}; got {base!r}.")
+        raise MetricError(f"Gains are over one of the arms {', '.join(arms)}; got {base!r}.")
     seeds = common_seeds(results, arms, tasks)
     what = (metric, width, threshold)
     by_seed = [[values_matrix(results, arms, task, seed, what) for task in tasks] for seed in seeds]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from interlace.errors import ComparisonError
+from interlace.errors import MetricError
 from interlace.evaluation.compare import check_same_problems, values_of
 from interlace.evaluation.intervals import LEVEL, RESAMPLES, Estimate, resampled_means
 from interlace.evaluation.results import ArmResult
@@ -87,14 +87,14 @@ def parallel_efficiency(
         seed: Of the resamples.
 
     Raises:
-        ComparisonError: for different problems, a coupled arm in the independent one's place, or an
+        MetricError: for different problems, a coupled arm in the independent one's place, or an
             independent curve of fewer than two widths.
         MetricError: if the coupled arm has no such metric at this width.
     """
     check_same_problems(coupled, independent)
     curve = independent.series(vote)
     if independent.coupled or len(curve) < 2:
-        raise ComparisonError(
+        raise MetricError(
             "Parallel efficiency needs independent rows measured at two widths or more; got "
             f"{independent.arm!r}, {'coupled, ' if independent.coupled else ''}with {vote} at "
             f"{[place for place, _ in curve]}. Sample independent rows once, at a large width."

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from interlace.answers.vote import Equal, answer_classes
-from interlace.errors import MetricError, RecordError
+from interlace.errors import DataFileError, MetricError
 from interlace.evaluation.intervals import LEVEL
 from interlace.evaluation.metrics import mg_pass_at_k, pass_at_k, refuse_subset, upper_tails
 from interlace.evaluation.records import GroupRecord, Timing, check_records
@@ -66,7 +66,7 @@ def rows_at(
     most = max(len(groups) for groups in by_example.values())
     missing = [example for example, groups in by_example.items() if len(groups) < most]
     if missing:
-        raise RecordError(
+        raise DataFileError(
             f"At each width every problem has the same number of groups; at width {width} of task "
             f"{records[0].task!r} these have fewer than {most}: {', '.join(missing[:5])}"
             f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}. Resume the run."
@@ -154,8 +154,8 @@ def measure(
         provenance: Kept with the results.
 
     Raises:
-        RecordError: for records that do not belong together or are incomplete.
-        DependentRowsError: if `ks` asks for parts of coupled groups.
+        DataFileError: for records that do not belong together or are incomplete.
+        MetricError: if `ks` asks for parts of coupled groups.
         MetricError: if `ks` asks for more rows than were sampled.
     """
     check_records(records)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from interlace.errors import DependentRowsError, MetricError
+from interlace.errors import MetricError
 
 Tau = int | float | str | Fraction | Decimal
 # Floats carry about 16 digits, so a fraction that lies this near was meant.
@@ -55,7 +55,7 @@ def pass_at_k(
 
     Raises:
         MetricError: for counts that contradict each other.
-        DependentRowsError: for a proper subset of coupled rows.
+        MetricError: for a proper subset of coupled rows.
 
     >>> pass_at_k(5, 3, 2)
     0.9
@@ -91,7 +91,7 @@ def g_pass_at_k(
 
     Raises:
         MetricError: for counts that contradict each other or a tau outside 0 to 1.
-        DependentRowsError: for a proper subset of coupled rows.
+        MetricError: for a proper subset of coupled rows.
 
     >>> round(g_pass_at_k(16, 8, 4, "3/4"), 4)
     0.2846
@@ -125,7 +125,7 @@ def mg_pass_at_k(
 
     Raises:
         MetricError: for counts that contradict each other.
-        DependentRowsError: for a proper subset of coupled rows.
+        MetricError: for a proper subset of coupled rows.
 
     >>> round(mg_pass_at_k(16, 8, 8), 4)
     0.0952
@@ -186,10 +186,10 @@ def refuse_subset(n: int, k: int) -> None:
     """Raise unless k is the whole of a coupled group of n rows, or one row.
 
     Raises:
-        DependentRowsError: for 1 < k < n.
+        MetricError: for 1 < k < n.
     """
     if k not in (1, n):
-        raise DependentRowsError(
+        raise MetricError(
             f"Rows of a Bridge group are dependent: {k} rows of a width-{n} group are not a "
             f"width-{k} run. Generate a run of its own at width {k}, or use k = {n}."
         )

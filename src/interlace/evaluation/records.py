@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from interlace.errors import RecordError
+from interlace.errors import DataFileError
 from interlace.jsonl import BadLineError, as_line, parse, raw_lines, read
 
 RECORD_VERSION = 1
@@ -46,7 +46,7 @@ class GroupRecord:
             ran; None if not measured.
 
     Raises:
-        RecordError: for fields that contradict each other.
+        DataFileError: for fields that contradict each other.
     """
 
     task: str
@@ -112,14 +112,14 @@ class GroupRecord:
         """The record of one line.
 
         Raises:
-            RecordError: for damaged JSON, another version, unknown or missing fields, wrong types.
+            DataFileError: for damaged JSON, another version, wrong fields or types.
         """
         try:
             values = parse(line.encode() if isinstance(line, str) else line)
         except BadLineError as error:
-            raise RecordError(f"A record is one line of JSON; this one {error}.") from error
+            raise DataFileError(f"A record is one line of JSON; this one {error}.") from error
         if values.pop("v", None) != RECORD_VERSION:
-            raise RecordError(
+            raise DataFileError(
                 f'A record is a JSON object with "v": {RECORD_VERSION}; got {line[:80]!r}. '
                 "Read files of another version with the release that wrote them."
             )
@@ -133,7 +133,7 @@ class GroupRecord:
         return cls(**values)
 
     def _refuse(self, rule: str, got: object) -> None:
-        raise RecordError(
+        raise DataFileError(
             f"In a record {rule}; got {got!r} in group {self.group} of example "
             f"{self.example_id!r} at width {self.width} of task {self.task!r}."
         )
@@ -172,21 +172,21 @@ def read_records(path: str | Path, *, drop_partial: bool = False) -> list[GroupR
             refusing it.
 
     Raises:
-        RecordError: for damaged lines, or two records of the same group.
+        DataFileError: for damaged lines, or two records of the same group.
     """
     records = []
     for number, line in raw_lines(Path(path)):
         if not line.endswith(b"\n"):
             if drop_partial:
                 break
-            raise RecordError(
+            raise DataFileError(
                 f"{path}, line {number}: the last line has no end, as an interrupted run "
                 "leaves it. Resume that run, or read with drop_partial=True."
             )
         try:
             records.append(GroupRecord.from_line(line))
-        except RecordError as error:
-            raise RecordError(f"{path}, line {number}: {error}") from error
+        except DataFileError as error:
+            raise DataFileError(f"{path}, line {number}: {error}") from error
     check_records(records)
     return sorted(records, key=lambda record: record.key)
 
@@ -195,20 +195,20 @@ def check_records(records: Iterable[GroupRecord]) -> None:
     """Raise unless every group occurs once, and all records of a task are coupled or none is.
 
     Raises:
-        RecordError: naming the group that occurs twice, or the task that mixes.
+        DataFileError: naming the group that occurs twice, or the task that mixes.
     """
     seen = set()
     kinds: dict[str, bool] = {}
     for record in records:
         if record.key in seen:
-            raise RecordError(
+            raise DataFileError(
                 f"Every group is recorded once; group {record.group} of example "
                 f"{record.example_id!r} at width {record.width} of task {record.task!r} is there "
                 "twice. Keep each arm and each run in a file of its own."
             )
         seen.add(record.key)
         if kinds.setdefault(record.task, record.coupled) != record.coupled:
-            raise RecordError(
+            raise DataFileError(
                 f"The rows of one arm are coupled or they are not; the records of task "
                 f"{record.task!r} mix both. Keep each arm in a file of its own."
             )
@@ -220,15 +220,15 @@ def _check_fields(values: dict[str, Any]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}" if near else ""
-            raise RecordError(f"A record has no field {name!r}{hint}. It has {', '.join(known)}.")
+            raise DataFileError(f"A record has no field {name!r}{hint}. It has {', '.join(known)}.")
     for name in known:
         if name in values:
             if not _fits(name, values[name]):
-                raise RecordError(
+                raise DataFileError(
                     f"A record's {name!r} has another type; got {values[name]!r:.80}."
                 )
         elif name not in _OPTIONAL:
-            raise RecordError(f"A record needs the field {name!r}; it is missing.")
+            raise DataFileError(f"A record needs the field {name!r}; it is missing.")
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -269,12 +269,12 @@ def read_timings(path: Path) -> list[Timing]:
     """The timings of a file; none if it is missing.
 
     Raises:
-        RecordError: for a damaged line.
+        DataFileError: for a damaged line.
     """
     if not path.exists():
         return []
     found = []
-    for number, values in read(path, RecordError, own=True):
+    for number, values in read(path, DataFileError, own=True):
         fits = (
             values.keys() == {"example_id", "width", "seconds"}
             and isinstance(values["example_id"], str)
@@ -282,7 +282,7 @@ def read_timings(path: Path) -> list[Timing]:
             and type(values["seconds"]) in (int, float)
         )
         if not fits:
-            raise RecordError(
+            raise DataFileError(
                 f"{path}, line {number} is no timing; got {values!r:.80}. Choose another output "
                 "folder, or overwrite this run."
             )

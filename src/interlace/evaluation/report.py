@@ -117,7 +117,7 @@ def make_report(
         every width of the coupled one; fits for whoever has `FIT_WIDTHS` widths.
 
     Raises:
-        ComparisonError: for arms that do not cover the same problems.
+        MetricError: for arms that do not cover the same problems.
     """
     if len(results) > 1:  # runs at different moments have no seconds to compare
         results = [_without_seconds(result) for result in results]

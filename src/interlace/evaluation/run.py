@@ -22,7 +22,7 @@ from typing import Any
 
 from interlace import files
 from interlace.answers import symbolically_equal
-from interlace.errors import RecordError, RunError
+from interlace.errors import DataFileError, RunError
 from interlace.evaluation.figures import FORMATS, write_figures
 from interlace.evaluation.intervals import LEVEL
 from interlace.evaluation.measure import measure, with_latency
@@ -85,7 +85,7 @@ class RunFolder(RecordedGroups):
     Raises:
         RunError: if the folder holds a run of another configuration, something else, or is being
             written by another process.
-        RecordError: for damaged records.
+        DataFileError: for damaged records.
     """
 
     def __init__(
@@ -236,15 +236,15 @@ def load_run(
 
     Raises:
         RunError: if it is no run folder, or the run is unfinished.
-        RecordError: for damaged records.
-        DependentRowsError: if `ks` asks for parts of coupled groups.
+        DataFileError: for damaged records.
+        MetricError: if `ks` asks for parts of coupled groups.
     """
     path = Path(path)
     config = read_config(path)
     try:
         records = read_records(path / RECORDS, drop_partial=True)
     except OSError as error:
-        raise RecordError(f"The raw generations of {path} cannot be read: {error}.") from error
+        raise DataFileError(f"The raw generations of {path} cannot be read: {error}.") from error
     settings = config["settings"]
     expected = settings["task"]["problems"] * sum(settings["groups"].values())
     if len(records) != expected:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from interlace.answers.choose import Scorer, best_of_n
 from interlace.batch import Job, Progress, Tally
 from interlace.engine.request import encode
-from interlace.errors import ConfigError, InterlaceError, RecordError
+from interlace.errors import ConfigError, DataFileError, InterlaceError
 from interlace.evaluation.provenance import environment
 from interlace.evaluation.records import GroupRecord, Timing
 from interlace.evaluation.run import RecordedGroups
@@ -244,7 +244,7 @@ class Recorder:
             ) from error
         given = tuple(score for score in scores if score is not None)
         if len(given) < len(scores):
-            raise RecordError(
+            raise DataFileError(
                 f"In an evaluation a scorer gives every row a number of at least 0; {name!r} left "
                 f"out {len(scores) - len(given)} of the {len(scores)} responses to {example.id}. "
                 "Return 0 for those."

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from interlace.errors import FitError, require
+from interlace.errors import MetricError, require
 from interlace.evaluation.compare import values_of
 from interlace.evaluation.intervals import LEVEL, PSEUDO_PROBLEMS, Estimate, resampled_means
 from interlace.evaluation.results import QUANTITIES, ArmResult
@@ -132,12 +132,12 @@ def fit_scaling(
         seed: Of the resamples.
 
     Raises:
-        FitError: with fewer widths than the parameters and one more.
+        MetricError: with fewer widths than the parameters and one more.
 
     A failure that does not fall with width has b (or the rate) at 0, the end of its range.
     """
     if metric in QUANTITIES:
-        raise FitError(
+        raise MetricError(
             f"The laws are of failure, 1 - a share; {metric} is no share. Fit pass@1, maj, coverage"
             " or another share."
         )
@@ -149,7 +149,7 @@ def fit_scaling(
     search = _Search(form, fixed, widths)
     free = len(search.free)
     if len(widths) <= free:
-        raise FitError(
+        raise MetricError(
             f"The {form} law with {free} free parameters needs at least {free + 1} widths, to leave"
             f" a residual; {result.arm!r} has {metric} at {[width for width, _ in series]}. "
             "Measure more widths, fix alpha or leave out the floor."

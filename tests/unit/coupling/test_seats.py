@@ -23,7 +23,7 @@ from interlace.coupling.base import Coupling, check_carried
 from interlace.coupling.registry import COUPLINGS, coupling_class
 from interlace.engine import backends
 from interlace.errors import AttachError, GenerationError, GroupError
-from support.architectures import build, random_alive, random_ids, randomise
+from support.architectures import build, checkpointed, random_alive, random_ids, randomise
 from support.engine import largest_gap
 from support.evaluation import quick
 from support.number_model import number_folder, number_tokenizer, sums
@@ -316,7 +316,7 @@ def test_gradient_checkpointing_replays_it(toy: type[Coupling]) -> None:
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         model = attached(toy).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpointed(model)
         logits = model(IDS, groups=Groups(W, random_alive(P, W, S)), use_cache=False).logits
         (logits * torch.arange(S)[:, None]).sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

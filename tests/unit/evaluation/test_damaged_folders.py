@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from interlace.errors import InterlaceError, RecordError, RunError
+from interlace.errors import DataFileError, InterlaceError, RunError
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.run import RunFolder, load_run
 from support.number_model import number_engine, sums
@@ -58,7 +58,7 @@ def test_damage_is_one_error_with_its_place(
     path.write_bytes(DAMAGE[damage] + line + (path.read_bytes() if line else b""))
     damaged = contents(folder)
     for action in (lambda: load_run(folder), lambda: RunFolder(folder, before)):
-        with pytest.raises((RunError, RecordError), match=name):
+        with pytest.raises((RunError, DataFileError), match=name):
             action()
     assert contents(folder) == damaged
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from interlace.errors import ComparisonError, MetricError
+from interlace.errors import MetricError
 from interlace.evaluation.efficiency import first_crossing, parallel_efficiency
 from interlace.evaluation.results import to_json
 from support.made_results import made
@@ -127,12 +127,12 @@ def test_first_crossings():
 
 def test_what_cannot_be_compared():
     base = independent({1: 0.2, 4: 0.4})
-    with pytest.raises(ComparisonError, match="two widths or more"):
+    with pytest.raises(MetricError, match="two widths or more"):
         parallel_efficiency(coupled(0.5), independent({4: 0.4}), 4)
-    with pytest.raises(ComparisonError, match="'Bridge', coupled"):
+    with pytest.raises(MetricError, match="'Bridge', coupled"):
         parallel_efficiency(coupled(0.5), coupled(0.4), 4)
     with pytest.raises(MetricError, match="no maj at width 8"):
         parallel_efficiency(coupled(0.5), base, 8)
     renamed = dataclasses.replace(base, example_ids=tuple(f"q{i}" for i in range(PROBLEMS)))
-    with pytest.raises(ComparisonError, match="same problems"):
+    with pytest.raises(MetricError, match="same problems"):
         parallel_efficiency(coupled(0.5), renamed, 4)

@@ -16,7 +16,7 @@ import pytest
 import interlace
 from interlace.batch import Tally
 from interlace.engine.types import SamplingParams
-from interlace.errors import ConfigError, DependentRowsError, GenerationError, RecordError
+from interlace.errors import ConfigError, DataFileError, GenerationError, MetricError
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.records import GroupRecord, read_records
 from interlace.evaluation.run import load_run
@@ -127,7 +127,7 @@ def test_a_scorer_that_fails_or_leaves_rows_out_is_named():
 
     with pytest.raises(ConfigError, match=r"scorer 'mine' failed .* KeyError"):
         quick(number_engine(), sums(2), [1], scorers={"mine": broken})
-    with pytest.raises(RecordError, match="'mine' left out 1 of the 1 responses"):
+    with pytest.raises(DataFileError, match="'mine' left out 1 of the 1 responses"):
         quick(number_engine(), sums(2), [1], scorers={"mine": lambda text: None})
 
 
@@ -174,7 +174,7 @@ def test_measuring_again_gives_the_same_result(tmp_path):
     assert narrow.widths == [2]
     assert narrow.get("maj", 2).estimate.level == 0.5
     quick(number_engine("bridge"), sums(3), [4], output=tmp_path / "c")
-    with pytest.raises(DependentRowsError):
+    with pytest.raises(MetricError):
         load_run(tmp_path / "c", ks=[2])
 
 

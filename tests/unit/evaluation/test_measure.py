@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from interlace.errors import DependentRowsError, MetricError, RecordError
+from interlace.errors import DataFileError, MetricError
 from interlace.evaluation.measure import measure
 from interlace.evaluation.records import GroupRecord
 from interlace.evaluation.results import ArmResult
@@ -155,7 +155,7 @@ def test_narrower_runs_of_independent_rows_are_left_out():
 
 def test_a_part_of_a_coupled_group_is_refused():
     records = [group("a", "RRxx")]
-    with pytest.raises(DependentRowsError, match="2 rows of a width-4 group are not a width-2 run"):
+    with pytest.raises(MetricError, match="2 rows of a width-4 group are not a width-2 run"):
         measure(records, "Bridge", ks=[2])
     with pytest.raises(MetricError, match="widths it was run at"):
         measure(records, "Bridge", ks=[8])
@@ -173,9 +173,9 @@ def test_more_rows_than_were_sampled_are_refused():
 
 def test_an_incomplete_run_is_refused():
     records = [group("a", "RR"), group("a", "RR", index=1), group("b", "RR")]
-    with pytest.raises(RecordError, match="at width 2 of task 'toy' these have fewer than 2: b"):
+    with pytest.raises(DataFileError, match="at width 2 of task 'toy' these have fewer than 2: b"):
         measure(records, "Bridge")
-    with pytest.raises(RecordError, match=r"at width 4 .* fewer than 1: b"):
+    with pytest.raises(DataFileError, match=r"at width 4 .* fewer than 1: b"):
         measure([*records, group("b", "RR", index=1), group("a", "RRRR")], "Bridge")
 
 

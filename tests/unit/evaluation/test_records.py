@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace.errors import RecordError
+from interlace.errors import DataFileError
 from interlace.evaluation.records import GroupRecord, read_records
 
 FULL = GroupRecord(
@@ -74,7 +74,7 @@ def test_what_an_interrupted_writer_left(tmp_path):
     path = tmp_path / "records.jsonl"
     whole, rest = FULL.to_line(), dataclasses.replace(FULL, group=1).to_line()
     path.write_text(whole + rest[:40])
-    with pytest.raises(RecordError, match=r"line 2: the last line has no end.*drop_partial"):
+    with pytest.raises(DataFileError, match=r"line 2: the last line has no end.*drop_partial"):
         read_records(path)
     assert read_records(path, drop_partial=True) == [FULL]
     path.write_text(rest[:40])
@@ -84,14 +84,14 @@ def test_what_an_interrupted_writer_left(tmp_path):
 def test_damage_in_the_middle_is_never_dropped(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text(FULL.to_line()[:40] + "\n" + FULL.to_line())
-    with pytest.raises(RecordError, match="line 1: A record is one line of JSON"):
+    with pytest.raises(DataFileError, match="line 1: A record is one line of JSON"):
         read_records(path, drop_partial=True)
 
 
 def test_a_group_occurs_once(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text(FULL.to_line() * 2)
-    with pytest.raises(RecordError, match=r"group 0 of example 'a' at width 2 .* is there twice"):
+    with pytest.raises(DataFileError, match=r"group 0 of example 'a' at width 2 .* is there twice"):
         read_records(path)
 
 
@@ -100,7 +100,7 @@ def test_an_arm_is_coupled_or_not(tmp_path):
     path.write_text(
         FULL.to_line() + dataclasses.replace(FULL, example_id="b", coupled=False).to_line()
     )
-    with pytest.raises(RecordError, match="mix both"):
+    with pytest.raises(DataFileError, match="mix both"):
         read_records(path)
 
 
@@ -124,7 +124,7 @@ def test_an_arm_is_coupled_or_not(tmp_path):
     ],
 )
 def test_refuses_what_contradicts_itself(change, message):
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(DataFileError, match=message):
         dataclasses.replace(FULL, **change)
 
 
@@ -143,18 +143,18 @@ def test_refuses_what_contradicts_itself(change, message):
 )
 def test_refuses_lines_of_another_form(change, message):
     line = json.dumps(json.loads(FULL.to_line()) | change)
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(DataFileError, match=message):
         GroupRecord.from_line(line)
 
 
 def test_refuses_a_line_that_lacks_a_field():
     values = json.loads(FULL.to_line())
     del values["tokens"]
-    with pytest.raises(RecordError, match="needs the field 'tokens'"):
+    with pytest.raises(DataFileError, match="needs the field 'tokens'"):
         GroupRecord.from_line(json.dumps(values))
 
 
 @pytest.mark.parametrize("line", ["", "null", "[1]", "{", '{"v": 1'])
 def test_refuses_what_is_no_record(line):
-    with pytest.raises(RecordError):
+    with pytest.raises(DataFileError):
         GroupRecord.from_line(line)

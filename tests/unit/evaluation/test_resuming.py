@@ -18,7 +18,7 @@ import pytest
 import interlace
 from interlace.batch import Tally
 from interlace.engine.types import SamplingParams
-from interlace.errors import RecordError, RunError
+from interlace.errors import DataFileError, RunError
 from interlace.evaluation.run import load_run
 from support.evaluation import quick, records_without_times, result_file
 from support.killed_run import evaluation
@@ -148,7 +148,7 @@ def test_damage_before_the_last_line_is_refused(tmp_path):
     quick(number_engine(), sums(3), [1], output=tmp_path)
     lines = (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "records.jsonl").write_text(lines[0][:50] + "\n" + "".join(lines[1:]))
-    with pytest.raises(RecordError, match="line 1"):
+    with pytest.raises(DataFileError, match="line 1"):
         quick(number_engine(), sums(3), [1], output=tmp_path)
 
 

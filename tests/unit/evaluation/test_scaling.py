@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 
-from interlace.errors import FitError
+from interlace.errors import MetricError
 from interlace.evaluation.scaling import ScalingFit, fit_scaling
 from support.made_results import made
 
@@ -172,11 +172,11 @@ def test_no_failure_at_all():
 )
 def test_too_few_widths_are_refused(widths, options, needed):
     result = exact(lambda w: 0.5 * w**-0.3, widths)
-    with pytest.raises(FitError, match=f"needs at least {needed} widths"):
+    with pytest.raises(MetricError, match=f"needs at least {needed} widths"):
         fit_scaling(result, **options)
 
 
 def test_only_shares_fail():
     result = made("Bridge", {"tokens": {w: np.ones(5) for w in WIDTHS}})
-    with pytest.raises(FitError, match="tokens is no share"):
+    with pytest.raises(MetricError, match="tokens is no share"):
         fit_scaling(result, "tokens")
