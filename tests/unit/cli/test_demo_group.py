@@ -95,20 +95,22 @@ def view() -> GroupView:
 
 
 def test_group_as_plain_text(view: GroupView) -> None:
-    assert view.plain() == (
-        "Reach 21 with 3, 4, 9\n"
+    assert view.plain().startswith(
+        "Reach 21 with 3, 4, 9   step 40\n"
         "\n"
         "One group of 2: rows see each other\n"
-        "  row 1   (3+4)+9=16  *(3*4)+9=21  =(3*4)+9=21\n"
-        "  row 2   (3+4)+9=16   (3+4)+9=16  >(3*4)+9=21\n"
+        " row  try 1        try 2        try 3        try 4\n"
+        "   1   (3+4)+9=16  *(3*4)+9=21  =(3*4)+9=21\n"
+        "   2   (3+4)+9=16   (3+4)+9=16  >(3*4)+9=21\n"
         "\n"
         "The same weights, rows alone\n"
-        "  row 1  *(3*4)+9=21\n"
-        "  row 2   (3+4)+9=16  ~(3*4)+9=21\n"
+        " row  try 1        try 2        try 3        try 4\n"
+        "   1  *(3*4)+9=21\n"
+        "   2   (3+4)+9=16  ~(3*4)+9=21\n"
         "\n"
-        "* first find   > same as a sibling's earlier find   ~ the same, unseen: no row sees "
-        f"another   + another find   = hits again\n{NOTE}"
+        "* first find   > same as a sibling's earlier find   ~ the same, unseen:"
     )
+    assert NOTE in view.plain().replace("\n", " ")
     assert "picked out of 1" in view.sentences()[0]
     assert "alone, which see nobody, 1 did" in view.sentences()[0]
     assert view.sentences()[1].startswith("Over all 1 groups of 1 problems")

@@ -11,6 +11,7 @@ alone is what they take over.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -365,14 +366,6 @@ class GroupView:
             for one in r
         )
 
-    @property
-    def _parts(self) -> list[tuple[str, Found]]:
-        width = len(self.together.rows)
-        return [
-            (f"One group of {width}: rows see each other", self.together),
-            ("The same weights, rows alone", self.alone),
-        ]
-
     def play(self, console: Console) -> None:
         """Replay the steps in place; the last one stays."""
         with Live(console=console, auto_refresh=False) as live:
@@ -382,26 +375,26 @@ class GroupView:
 
     def frame(self, console: Console, step: int = TRIES * TRY_TOKENS) -> RenderableType:
         """Both groups after so many steps."""
-        tables = [self._grid(title, found, step) for title, found in self._parts]
+        title = f"One group of {len(self.together.rows)}: rows see each other"
+        tables = [
+            self._grid(title, self.together, step),
+            self._grid("The same weights, rows alone", self.alone, step),
+        ]
         beside = console.width >= 2 * (TRIES * (self._column + 3) + 5) + 2
-        both = Columns(tables, padding=(0, 2)) if beside else Group(*tables)
+        both = Columns(tables, padding=(0, 2)) if beside else Group(tables[0], Text(), tables[1])
         signs = [Text(f"{sign} {text}", style) for sign, style, text in MARKS.values() if text]
-        head = Text.assemble(self._head(), (f"   step {step}", "dim"))
-        return Group(head, both, Text("   ").join(signs), Text(NOTE, "dim"))
+        numbers, _, target = str(self.prompt).rstrip(" :").partition(" -> ")
+        head = f"Reach {target} with {', '.join(numbers.split())}   step {step}"
+        return Group(
+            Text(head, "bold"), Text(), both, Text(), Text("   ").join(signs), Text(NOTE, "dim")
+        )
 
     def plain(self) -> str:
-        """Both groups as text, finds marked by a sign before them."""
-        parts = [self._head()]
-        for title, found in self._parts:
-            parts += ["", title]
-            for index, row in enumerate(found.rows):
-                cells = [
-                    MARKS[found.mark(index, k)][0] + "".join(one.tokens).ljust(self._column)
-                    for k, one in enumerate(row)
-                ]
-                parts.append(f"  row {index + 1}  {'  '.join(cells)}".rstrip())
-        legend = "   ".join(f"{sign} {text}" for sign, _, text in MARKS.values() if text)
-        return printable("\n".join([*parts, "", legend, NOTE]))
+        """The same as text: finds are told by the sign before them."""
+        console = Console(file=io.StringIO(), width=100, color_system=None)
+        with console.capture() as captured:
+            console.print(self.frame(console))
+        return "\n".join(line.rstrip() for line in captured.get().rstrip().split("\n"))
 
     def sentences(self) -> list[str]:
         """What is to be said of it: that it was picked, how often such a thing happens, and whether
@@ -430,10 +423,6 @@ class GroupView:
             taken_over(beyond(*self._counts)),
             f"Before any sibling has hit: {_share(together[2:])}, and alone {_share(alone[2:])}.",
         ]
-
-    def _head(self) -> str:
-        numbers, _, target = str(self.prompt).rstrip(" :").partition(" -> ")
-        return f"Reach {target} with {', '.join(numbers.split())}"
 
     def _grid(self, title: str, found: Found, step: int) -> Grid:
         grid = Grid(title=title, title_justify="left", title_style="bold", box=None)
