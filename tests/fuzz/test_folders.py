@@ -36,7 +36,7 @@ from support.words import tiny_tokenizer
 
 SEED, CASES, SAMPLE = 20261128, 5_000, 100
 SECONDS = 5.0  # of processor time for one folder
-MEMORY = 6 * 2**30  # bytes beyond what the process has
+MEMORY = 3 * 2**30  # bytes beyond what the process has
 CANARY = "interlace_canary"
 CODE = f"open({CANARY!r}, 'w').close()"
 # What no configuration, tokenizer or weight may make a process do.

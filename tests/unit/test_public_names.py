@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +82,34 @@ def test_the_import_stays_light() -> None:
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
     assert "interlace" in imported
     assert not imported.intersection(HEAVY)
+
+
+CONSUMER = """
+import interlace
+
+params = interlace.SamplingParams(width=8, max_new_tokens=16)
+
+
+def answer(engine: interlace.Engine) -> str | None:
+    (group,) = engine.generate(["1 2"], params)
+    return group.vote().winner
+
+
+wrong: int = interlace.majority_vote(["1"]).share
+missing = interlace.Engine.no_such_method
+"""
+
+
+@pytest.mark.slow
+def test_a_consumers_type_checker_sees_our_types(tmp_path: Path) -> None:
+    """Fails without `py.typed` in the package: everything of ours would be Any."""
+    (tmp_path / "consumer.py").write_text(CONSUMER)
+    environment = {name: value for name, value in os.environ.items() if name != "MYPYPATH"}
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "consumer.py"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    said = [line for line in result.stdout.splitlines() if "error:" in line]
+    assert len(said) == 2, result.stdout + result.stderr
+    assert "consumer.py:12: error: Incompatible types in assignment" in said[0]
+    assert 'consumer.py:13: error: "type[Engine]" has no attribute "no_such_method"' in said[1]
