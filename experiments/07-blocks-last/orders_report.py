@@ -29,6 +29,19 @@ SPLICED, PLAIN, SFT = "spliced", "plain", "sft"
 
 def write_report(config: Config, places: Places, queue: str = MAIN) -> None:
     """Measure the raw results anew and write all that follows from them."""
+    values = measured_values(config, places, queue)
+    path = places.out / "results.json"
+    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    sections = sections_of(values, config["labels"])
+    if queue != MAIN:
+        sections = {f"{queue}-{name}": section for name, section in sections.items()}
+    home = places.out in (HERE.resolve(), (HERE / queue).resolve())
+    tables = fill(HERE / "README.md", sections) if home else together(places, sections)
+    print(f"wrote {path} and {tables}")
+
+
+def measured_values(config: Config, places: Places, queue: str) -> dict[str, Any]:
+    """The numbers of all evaluations that are done."""
     done = [u for u in plan(config) if u.kind == "evaluate" and places.outcome(u) is not None]
     if not done:
         raise SystemExit("No evaluation is done yet.")
@@ -37,7 +50,8 @@ def write_report(config: Config, places: Places, queue: str = MAIN) -> None:
         results.setdefault(name_of(unit), []).append(load(places, unit))
     if queue == MAIN:
         results["today"] = todays_recipe()
-    values = {
+    results = {arm: results[arm] for arm in [*config["arms"], *results] if arm in results}
+    return {
         "experiment": f"07-blocks-last, {queue}",
         "arms": {arm: table(own) for arm, own in results.items()},
         "differences": [
@@ -46,19 +60,16 @@ def write_report(config: Config, places: Places, queue: str = MAIN) -> None:
         "picking": picking(places, done),
         "costs": costs(config, places),
     }
-    path = places.out / "results.json"
-    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    sections = {
-        "arms": arms_table(values["arms"], config["labels"]),
-        "differences": differences_table(values["differences"], config["labels"]),
-        "picking": picking_table(values["picking"], values["arms"], config["labels"]),
-        "costs": costs_table(values["costs"], config["labels"]),
+
+
+def sections_of(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
+    """The README's tables."""
+    return {
+        "arms": arms_table(values["arms"], labels),
+        "differences": differences_table(values["differences"], labels),
+        "picking": picking_table(values["picking"], labels),
+        "costs": costs_table(values["costs"], labels),
     }
-    home = places.out in (HERE.resolve(), (HERE / queue).resolve())
-    if queue != MAIN:
-        sections = {f"{queue}-{name}": section for name, section in sections.items()}
-    tables = fill(HERE / "README.md", sections) if home else together(places, sections)
-    print(f"wrote {path} and {tables}")
 
 
 def todays_recipe() -> list[ArmResult]:
@@ -158,9 +169,7 @@ def cell(lines: Sequence[Mapping[str, Any]], _: str, metric: str, width: int, pe
     return show(estimate, 100 if percent else 1, sign="against" in line)
 
 
-def picking_table(
-    found: Mapping[str, Any], arms: Mapping[str, Any], labels: Mapping[str, str]
-) -> str:
+def picking_table(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """Picking beside what the blocks reach from the same model."""
     rows = [
         [

@@ -21,6 +21,7 @@ from rich.progress import track
 
 from interlace.engine.engine import Engine
 from interlace.engine.request import encode
+from interlace.engine.state import RowText
 from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.errors import DataFileError, GenerationError
 from interlace.jsonl import Store, read
@@ -227,11 +228,17 @@ def _as_groups(sampled: Sequence[GroupOutput], args: WarmupConfig) -> list[list[
 
 
 def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """What each token adds to the text."""
-    texts = [
-        tokenizer.decode(ids[:count], skip_special_tokens=True) for count in range(len(ids) + 1)
-    ]
-    return [text[len(before) :] for before, text in itertools.pairwise(texts)]
+    """What each token adds to the text; "" while a character is incomplete."""
+    row, found = RowText(tokenizer, ()), []
+    for token in ids:
+        before = len(row.text)
+        row.add(token)
+        found.append(row.text[before:])
+    before = len(row.text)
+    row.finish()
+    if found:
+        found[-1] += row.text[before:]
+    return found
 
 
 def _right(task: Task, example: Example, rows: Sequence[Response]) -> list[list[int]]:

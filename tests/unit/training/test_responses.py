@@ -16,6 +16,7 @@ from interlace.training import responses
 from interlace.training.arguments import WarmupConfig
 from interlace.training.responses import Item, read_responses, sample_responses
 from support.number_model import WORDS, number_tokenizer
+from support.text import byte_tokenizer
 from support.training import QUIET, Evens, metrics, read_lines, tiny_model, warmup, write_responses
 
 TOKENIZER = number_tokenizer()
@@ -342,3 +343,14 @@ def test_responses_spliced_otherwise_are_refused(tmp_path: Path) -> None:
         arguments(tmp_path, samples=8, width=3)
     with pytest.raises(ConfigError, match="ready ones"):
         arguments(tmp_path, splice=0.5, data="ready.jsonl")
+
+
+def test_pieces_of_a_row_are_its_text_character_by_character() -> None:
+    """Fails if a character of several tokens is lost, or a later token takes an earlier's place."""
+    tokenizer = byte_tokenizer()
+    ids = tokenizer.encode("é ; 日本 = 5", add_special_tokens=False)
+    pieces = responses._pieces(ids, tokenizer)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert pieces[0] == ""  # half of the é
+    assert responses._pieces([], tokenizer) == []
