@@ -237,22 +237,29 @@ class Found:
         example: Problem of the group.
         texts: Responses of the rows.
         coupled: Whether the rows saw each other.
+        known: Tries that were judged, by problem and text: most are written many times.
     """
 
     def __init__(
-        self, task: Task, example: Example, texts: Sequence[str], coupled: bool = True
+        self,
+        task: Task,
+        example: Example,
+        texts: Sequence[str],
+        coupled: bool = True,
+        known: dict[tuple[str, str], Try] | None = None,
     ) -> None:
         self.coupled = coupled
-        self.rows: list[list[Try]] = []
-        for text in texts:
-            tries = tries_of(text)[:TRIES]
-            verdicts = [task.verify(example, one) for one in tries]
-            self.rows.append(
-                [
-                    Try(tuple(one.split())[: TRY_TOKENS - 1], verdict.answer, verdict.correct)
-                    for one, verdict in zip(tries, verdicts, strict=True)
-                ]
-            )
+        known = {} if known is None else known
+
+        def judged(text: str) -> Try:
+            key = (example.id, text)
+            if key not in known:
+                verdict = task.verify(example, text)
+                tokens = tuple(text.split())[: TRY_TOKENS - 1]
+                known[key] = Try(tokens, verdict.answer, verdict.correct)
+            return known[key]
+
+        self.rows = [[judged(one) for one in tries_of(text)[:TRIES]] for text in texts]
         hits = [k for row in self.rows for k, one in enumerate(row) if one.hit]
         self.first = min(hits, default=None)
 
@@ -342,10 +349,12 @@ class GroupView:
         self.task = task
         examples = {example.id: example for example in task}
 
+        known: dict[tuple[str, str], Try] = {}
+
         def groups(texts: dict[str, list[str]], coupled: bool) -> dict[str, list[Found]]:
             return {
                 name: [
-                    Found(task, examples[name], rows[first : first + SHOWN], coupled)
+                    Found(task, examples[name], rows[first : first + SHOWN], coupled, known)
                     for first in range(0, len(rows), SHOWN)
                 ]
                 for name, rows in sorted(texts.items())
