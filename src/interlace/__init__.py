@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from interlace.evaluation.metrics import pass_at_k as pass_at_k
     from interlace.generate_hf import last_groups as last_groups
     from interlace.models.loading import load as load
+    from interlace.remote import RemoteEngine as RemoteEngine
     from interlace.rows import Groups as Groups
     from interlace.saving.checkpoint import save as save
     from interlace.training.arguments import GRPOConfig as GRPOConfig
@@ -64,6 +65,7 @@ _EXPORTS = {
     "Groups": "interlace.rows",
     "InterlaceError": "interlace.errors",
     "PMatchConfig": "interlace.coupling.pmatch",
+    "RemoteEngine": "interlace.remote",
     "Responses": "interlace.answers.choose",
     "SamplingParams": "interlace.engine.types",
     "Vote": "interlace.answers.vote",

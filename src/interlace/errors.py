@@ -186,7 +186,7 @@ EXTRAS = {
     "cli": ("rich", "yaml", "jsonargparse", "docstring_parser"),
     "train": ("accelerate", "datasets", "tensorboard", "rich", "jsonargparse"),
     "eval": ("scipy", "matplotlib"),
-    "serve": ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"),
+    "serve": ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "openai"),
 }
 PYPI = {"yaml": "pyyaml"}  # where the package has another name
 

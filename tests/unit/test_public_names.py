@@ -23,6 +23,7 @@ PUBLIC = [
     "Groups",
     "InterlaceError",
     "PMatchConfig",
+    "RemoteEngine",
     "Responses",
     "SamplingParams",
     "Vote",

@@ -195,6 +195,9 @@ def _model(service: Service) -> dict[str, Any]:
         "created": service.born,
         "owned_by": "interlace",
         "max_model_len": service.context,
+        "coupling": service.coupling,
+        "couples": service.couples,
+        "chat": service.chats,
     }
 
 

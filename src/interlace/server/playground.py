@@ -131,11 +131,11 @@ def _problems(task: Any) -> dict[str, Any]:
 
 
 def _facts(service: Service) -> dict[str, Any]:
-    settings, tokenizer = service.settings, service.worker.tokenizer
+    settings = service.settings
     return {
         "model": settings.name,
         "coupling": service.coupling,
-        "chat": bool(getattr(tokenizer, "chat_template", None)),
+        "chat": service.chats,
         "task": None if settings.task is None else type(settings.task).__name__,
         "max_width": settings.max_width,
         "max_tokens": settings.max_tokens,

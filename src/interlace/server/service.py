@@ -106,6 +106,17 @@ class Service:
         return get_attachment(model).coupling.kind if is_attached(model) else None
 
     @property
+    def couples(self) -> bool:
+        """Whether rows of a group see each other."""
+        model = self.engine.model
+        return is_attached(model) and get_attachment(model).coupling.couples
+
+    @property
+    def chats(self) -> bool:
+        """Whether messages are taken."""
+        return bool(getattr(self.worker.tokenizer, "chat_template", None))
+
+    @property
     def vocabulary(self) -> int:
         """Tokens of the model."""
         weight = self.engine.core.backend.base.get_input_embeddings().weight

@@ -1,0 +1,155 @@
+"""`RemoteEngine`: an engine's groups, from a server."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+import interlace
+from interlace import RemoteEngine, SamplingParams
+from interlace.errors import GenerationError
+from support.server import Running, byte_engine, running
+
+PARAMS = SamplingParams(width=5, seed=3, max_new_tokens=14, temperature=0.9, top_k=40)
+PROMPTS = ["One: ", "Two: ", "One: "]
+
+
+@pytest.fixture(scope="module")
+def remote(server: Running) -> RemoteEngine:
+    return RemoteEngine(f"{server.address}/v1", chat=False)
+
+
+def tokens(groups: list[interlace.GroupOutput]) -> list[list[list[int]]]:
+    return [[completion.token_ids for completion in group.completions] for group in groups]
+
+
+def test_groups_are_the_engines_to_the_token(remote: RemoteEngine, twin: interlace.Engine) -> None:
+    found, wanted = remote.generate(PROMPTS, PARAMS), twin.generate(PROMPTS, PARAMS)
+    assert tokens(found) == tokens(wanted)
+    assert [group.texts for group in found] == [group.texts for group in wanted]
+    assert [g.prompt_token_ids for g in found] == [g.prompt_token_ids for g in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        for row, own in zip(one.completions, other.completions, strict=True):
+            assert row.logprobs == pytest.approx(own.logprobs, abs=1e-4)
+            assert row.finish_reason == own.finish_reason
+    assert remote.stats.sampled_tokens == sum(group.num_tokens for group in found)
+
+
+def test_sample_ids_and_messages_and_token_ids_are_kept(
+    remote: RemoteEngine, twin: interlace.Engine
+) -> None:
+    prompts: list[Any] = [[20, 21, 22], [{"role": "user", "content": "hi"}]]
+    ids = ["a", 7]
+    found = remote.generate(prompts, PARAMS, sample_ids=ids)
+    assert tokens(found) == tokens(twin.generate(prompts, PARAMS, sample_ids=ids))
+
+
+def test_rows_alone_are_asked_for(server: Running, twin: interlace.Engine) -> None:
+    alone = RemoteEngine(f"{server.address}/v1", coupled=False, chat=False)
+    (group,) = alone.generate(PROMPTS[:1], PARAMS)
+    single = twin.generate(PROMPTS[:1], PARAMS.replace(width=1))[0]
+    assert group.completions[0].token_ids == single.completions[0].token_ids
+    assert tokens([group]) != tokens(twin.generate(PROMPTS[:1], PARAMS))
+
+
+def test_a_group_that_is_refused_says_what_the_server_says(remote: RemoteEngine) -> None:
+    with pytest.raises(GenerationError, match=r"\(400\).*n is at most 64"):
+        remote.generate(["a"], PARAMS.replace(width=65))
+    with pytest.raises(GenerationError, match="logits processors"):
+        remote.generate(["a"], PARAMS.replace(logits_processors=[lambda ids, scores: scores]))
+    with pytest.raises(GenerationError, match="empty"):
+        remote.encode("")
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "word"),
+    [
+        ("http://127.0.0.1:9/v1", {}, "/v1"),
+        (None, {"model": "gpt-9"}, "'bytes'"),
+    ],
+)
+def test_a_server_that_cannot_be_asked_is_one_clear_error(
+    server: Running, url: str | None, options: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(GenerationError, match=word):
+        RemoteEngine(url or f"{server.address}/v1", retries=0, **options)
+
+
+def test_a_key_is_sent() -> None:
+    with running(api_key="secret") as server:
+        url = f"{server.address}/v1"
+        with pytest.raises(GenerationError, match="401"):
+            RemoteEngine(url, api_key="wrong", retries=0)
+        assert RemoteEngine(url, api_key="secret").coupled
+
+
+class Plain(http.server.BaseHTTPRequestHandler):
+    """A plain server: one choice a request whatever n is, no token ids; it fails now and then."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+    failures = 0
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self._send({"object": "list", "data": [{"id": "plain", "object": "model"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if Plain.failures > 0:
+            Plain.failures -= 1
+            self._send({"error": {"message": "busy"}}, 503)
+            return
+        Plain.asked.append(body)
+        text = f"seed {body['seed']}"
+        logprobs = {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0], "text_offset": [0, 1],
+                    "top_logprobs": [{}, {}]}  # fmt: skip
+        choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": logprobs}
+        usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+        self._send({"id": "x", "object": "text_completion", "created": 0, "model": "plain",
+                    "choices": [choice], "usage": usage})  # fmt: skip
+
+    def _send(self, value: dict[str, Any], status: int = 200) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def plain() -> Iterator[str]:
+    Plain.asked.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Plain) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_plain_server_gives_the_independent_baseline(plain: str) -> None:
+    remote = RemoteEngine(plain, chat=False)
+    assert not remote.coupled
+    Plain.failures = 2  # and is asked again
+    groups = remote.generate(["a", "b", "a"], PARAMS)
+    assert [len(group.completions) for group in groups] == [5, 5, 5]
+    seeds = [body["seed"] for body in Plain.asked]
+    assert len(set(seeds)) == 15  # no row is another's copy
+    assert all("sample_id" not in body for body in Plain.asked)
+    assert groups[0].completions[0].logprobs == [-1.0, -2.0]
+    assert groups[0].num_tokens == 10
+    assert remote.stats.notes == [f"{remote.id} gives 1 choices a request."]
+
+
+def test_a_server_that_splits_a_group_is_refused_where_rows_are_to_be_coupled(plain: str) -> None:
+    remote = RemoteEngine(plain, chat=False, coupled=True)
+    with pytest.raises(GenerationError, match=r"gave 1 of 5 choices.*coupled=False"):
+        remote.generate(["a"], PARAMS)
