@@ -8,15 +8,14 @@ as a whole, and the store keeps what is missing of it: what it ends with is that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from interlace.errors import GenerationError
 
 if TYPE_CHECKING:
-    from interlace.engine.engine import Engine
-    from interlace.engine.types import EngineStats, GroupOutput, SamplingParams
+    from interlace.engine.types import EngineStats, GroupOutput, Prompt, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Job:
         name: Words that name it in an error, such as `line 5`.
         key: Hashable key by which the store knows it.
         width: W, rows of the group.
-        prompt: Token ids of the prompt.
+        prompt: Prompt as `encode` of the engine made it.
         sample_id: Text or number that tells the groups of one prompt apart for their seeds.
         subject: What it was made of, for the store: an example, a line of a file.
     """
@@ -35,9 +34,30 @@ class Job:
     name: str
     key: Any
     width: int
-    prompt: list[int]
+    prompt: Prompt
     sample_id: int | str
     subject: Any
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What samples groups: an `Engine`, or a `RemoteEngine`."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the last call cost."""
+        ...
+
+    def as_completed(
+        self,
+        prompts: Iterable[Prompt],
+        params: SamplingParams,
+        *,
+        sample_ids: Sequence[int | str],
+        progress: Callable[[EngineStats], None],
+    ) -> Iterator[tuple[int, GroupOutput]]:
+        """See `Engine.as_completed`."""
+        ...
 
 
 @runtime_checkable
@@ -138,7 +158,7 @@ Progress = Callable[[Tally], None]
 
 
 def run_groups(
-    engine: Engine,
+    engine: Sampler,
     calls: Sequence[Sequence[Job]],
     params: SamplingParams,
     store: GroupStore,
@@ -171,7 +191,7 @@ def run_groups(
 
 
 def _run_call(
-    engine: Engine,
+    engine: Sampler,
     jobs: Sequence[Job],
     params: SamplingParams,
     store: GroupStore,

@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from interlace.engine.types import Completion, EngineStats, GroupOutput, Prompt, SamplingParams
+from interlace.engine.types import (
+    Completion,
+    EngineStats,
+    GroupOutput,
+    Prompt,
+    SamplingParams,
+    Step,
+)
 from interlace.errors import GenerationError, GenerationInterrupted, require
 
 UNKNOWN = -1  # token id where the server tells none
@@ -82,6 +89,13 @@ class RemoteEngine:
         self.coupled = bool(self.kind and entry.get("couples")) if coupled is None else coupled
         self.chats = bool(entry.get("chat", True)) if chat is None else chat
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What tells this model from another, as far as the server says."""
+        blocks = {"kind": self.kind} if self.kind else None
+        unknown = dict.fromkeys(("revision", "parameters", "dtype", "dequantised_from", "weights"))
+        return {"id": self.id, "architecture": "a server's", "blocks": blocks, **unknown}
+
     # What `Engine` has --------------------------------------------------------------------------
 
     def encode(self, prompt: Prompt, index: int = 0) -> Prompt:
@@ -113,6 +127,18 @@ class RemoteEngine:
         listed = list(prompts)
         found = dict(self.as_completed(listed, params, sample_ids=sample_ids, progress=progress))
         return [found[index] for index in range(len(listed))]
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, sample_id: int | str = 0
+    ) -> RemoteStream:
+        """The steps of one group, once the server has sent it whole.
+
+        Args:
+            prompt: Text, token ids, or list of messages.
+            params: How to sample.
+            sample_id: What tells groups of one prompt apart.
+        """
+        return RemoteStream(lambda: self.generate([prompt], params, sample_ids=[sample_id])[0])
 
     def as_completed(
         self,
@@ -311,6 +337,37 @@ class RemoteEngine:
             asked = "no name was given" if model is None else f"{model!r} is none of them"
             raise GenerationError(f"{base} has the models {names}; {asked}.")
         return chosen[0]
+
+
+class RemoteStream:
+    """A group of a server as `Engine.stream` gives one: its texts come with each row's last token.
+
+    Args:
+        fetch: Asks for the group.
+    """
+
+    def __init__(self, fetch: Callable[[], GroupOutput]) -> None:
+        self._fetch = fetch
+        self.group: GroupOutput | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        self.group = group = self._fetch()
+        lengths = [max(1, len(row.token_ids)) for row in group.completions]
+        for step in range(1, max(lengths) + 1):
+            last = [length == step for length in lengths]
+            alive = [length >= step for length in lengths]
+            yield Step(
+                tokens=[UNKNOWN if is_alive else None for is_alive in alive],
+                alive=alive,
+                texts=[t if is_last else "" for t, is_last in zip(group.texts, last, strict=True)],
+                finish_reasons=[
+                    row.finish_reason if is_last else None
+                    for row, is_last in zip(group.completions, last, strict=True)
+                ],
+            )
+
+    def close(self) -> None:
+        """Nothing is left to be done."""
 
 
 def _note(stats: EngineStats, remark: str) -> None:

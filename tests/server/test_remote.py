@@ -6,14 +6,16 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 import interlace
 from interlace import RemoteEngine, SamplingParams
+from interlace.cli.main import main
 from interlace.errors import GenerationError
-from support.server import Running, byte_engine, running
+from support.server import Running, running
 
 PARAMS = SamplingParams(width=5, seed=3, max_new_tokens=14, temperature=0.9, top_k=40)
 PROMPTS = ["One: ", "Two: ", "One: "]
@@ -153,3 +155,33 @@ def test_a_server_that_splits_a_group_is_refused_where_rows_are_to_be_coupled(pl
     remote = RemoteEngine(plain, chat=False, coupled=True)
     with pytest.raises(GenerationError, match=r"gave 1 of 5 choices.*coupled=False"):
         remote.generate(["a"], PARAMS)
+
+
+def test_generate_and_eval_take_an_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = interlace.load("tiny-bridge")
+    engine = interlace.Engine(model, tokenizer)
+    with running(engine, name="tiny-bridge") as server:
+        url = f"{server.address}/v1"
+        asked = ["--width", "4", "--max-new-tokens", "29"]
+        assert main(["generate", "--model", url, *asked, "--json", "3 4 9 -> 21 :"]) == 0
+        remote = json.loads(capsys.readouterr().out)
+        assert main(["generate", "--model", url, *asked, "3 4 9 -> 21 :"]) == 0
+        assert remote["completions"][0]["text"] in capsys.readouterr().out
+        lines = tmp_path / "prompts.jsonl"
+        lines.write_text('{"prompt": "3 4 9 -> 21 :"}\n{"prompt": "1 3 8 -> 2 :"}\n')
+        out = tmp_path / "out.jsonl"
+        assert main(["generate", "--model", url, *asked, "--input", str(lines),
+                     "--output", str(out)]) == 0  # fmt: skip
+        task = ["--task", "tiny-countdown", "--limit", "6", "--widths", "1,4", "--figures", "none"]
+        runs = {"remote": url, "local": "tiny-bridge"}
+        for name, source in runs.items():
+            folder = ["--output", str(tmp_path / name), "--timed", "0"]
+            assert main(["eval", "--model", source, *task, *folder]) == 0
+    assert main(["generate", "--model", "tiny-bridge", *asked, "--json", "3 4 9 -> 21 :"]) == 0
+    local = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [r["text"] for r in remote["completions"]] == [r["text"] for r in local["completions"]]
+    assert len(out.read_text().splitlines()) == 2
+    results = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in runs}
+    assert results["remote"]["metrics"] == results["local"]["metrics"]

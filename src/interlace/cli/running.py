@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
     from interlace.batch import Tally
     from interlace.engine.engine import Engine
+    from interlace.remote import RemoteEngine
 
 INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def load_engine(settings: Any, notes: Console) -> Engine:
-    """The engine that a command's settings ask for.
+def load_engine(settings: Any, notes: Console) -> Engine | RemoteEngine:
+    """The engine that a command's settings ask for; a server's where the model is its address.
 
     Args:
         settings: Settings with the options of `interlace.load`, `device` and `memory`.
@@ -26,6 +27,10 @@ def load_engine(settings: Any, notes: Console) -> Engine:
     """
     from rich.markup import escape
 
+    if settings.model.startswith(("http://", "https://")):
+        from interlace.remote import RemoteEngine
+
+        return RemoteEngine(settings.model)
     # The imports take their time too.
     with notes.status(escape(printable(f"Loading {settings.model}"))):
         import torch

@@ -21,7 +21,7 @@ from torch import nn
 from interlace.engine.backends import choose_backend
 from interlace.engine.backends.base import Backend
 from interlace.engine.core import EngineCore, Event, Limits, budget_for
-from interlace.engine.request import Request, list_of_prompts, make_requests
+from interlace.engine.request import Request, encode, list_of_prompts, make_requests
 from interlace.engine.types import (
     EngineStats,
     GroupOutput,
@@ -224,6 +224,23 @@ class Engine:
         """
         requests, stats = self._requests([prompt], params, [sample_id])
         return GroupStream(self, requests, stats)
+
+    @property
+    def chats(self) -> bool:
+        """Whether a text can be sent as a user's message: the tokenizer has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def encode(self, prompt: Prompt, index: int = 0) -> list[int]:
+        """Token ids of a prompt.
+
+        Args:
+            prompt: Text, token ids, or list of messages.
+            index: Its number, for messages.
+
+        Raises:
+            GenerationError: for one that is empty, or that the tokenizer does not take.
+        """
+        return encode(prompt, index, self.tokenizer)
 
     def requests(
         self,

@@ -19,7 +19,7 @@ from interlace.errors import ConfigError
 from interlace.evaluation.figures import FORMATS
 from interlace.evaluation.provenance import (
     as_json,
-    describe_model,
+    describe_engine,
     describe_sampling,
     describe_task,
     qualified_name,
@@ -32,6 +32,7 @@ from interlace.tasks import Task
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
     from interlace.engine.types import SamplingParams
+    from interlace.remote import RemoteEngine
 
 WIDTHS = (1, 2, 4, 8, 16)
 BATCH_ROWS = 256
@@ -41,7 +42,7 @@ BASE_ARM = "base"
 
 
 def evaluate(
-    engine: Engine,
+    engine: Engine | RemoteEngine,
     task: Task,
     widths: Sequence[int] = WIDTHS,
     *,
@@ -108,9 +109,9 @@ def evaluate(
     ```
     """
     chosen = _params(params, seed)
-    model = describe_model(engine.model)
+    model = describe_engine(engine)
     coupling = coupling_class(model["blocks"]["kind"]) if model["blocks"] else None
-    coupled = coupling is not None and coupling.couples
+    coupled = getattr(engine, "coupled", coupling is not None and coupling.couples)
     if (limit is not None and limit < 1) or timed < 0:
         raise ConfigError(f"limit is at least 1 and timed at least 0; got {limit} and {timed}.")
     examples = list(task)[:limit]
@@ -135,7 +136,7 @@ def evaluate(
             "notes": notes or {},
         }
     )
-    jobs = Jobs(task, examples, engine.tokenizer)
+    jobs = Jobs(task, examples, engine.encode)
     calls = jobs.calls(groups, batch_rows)
     tally = Tally(sum(map(len, calls)), sum(job.width for call in calls for job in call))
     progress = progress or (lambda tally: None)

@@ -21,12 +21,26 @@ from interlace.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from interlace.engine.engine import Engine
     from interlace.engine.types import SamplingParams
+    from interlace.remote import RemoteEngine
     from interlace.tasks import Example, Task
 
 HASHED_VALUES = 64  # of every weight: enough to tell checkpoints apart, and quick for any size
 PACKAGES = ("interlace", "torch", "transformers", "numpy")
 _NOT_SAMPLING = ("width", "seed", "top_logprobs", "record_attention", "consensus")
+
+
+def describe_engine(engine: Engine | RemoteEngine) -> dict[str, Any]:
+    """`describe_model` of an engine's model; of a server's, what the server says."""
+    model = getattr(engine, "model", None)
+    return engine.description if model is None else describe_model(model)  # type: ignore[union-attr]
+
+
+def runs_on_cpu(engine: Engine | RemoteEngine) -> bool:
+    """Whether this process's processor does the work."""
+    model = getattr(engine, "model", None)
+    return model is not None and next(model.parameters()).device.type == "cpu"
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -116,17 +130,23 @@ def describe_sampling(params: SamplingParams) -> dict[str, Any]:
     return as_json(values)
 
 
-def environment(model: nn.Module) -> dict[str, Any]:
+def environment(engine: Engine | RemoteEngine) -> dict[str, Any]:
     """Where a run runs: versions, device, threads."""
     import torch
 
     from interlace.layers import base_model_of
 
+    versions = {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+    }
+    model = getattr(engine, "model", None)
+    if model is None:
+        return {**versions, "device": "a server", "threads": None}
     device = base_model_of(model).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **versions,
         "device": f"{device.type}, {name}",
         "threads": torch.get_num_threads(),
     }
@@ -198,9 +218,11 @@ def summary(
     how = ", ".join(
         [f"temperature {sampling['temperature']:g}", *filters, f"seed {settings['seed']}"]
     )
+    size = ""
+    if model["parameters"] is not None:  # a server does not say
+        size = f", {model['parameters'] / 1e6:,.4g} M parameters, {model['dtype']}"
     lines = {
-        "model": f"{model['id'] or 'in memory'} ({model['architecture']}, "
-        f"{model['parameters'] / 1e6:,.4g} M parameters, {model['dtype']}{origin}{blocks})",
+        "model": f"{model['id'] or 'in memory'} ({model['architecture']}{size}{origin}{blocks})",
         "task": f"{task['name']}, split {task['split']}{given}: "
         f"{_count(task['problems'], 'problem')}",
         "sampling": f"{how}, at most {sampling['max_new_tokens']} tokens a row",
@@ -213,5 +235,6 @@ def summary(
     for number, place in enumerate(environments):
         software = ", ".join(f"{name} {place[name]}" for name in PACKAGES if name in place)
         label = "environment" if number == 0 else f"environment after resumption {number}"
-        lines[label] = f"{place['device']}, {_count(place['threads'], 'thread')}; {software}"
+        threads = "" if place["threads"] is None else f", {_count(place['threads'], 'thread')}"
+        lines[label] = f"{place['device']}{threads}; {software}"
     return lines

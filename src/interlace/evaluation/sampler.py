@@ -11,21 +11,21 @@ processor, all threads together; a GPU's are on the wall.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from interlace.answers.choose import Scorer, best_of_n
 from interlace.batch import Job, Progress, Tally
-from interlace.engine.request import encode
 from interlace.errors import ConfigError, DataFileError, InterlaceError
-from interlace.evaluation.provenance import environment
+from interlace.evaluation.provenance import environment, runs_on_cpu
 from interlace.evaluation.records import GroupRecord, Timing
 from interlace.evaluation.run import RecordedGroups
 from interlace.tasks import Example, Task
 
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
-    from interlace.engine.types import GroupOutput, SamplingParams
+    from interlace.engine.types import GroupOutput, Prompt, SamplingParams
+    from interlace.remote import RemoteEngine
 
 
 def groups_by_width(
@@ -72,16 +72,21 @@ class Jobs:
     Args:
         task: Task that asks.
         examples: Problems of the task.
-        tokenizer: Tokenizer of the model.
+        encode: Engine's `encode`.
 
     Raises:
-        GenerationError: for a prompt that the tokenizer cannot take.
+        GenerationError: for a prompt that the engine does not take.
     """
 
-    def __init__(self, task: Task, examples: Sequence[Example], tokenizer: object) -> None:
+    def __init__(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        encode: Callable[[Prompt, int], Prompt],
+    ) -> None:
         self._task, self._examples = task, examples
         self._prompts = [
-            encode(task.prompt(example), index, tokenizer) for index, example in enumerate(examples)
+            encode(task.prompt(example), index) for index, example in enumerate(examples)
         ]
 
     def calls(self, groups: Mapping[int, int], batch_rows: int) -> list[list[Job]]:
@@ -138,7 +143,7 @@ class Recorder:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | RemoteEngine,
         task: Task,
         params: SamplingParams,
         *,
@@ -184,8 +189,7 @@ class Recorder:
             return
         self._note_environment()
         self._tally.stage, self._tally.ended = "timing", time.monotonic()
-        on_cpu = next(self._engine.model.parameters()).device.type == "cpu"
-        clock = time.process_time if on_cpu else time.perf_counter
+        clock = time.process_time if runs_on_cpu(self._engine) else time.perf_counter
         warm: set[int] = set()
         for job in left:
             params = self._params.replace(width=job.width)
@@ -200,7 +204,7 @@ class Recorder:
 
     def _note_environment(self) -> None:
         if not self._noted:
-            self._kept.note_environment(environment(self._engine.model))
+            self._kept.note_environment(environment(self._engine))
             self._noted = True
 
     def _record(self, job: Job, group: GroupOutput) -> GroupRecord:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from interlace.engine.engine import Engine
     from interlace.evaluation.report import Report
     from interlace.evaluation.results import ArmResult
+    from interlace.remote import RemoteEngine
     from interlace.tasks import Task
 
 
@@ -73,7 +74,7 @@ def _evaluate(settings: Settings, notes: Console) -> int:
 
 def _sampled(
     settings: Settings,
-    engine: Engine,
+    engine: Engine | RemoteEngine,
     task: Task,
     scorers: Mapping[str, Callable[..., Any]],
     notes: Console,
@@ -118,10 +119,12 @@ def _task(settings: Settings, **more: Any) -> Task:
     return get_task(settings.task, **options)
 
 
-def _answerable(settings: Settings, task: Task, engine: Engine, notes: Console) -> Task:
+def _answerable(
+    settings: Settings, task: Task, engine: Engine | RemoteEngine, notes: Console
+) -> Task:
     """The task with prompts as plain text, if the model has no chat template and none was asked
     for."""
-    if engine.tokenizer.chat_template or not task.chat or "chat" in settings.task_options:
+    if engine.chats or not task.chat or "chat" in settings.task_options:
         return task
     say(notes, f"The tokenizer of {settings.model} has no chat template: prompts are plain text.")
     return _task(settings, chat=False)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from interlace.cli.generate.outcome import Aggregation
     from interlace.cli.generate.view import Columns
     from interlace.engine.engine import Engine
+    from interlace.engine.types import Prompt
+    from interlace.remote import RemoteEngine
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,9 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     return _show(settings, engine, prompt)
 
 
-def _load(settings: Settings, notes: Console) -> Engine:
+def _load(settings: Settings, notes: Console) -> Engine | RemoteEngine:
     engine = load_engine(settings, notes)
-    if settings.system is not None and not engine.tokenizer.chat_template:
+    if settings.system is not None and not engine.chats:
         raise ConfigError(
             f"--system needs a chat template, and the tokenizer of {settings.model} has none. Put "
             "the instruction into the prompt."
@@ -66,15 +68,15 @@ def _framed(settings: Settings, prompt: Any) -> Any:
     raise GenerationError("Prompt 0 is neither text nor messages, which --template goes around.")
 
 
-def _as_prompt(settings: Settings, engine: Engine, prompt: Any) -> Any:
+def _as_prompt(settings: Settings, engine: Engine | RemoteEngine, prompt: Any) -> Any:
     """A text becomes a user's message where there is a chat template; all else stays."""
-    if not isinstance(prompt, str) or settings.raw or not engine.tokenizer.chat_template:
+    if not isinstance(prompt, str) or settings.raw or not engine.chats:
         return prompt
     system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
     return [*system, {"role": "user", "content": prompt}]
 
 
-def _aggregation(settings: Settings, engine: Engine) -> Aggregation:
+def _aggregation(settings: Settings, engine: Engine | RemoteEngine) -> Aggregation:
     from interlace.cli.generate.outcome import Aggregation
 
     return Aggregation(settings, engine, lambda text: _as_prompt(settings, engine, text))
@@ -83,7 +85,7 @@ def _aggregation(settings: Settings, engine: Engine) -> Aggregation:
 # One prompt -------------------------------------------------------------------------------------
 
 
-def _print_json(settings: Settings, engine: Engine, prompt: Any) -> int:
+def _print_json(settings: Settings, engine: Engine | RemoteEngine, prompt: Any) -> int:
     """The group as one line; after Ctrl-C as far as it went, without an outcome."""
     from interlace.cli.generate.outcome import line_of, responses_of
     from interlace.jsonl import as_line
@@ -103,7 +105,7 @@ def _print_json(settings: Settings, engine: Engine, prompt: Any) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _show(settings: Settings, engine: Engine, prompt: Any) -> int:
+def _show(settings: Settings, engine: Engine | RemoteEngine, prompt: Any) -> int:
     """Columns that grow, then the whole rows and what came of them."""
     from rich.console import Console
 
@@ -167,7 +169,7 @@ def _print_outcome(console: Console, columns: Columns, outcome: Aggregate | None
 # A file -----------------------------------------------------------------------------------------
 
 
-def _run_file(settings: Settings, engine: Engine, notes: Console) -> int:
+def _run_file(settings: Settings, engine: Engine | RemoteEngine, notes: Console) -> int:
     from interlace.cli.generate.lines import Results, read_records
 
     assert settings.input is not None
@@ -190,7 +192,7 @@ def _run_file(settings: Settings, engine: Engine, notes: Console) -> int:
 
 def _sample(
     settings: Settings,
-    engine: Engine,
+    engine: Engine | RemoteEngine,
     aggregation: Aggregation,
     records: Sequence[Record],
     write: Callable[[dict[str, Any]], None],
@@ -230,16 +232,14 @@ def _to_stdout(line: dict[str, Any]) -> None:
 class _Encoder:
     """A prompt of a file to its token ids, checked by the engine before hours of work."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine | RemoteEngine) -> None:
         self._settings = settings
         self._engine = engine
 
-    def __call__(self, prompt: Any) -> list[int]:
-        from interlace.engine.request import encode
-
+    def __call__(self, prompt: Any) -> Prompt:
         try:
             prompt = _as_prompt(self._settings, self._engine, _framed(self._settings, prompt))
-            ids = encode(prompt, 0, self._engine.tokenizer)
+            ids = self._engine.encode(prompt)
             self._engine.as_completed([ids])  # checks at once, and samples only if it is read
         except GenerationError as error:
             raise GenerationError(str(error).replace("Prompt 0", "its prompt", 1)) from error

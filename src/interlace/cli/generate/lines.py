@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 5
 
-Encode = Callable[[Any], list[int]]
+Encode = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Record:
         line: its line's number, from 1.
         id: the line's `id`, else its number and a hash of its prompt.
         prompt: as the line has it.
-        token_ids: what the model is fed.
+        token_ids: what the engine is given: token ids, or for a server the prompt.
         sample_id: how often this very prompt came before, so that its groups differ.
         columns: the line's other fields.
     """
@@ -47,7 +47,7 @@ class Record:
     line: int
     id: str | int
     prompt: Any
-    token_ids: list[int]
+    token_ids: Any
     sample_id: int
     columns: dict[str, Any]
 

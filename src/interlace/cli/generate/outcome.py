@@ -19,13 +19,14 @@ from interlace.answers import (
     WeightedVote,
     synthesis_prompt,
 )
-from interlace.errors import AggregationError, InterlaceError
+from interlace.errors import AggregationError, ConfigError, InterlaceError
 from interlace.own_code import named_function, told
 
 if TYPE_CHECKING:
     from interlace.cli.generate.settings import Settings
     from interlace.engine.engine import Engine
     from interlace.engine.types import Completion, GroupOutput
+    from interlace.remote import RemoteEngine
 
 DECIMALS = 6
 _ROOM_STEPS = 12
@@ -37,11 +38,24 @@ class Aggregation:
     Args:
         settings: `aggregate` and `scorer` count, and for syntheses how to sample.
         engine: writes syntheses.
+
+    Raises:
+        ConfigError: for syntheses by a server, whose context is not known here.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, as_prompt: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine | RemoteEngine,
+        as_prompt: Callable[[str], Any],
+    ) -> None:
+        if settings.aggregate == "synthesize" and not hasattr(engine, "tokenizer"):
+            raise ConfigError(
+                "--aggregate synthesize fits the responses into the model's context, which a "
+                "server does not tell. Use another --aggregate, or load the model here."
+            )
         self._settings = settings
-        self._engine = engine
+        self._engine: Any = engine
         self._as_prompt = as_prompt
         scorer = None if settings.scorer is None else named_function(settings.scorer, "--scorer")
         votes: dict[str, Aggregator] = {
