@@ -28,7 +28,7 @@ import yaml
 
 from interlace.errors import ConfigError
 
-FRAME = ("config", "print_config")  # options of every command, which a file does not hold
+FRAME = {"config": str, "print_config": bool}  # every command's, and in no file
 MODE = "interlace"  # jsonargparse's name for how texts are read here
 MOST_CHARACTERS, MOST_NODES, DEEPEST, MOST_DIGITS = 2**20, 50_000, 64, 40
 _WORDS: dict[Any, str] = {
@@ -67,7 +67,8 @@ def wanted(hint: Any) -> str:
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        words = (wanted(option) for option in inner if option is not types.NoneType)
+        left_out = (types.NoneType, int) if float in inner else (types.NoneType,)
+        words = (wanted(option) for option in inner if option not in left_out)
         return " or ".join(dict.fromkeys(words))
     if origin is Literal:
         return f"one of {', '.join(map(repr, inner))}"
@@ -199,9 +200,12 @@ class Parser(jsonargparse.ArgumentParser):
         usage: Lines of usage, without the command's name.
         description: What the command does.
         examples: Commands to try, shown last in the help.
+        config: Line that a file of --config may have; without one there is no such flag.
     """
 
-    def __init__(self, prog: str, usage: str, description: str, examples: str = "") -> None:
+    def __init__(
+        self, prog: str, usage: str, description: str, examples: str = "", config: str = ""
+    ) -> None:
         super().__init__(
             prog=prog,
             usage="\n       ".join(f"{prog} {line}" for line in usage.splitlines()),
@@ -212,8 +216,10 @@ class Parser(jsonargparse.ArgumentParser):
             print_config=None,
             add_help=False,
         )
+        self.config = config
         self.hints: dict[str, Any] = {}  # option -> its type
         self.aliases: dict[str, str] = {}  # further flag -> option
+        self.dashed = True  # errors name options as flags
         self.words: list[str] = []  # options that may be given without their names
         # What is being read, for errors: its place, and options as they were written.
         self.place, self.given = "", dict[str, Any]()
@@ -256,32 +262,12 @@ class Parser(jsonargparse.ArgumentParser):
             return
         assert not left, f"{options.__name__} explains no {', '.join(left)}"
 
-    def add_frame(self, example: str) -> None:
-        """Declare --help, --config and --print_config, which every command has.
-
-        Args:
-            example: Line that such a file may have.
-        """
-        group = self.add_argument_group("help and configuration")
-        group.add_argument(
-            "-h", "--help", action="help", help="show this help, and do nothing else"
-        )
-        self.hints |= {"config": str, "print_config": bool}
-        texts = (
-            (
-                "config",
-                "FILE",
-                f"YAML file of these options, such as '{example}'; flags override it",
-            ),
-            ("print_config", "", "print all options as such a file"),
-        )
-        for name, metavar, text in texts:
-            group.add_argument(f"--{name}", metavar=metavar, help=text, default=argparse.SUPPRESS)
-
     def _add(self, group: Any, dest: str, default: Any, text: str) -> None:
         hint, text = self.hints[dest], " ".join(text.split()).replace("%", "%%")
-        if default is not None and default is not False and default not in ((), "", {}):
+        silent = text == argparse.SUPPRESS or default is None or default is False
+        if not silent and default not in ((), "", {}, []):
             value = ",".join(map(str, default)) if isinstance(default, tuple) else default
+            value = "true" if value is True else value
             text = f"{text.rstrip('.')} (default: {value})"
         flags = [f"--{flag}" for flag, name in self.aliases.items() if name == dest]
         action = group.add_argument(
@@ -291,33 +277,63 @@ class Parser(jsonargparse.ArgumentParser):
             action.option_strings, action.metavar = [], dest.upper()
         action.option_strings = [flag for flag in action.option_strings if flag[-1] != "+"]
 
-    def parse(self, argv: Sequence[str], defaults: bool = True) -> jsonargparse.Namespace:
+    def parse(self, argv: Sequence[str]) -> jsonargparse.Namespace:
         """Options as the command line has them, else as the file of its --config has them, else by
         default.
 
+        Raises:
+            ConfigError: for an option that does not exist, or a value that does not fit.
+        """
+        self._add_frame()
+        if {"-h", "--help"} & set(argv[: argv.index("--")] if "--" in argv else argv):
+            self.print_help()
+            raise SystemExit(0)
+        self._split(argv)
+        file, printed = self.given.get("config"), "print_config" in self.given
+        found = self.read({} if file is None else read_yaml(file), str(file))
+        found = self.override(found, argv, defaults=True)
+        if printed:
+            print(self.printed(found), end="")
+            raise SystemExit(0)
+        return found
+
+    def _add_frame(self) -> None:
+        """What every command has; last, so that it is last in the help, too."""
+        group = self.add_argument_group("help and configuration")
+        group.add_argument(
+            "-h", "--help", action="help", help="Show this help and do nothing else."
+        )
+        texts = {"print_config": "Print all options as a YAML file and do nothing else."}
+        if self.config:
+            texts["config"] = f"YAML file of these options, such as '{self.config}'; flags win."
+        for name, text in texts.items():
+            self.hints[name] = FRAME[name]
+            metavar = "" if name == "print_config" else "FILE"
+            group.add_argument(f"--{name}", metavar=metavar, help=text, default=argparse.SUPPRESS)
+
+    def override(
+        self, found: jsonargparse.Namespace, argv: Sequence[str], defaults: bool = False
+    ) -> jsonargparse.Namespace:
+        """Options with those of a command line in their place.
+
         Args:
-            argv: Words of the command line, without the command.
+            found: Options of a file.
+            argv: Words of the command line.
             defaults: Whether defaults are filled in.
 
         Raises:
             ConfigError: for an option that does not exist, or a value that does not fit.
         """
-        if {"-h", "--help"} & set(argv[: argv.index("--")] if "--" in argv else argv):
-            self.print_help()
-            raise SystemExit(0)
-        lists, words = self._split(argv)
-        written = self.given
-        file, printed = written.get("config"), "print_config" in written
-        found = self.read({} if file is None else read_yaml(file), str(file))
-        self.given = written
         self.place = ""
+        lists, words = self._split(argv)
         found = self.parse_object(lists, namespace=found, defaults=False)
         found = self.parse_args(words, namespace=found, defaults=defaults)
         self._check(found)
-        if printed:
-            print(self.dump(found), end="")
-            raise SystemExit(0)
         return found
+
+    def printed(self, found: jsonargparse.Namespace) -> str:
+        """Options as a file that has the same."""
+        return str(self.dump(found))
 
     def read(self, values: Mapping[str, Any], place: str) -> jsonargparse.Namespace:
         """Options that a file holds, without defaults.
@@ -363,7 +379,13 @@ class Parser(jsonargparse.ArgumentParser):
             if bare
             else nearest(str(value), choices)
         )
-        spelled = name if self.place else name.upper() if name in self.words else _flag(name)
+        spelled = (
+            name
+            if self.place or not self.dashed
+            else name.upper()
+            if name in self.words
+            else _flag(name)
+        )
         raise ConfigError(
             f"{self.place}{spelled} takes {wanted(hint)}; got {shown(value)}.{hint_at}"
         ) from None
@@ -464,7 +486,7 @@ def _explained(options: type[Any], silent: type[Any]) -> Iterable[tuple[str, dic
         doc = docstring_parser.google.parse(inspect.cleandoc(kind.__doc__ or ""))
         texts = {param.arg_name: param.description or "" for param in doc.params}
         if texts and dataclasses.is_dataclass(kind):
-            yield (doc.short_description or "options").rstrip("."), texts
+            yield (doc.short_description or "options").split(". ")[0].rstrip(". "), texts
 
 
 def defaults_of(options: type[Any]) -> dict[str, Any]:
@@ -487,6 +509,7 @@ def _readable(hint: Any, as_written: bool) -> Any:
             return Literal[tuple(member.value for member in part)]
         if isinstance(part, type) and part.__module__ != "builtins":
             return Any
+        part = {dict: dict[str, Any], list: list[Any]}.get(part, part)
         parts += [int, float] if part is float and as_written else [part]
     return typing.Union[tuple(parts)]  # noqa: UP007 - of a list
 
@@ -498,16 +521,18 @@ def _flag(name: str) -> str:
 
 def _metavar(name: str, hint: Any) -> str:
     """The value's place in the help: N, X, {a,b}, N,N,... or the last word of the name."""
-    for part in _parts(hint):
+    for part in sorted(_parts(hint), key=lambda part: part is not float):
         kind, inner = _origin(part), typing.get_args(part)
-        if kind in (tuple, list):
+        if kind in (tuple, list) and inner:
             one = _metavar("text", inner[0])
-            return f"{one},{one},..." if len(one) < 3 else one if inner[0] is str else f"{one},..."
-        if kind is Literal and not _is(hint, int):
-            return "{" + ",".join(inner) + "}"
-        if word := {bool: " ", dict: "NAME=VALUE", int: "N", float: "X"}.get(kind):
-            return word.strip()
-    return name.rsplit("_", 1)[-1].upper()
+            return one if inner[0] is str else f"{one},..." if len(one) > 1 else f"{one},{one},..."
+        if kind is Literal and len(inner) < 9 and not _is(hint, int):
+            return "{" + ",".join(map(str, inner)) + "}"
+        if kind is bool:
+            return "{true,false}" if "." in name else ""
+        if kind in (dict, int, float):
+            return {dict: "NAME=VALUE", int: "N", float: "X"}[kind]
+    return name.rsplit("_", 1)[-1].rsplit(".", 1)[-1].upper()
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

@@ -59,9 +59,14 @@ class Settings(Shared):
 
 
 def parser() -> Parser:
-    made = Parser("interlace try", "[PROMPT] [options]", "Try it.", "examples:\n  interlace try 1")
+    made = Parser(
+        "interlace try",
+        "[PROMPT] [options]",
+        "Try it.",
+        "examples:\n  interlace try 1",
+        "raw: true",
+    )
     made.add_options(Settings, words=["prompt"])
-    made.add_frame("raw: true")
     return made
 
 

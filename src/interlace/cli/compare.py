@@ -61,9 +61,9 @@ def build_parser(prog: str) -> Parser:
         "base, gains relative to the next best arm, the votes that independent rows need\nto reach "
         "a coupled arm's, and figures.",
         examples=EXAMPLES,
+        config="base: RLVR-only",
     )
     parser.add_options(Settings, words=["runs"])
-    parser.add_frame("base: RLVR-only")
     return parser
 
 

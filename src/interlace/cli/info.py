@@ -71,7 +71,7 @@ class Settings(ModelOptions, _Blocks):
 
 
 class _Parser(Parser):
-    def parse(self, argv: Sequence[str], defaults: bool = True) -> Any:
+    def parse(self, argv: Sequence[str]) -> Any:
         """As any parser does; --config named the blocks until version 0.1."""
         for flag, value in itertools.pairwise([*argv, ""]):
             found = re.fullmatch(r"--config(?:=(\w+))?", flag)
@@ -79,7 +79,7 @@ class _Parser(Parser):
                 raise ConfigError(
                     f"--config names a YAML file; the blocks are --kind {found[1] or value} now."
                 )
-        return super().parse(argv, defaults)
+        return super().parse(argv)
 
 
 def build_parser(prog: str) -> Parser:
@@ -90,9 +90,9 @@ def build_parser(prog: str) -> Parser:
         description="Describe a model and the blocks that it has or would get. Reads and downloads "
         "configurations\nonly, never weights.",
         examples=EXAMPLES,
+        config="share: 0.05",
     )
     parser.add_options(Settings, words=["model"])
-    parser.add_frame("share: 0.05")
     return parser
 
 

@@ -106,8 +106,7 @@ def _dispatch(arguments: list[str]) -> int:
     require_extras(f"`interlace {name}`", *EXTRAS.get(name, ("cli",)))
     command = importlib.import_module(COMMANDS[name][0])
     parser = command.build_parser(f"interlace {name}")
-    parse = parser.parse if hasattr(parser, "parse") else parser.parse_args
-    return command.run(parse(rest)) or 0
+    return command.run(parser.parse(rest)) or 0
 
 
 def _short(message: str) -> str:

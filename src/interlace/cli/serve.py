@@ -103,9 +103,9 @@ def build_parser(prog: str) -> Parser:
         description="Serve a model to OpenAI clients. The n choices of a request are one group: "
         "they\nread each other while they are sampled. All clients share each pass of the\nmodel.",
         examples=EXAMPLES,
+        config="port: 8000",
     )
     parser.add_options(Settings, words=["model"])
-    parser.add_frame("port: 8000")
     return parser
 
 

@@ -56,9 +56,9 @@ def build_parser(prog: str) -> Parser:
         description="List the tasks, or show one: an example, the prompt that a model gets, and\n"
         "verdicts.",
         examples=EXAMPLES,
+        config="split: train",
     )
     parser.add_options(Settings, words=["action", "name"])
-    parser.add_frame("split: train")
     return parser
 
 

@@ -36,25 +36,52 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class GroupArguments(TrainingArguments):
-    """What both trainers share; every option of Hugging Face's `TrainingArguments` is here, too.
+    """Options of both trainers. Every option of Hugging Face's `TrainingArguments` is here, too;
+    those that decide what comes out are explained below.
 
     Args:
-        train: "all" weights; only the "new" ones (the blocks'); or the new ones and "lora" adapters
-            on the old.
-        new_learning_rate: of the new weights; None is `learning_rate`, which is that of the old.
-        lora: PEFT's `LoraConfig` options for train="lora", such as r and target_modules.
-        micro_rows: the most rows in one forward pass. Groups stay whole, so it is at least the
-            width; None feeds a batch in one pass for each width.
-        max_new_tokens: the longest completion.
-        temperature: of sampling, and so of every log-probability.
-        max_rows: the most rows that the engine advances together; None leaves it to the engine.
-        prompt_once: "auto" computes a prompt once for its group in the passes that train, where
-            it is exact and pays; "never" computes it in every row.
-        eval_widths: widths at which an evaluation measures; None for those of training.
-        num_generations_eval: rows sampled of a problem at each of them, a multiple of every one;
-            None for one group.
-        correct_reward: name of the reward that says which rows are right (a value of at least 1),
+        train: Weights that train: "all"; only the "new" ones (the blocks'); or the new ones and
+            "lora" adapters on the old.
+        learning_rate: Learning rate of the old weights, and of the new ones unless
+            new_learning_rate is given.
+        new_learning_rate: Learning rate of the new weights; None is `learning_rate`.
+        lora: Options of PEFT's `LoraConfig` for train="lora", such as r and target_modules.
+        micro_rows: Number of rows in one forward pass, at most. Groups stay whole, so it is at
+            least the width; None feeds a batch in one pass for each width.
+        max_new_tokens: Number of tokens of a completion, at most.
+        temperature: Temperature of sampling, and so of every log-probability.
+        max_rows: Number of rows that the engine advances together, at most; None leaves it to the
+            engine.
+        prompt_once: Passes that compute a prompt once for its group: "auto" for those that train,
+            where it is exact and pays; "never" computes it in every row.
+        eval_widths: Widths at which an evaluation measures; None for those of training.
+        num_generations_eval: Number of rows sampled of a problem at each of them, a multiple of
+            every one; None for one group.
+        correct_reward: Name of the reward that says which rows are right (a value of at least 1),
             where problems come without a verifier; pass@1, votes and coverage follow from it.
+        lr_scheduler_type: Course of learning rates: linear, cosine, constant, polynomial ...
+        lr_scheduler_kwargs: Options of the course, such as {lr_end: 1.0e-7, power: 1.0}.
+        warmup_steps: Number of optimizer steps in which learning rates rise from 0; below 1, a
+            share of all.
+        num_train_epochs: Number of passes over the task's problems, unless max_steps is given.
+        max_steps: Number of optimizer steps; -1 follows num_train_epochs.
+        optim: Name of the optimizer: adamw_torch_fused, adamw_torch, sgd, adafactor ...
+        optim_args: Options of the optimizer, such as 'momentum=0.9'.
+        weight_decay: Weight decay of the optimizer.
+        adam_beta1: First beta of AdamW.
+        adam_beta2: Second beta of AdamW.
+        adam_epsilon: Epsilon of AdamW.
+        max_grad_norm: Norm that gradients are clipped to; 0 for not at all.
+        bf16: Run passes that train in bfloat16, over weights of load.dtype.
+        fp16: Run passes that train in float16, over weights of load.dtype.
+        tf32: Let float32 products round their factors, on GPUs that can.
+        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+        use_cpu: Train on the CPU even where there is a GPU.
+        save_strategy: Time to write checkpoints: steps, or 'no' (in quotes).
+        save_steps: Number of optimizer steps from one checkpoint to the next.
+        save_total_limit: Number of checkpoints to keep.
+        logging_steps: Number of optimizer steps from one line of the log to the next.
+        report_to: Name of a tracker, a list of them (tensorboard, wandb, trackio), or none.
 
     Raises:
         ConfigError: for a value that contradicts another or is out of its range.
@@ -137,12 +164,12 @@ class GroupArguments(TrainingArguments):
 @takes_trl_names
 @dataclass
 class WarmupConfig(GroupArguments):
-    """The warm-up's options: responses that the base model got right, learned in groups.
+    """Options of the warm-up: responses that the base model got right, learned in groups.
 
     Args:
-        problems: how many of the task's problems are sampled; None for all.
-        samples: responses sampled a problem.
-        fewest_correct: problems with fewer correct responses are dropped.
+        problems: Number of the task's problems that are sampled; None for all.
+        samples: Number of responses sampled of a problem.
+        fewest_correct: Number of correct responses below which a problem is dropped.
         splice: Probability that a row's try becomes what a sibling has found before it, so that
             the groups show reading; the task rewrites them (`Task.splice`). 0 leaves rows as they
             were sampled.
@@ -150,9 +177,11 @@ class WarmupConfig(GroupArguments):
             a verifier: it writes "Another attempt found X; checking: ..." after a line or sentence.
         width: Width at which responses are sampled, and rows of a group; a list draws one for each
             problem. None samples rows alone and makes all of a problem one group.
-        groups_per_step: groups in an optimizer step, over all processes.
-        data: a JSONL file of responses to use instead of sampling; see `training.responses`.
-        train: by default only the new weights.
+        groups_per_step: Number of groups in an optimizer step, over all processes.
+        data: Path of a JSONL file of responses to use instead of sampling; see
+            `training.responses`.
+        train: Weights that train: by default only the "new" ones (the blocks'); "all"; or the new
+            ones and "lora" adapters on the old.
     """
 
     problems: int | None = None
@@ -207,44 +236,47 @@ class WarmupConfig(GroupArguments):
 @takes_trl_names
 @dataclass
 class GRPOConfig(GroupArguments):
-    """GRPO's options. TRL's names are taken, too: see the guide's table.
+    """Options of GRPO. TRL's names are taken, too: see the guide's table.
 
     Args:
-        prompts_per_rollout: prompts sampled at once, over all processes.
-        num_generations: samples a prompt, over which the advantage is taken; a multiple of every
-            width.
-        width: W, the rows that see each other. A list draws one for each prompt, a width that
+        prompts_per_rollout: Number of prompts sampled at once, over all processes.
+        num_generations: Number of samples of a prompt, over which the advantage is taken; a
+            multiple of every width.
+        width: Number of rows that see each other, W. A list draws one for each prompt, a width that
             stands in it twice twice as often.
         sibling_dropout: Probability that a sibling is hidden from a row for a whole rollout, while
             sampling and scoring alike. For blocks that read siblings at the same position.
-        mini_batches: optimizer steps in one pass over a rollout; each takes its share of the
-            prompts.
-        passes: passes over a rollout.
-        loss: "token" (DAPO), "sequence" (GRPO) or "dr_grpo"; see `LossConfig`.
-        clip_low: see `LossConfig`.
-        clip_high: see `LossConfig`.
-        ratio_level: "token", or "sequence" (GSPO).
-        kl_weight: weight of the KL to the model as it was at the start, with its own blocks.
-        kl_corrected: see `LossConfig`.
-        entropy_weight: weight of the entropy bonus.
-        baseline: "prompt" over all samples of a prompt, the "own" group, or the "others" only.
-        scale: "std" divides advantages by the standard deviation; "none" does not.
-        leave_one_out: the baseline leaves out the row itself (RLOO).
-        credit: "row", or "group" for its group's mean reward to every row.
-        drop_without_variance: leave out groups whose rows have the same reward as all that they
+        mini_batches: Number of optimizer steps in one pass over a rollout; each takes its share of
+            the prompts.
+        passes: Number of passes over a rollout.
+        loss: Kind of the loss: "token" (DAPO), "sequence" (GRPO) or "dr_grpo"; see `LossConfig`.
+        clip_low: Distance below 1 at which a token's ratio is clipped.
+        clip_high: Distance above 1 at which a token's ratio is clipped.
+        ratio_level: Level of ratios: "token", or "sequence" (GSPO).
+        kl_weight: Weight of the KL to the model as it was at the start, with its own blocks.
+        kl_corrected: Weigh the KL by the ratio, so that its gradient is right away from the
+            sampling policy.
+        entropy_weight: Weight of the entropy bonus.
+        baseline: Samples that make the baseline: "prompt" for all of a prompt, the "own" group, or
+            the "others" only.
+        scale: Scale of advantages: "std" divides them by the standard deviation; "none" does not.
+        leave_one_out: Leave the row itself out of its baseline (RLOO).
+        credit: Receiver of a reward: the "row", or the "group", whose rows then all get its mean.
+        drop_without_variance: Leave out groups whose rows have the same reward as all that they
             are compared with (of the prompt, or of the own group), so that they teach nothing; then
             the loss is divided by what remains.
-        rewards: name -> weight. Names: correctness, partial, self-consistency, steps, format,
-            pass@k, or `module:function` or `file.py:function` with TRL's signature. Not looked at
-            where the trainer is given `reward_funcs`.
-        reward_weights: weights of the trainer's `reward_funcs`, in their order; None for 1 each.
-        old_logprobs: "sampled" takes them from the engine, "recomputed" from the training pass;
-            "auto" is "sampled" in fp32 and "recomputed" in lower precision.
-        guard: check invariant I7 on the first micro-batch of every rollout. Leave it on.
+        rewards: Weights of rewards by name. Names: correctness, partial, self-consistency, steps,
+            format, pass@k, or `module:function` or `file.py:function` with TRL's signature. Not
+            looked at where the trainer is given `reward_funcs`.
+        reward_weights: Weights of the trainer's `reward_funcs`, in their order; None for 1 each.
+        old_logprobs: Source of the old log-probabilities: "sampled" takes the engine's,
+            "recomputed" the training pass's; "auto" is "sampled" in fp32 and "recomputed" in lower
+            precision.
+        guard: Check invariant I7 on the first micro-batch of every rollout. Leave it on.
         guard_every: Number of rollouts from one exact check to the next in lower precision, where a
             group is sampled again in fp32; the first rollout has one. In between gaps are held
             against the last that was found clean.
-        log_completions: groups of a rollout that are written to completions.jsonl.
+        log_completions: Number of groups of a rollout that are written to completions.jsonl.
     """
 
     prompts_per_rollout: int = 64

@@ -19,19 +19,33 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import jsonargparse
+from transformers import TrainingArguments
+
+from interlace.configuration import Parser, nearest, read_yaml, shown
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import COUPLINGS, config_from_dict, coupling_class
 from interlace.errors import ConfigError
 from interlace.tasks.sources import is_file
-from interlace.training.recipe_files import find_recipe, merge_overrides, read_yaml
-from interlace.training.sections import SECTIONS, check_section, options_of, resolved_section
-from interlace.training.values import fit, nearest
+from interlace.training.sections import (
+    ALIASES,
+    SECTIONS,
+    arguments_of,
+    options_of,
+    refused,
+    resolved_section,
+    unknown_option,
+)
 
+# Inside an installed package; a checkout has them at its root.
+PACKAGED = Path(__file__).parents[1] / "recipes"
+CHECKOUT = Path(__file__).parents[3] / "recipes"
 Stage = Literal["warmup", "grpo"]
 STAGES: tuple[Stage, ...] = ("warmup", "grpo")
 METHODS = (*COUPLINGS, "none", "auto")
@@ -53,22 +67,61 @@ SYNONYMS = {
 
 
 @dataclass(frozen=True)
+class _Top:
+    """Keys at the top of a recipe.
+
+    Args:
+        model: Model, as `interlace.load` takes it.
+        load: Further options of `interlace.load`; dtype is float32 unless they say otherwise.
+        attach: Blocks to attach, such as {method: bridge, parameter_share: 0.05}; "none" for none,
+            "auto" for those that the model has, or else a Bridge of the default size.
+        blocks: Place that GRPO takes its blocks from: "warmup" is `<output_dir>/warmup/model`,
+            "fresh" untrained ones, "auto" the first if it is there and else the second; or a
+            folder.
+        task: Name of the task.
+        task_options: Options of the task; `split` is "train" unless they say otherwise.
+        output_dir: Path of the folder that both stages write into.
+        seed: Seed of fresh blocks, of the order of problems, and of sampling.
+    """
+
+    model: str = ""
+    load: dict[str, Any] = field(default_factory=dict)
+    attach: dict[str, Any] = field(default_factory=lambda: {"method": "auto"})
+    blocks: str = "auto"
+    task: str = ""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    output_dir: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Task of a section, if it has one of its own.
+
+    Args:
+        task: Name of the task.
+        task_options: Options of the task.
+    """
+
+    task: str = ""
+    task_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe, checked. Its sections hold what was given; `arguments` adds the defaults.
 
     Args:
-        model: what `interlace.load` takes.
-        task: the task's name.
-        output_dir: where both stages write.
-        load: further options of `interlace.load`; dtype is float32 unless it says otherwise.
-        attach: the blocks; "none" for none, "auto" for those that the model has, or else a Bridge
-            of the default size.
-        blocks: where GRPO takes its blocks from: "warmup" is `<output_dir>/warmup/model`, "fresh"
-            untrained ones, "auto" the first if it is there and else the second; or a folder.
-        task_options: of the task; `split` is "train" unless they say otherwise.
-        seed: of fresh blocks, of the order of problems, and of sampling.
-        warmup: given options of `WarmupConfig`; None without the section.
-        grpo: given options of `GRPOConfig`; None without the section.
+        model: Model, as `interlace.load` takes it.
+        task: Name of the task.
+        output_dir: Path of the folder that both stages write into.
+        load: Further options of `interlace.load`.
+        attach: Blocks; "none" for none, "auto" for those that the model has.
+        blocks: Place that GRPO takes its blocks from.
+        task_options: Options of the task.
+        seed: Seed of fresh blocks, of the order of problems, and of sampling.
+        warmup: Options of `WarmupConfig` that were given; None without the section.
+        grpo: Options of `GRPOConfig` that were given; None without the section.
     """
 
     model: str
@@ -130,8 +183,6 @@ class Recipe:
         Raises:
             ConfigError: for values that Hugging Face refuses, or that this machine cannot do.
         """
-        from interlace.training.sections import arguments_of
-
         return arguments_of(stage, self.section(stage), self.folder(stage), self.seed)
 
     def resolved(self, stage: Stage) -> dict[str, Any]:
@@ -154,12 +205,51 @@ class Recipe:
         return top | {stage: resolved_section(stage, self.section(stage))}
 
 
+class _Parser(Parser):
+    """As every parser, with a recipe's words in errors."""
+
+    def __init__(self) -> None:
+        super().__init__("recipe", "", "")
+        self.dashed = False
+        declare(self, STAGES)
+
+    def read(self, values: Mapping[str, Any], place: str) -> jsonargparse.Namespace:
+        """As any parser does; a method alone, and an empty section, are mappings."""
+        whole = dict(values)
+        if isinstance(whole.get("attach"), str):
+            whole["attach"] = {"method": whole["attach"]}
+        whole |= {stage: {} for stage in STAGES if stage in whole and whole[stage] is None}
+        return super().read(whole, place)
+
+    def unknown(self, name: str) -> str:
+        """As any parser does."""
+        stage, dot, option = name.removeprefix("--").partition(".")
+        return unknown_option(stage, option) if dot and stage in STAGES else _unknown_key(stage)
+
+    def _check(self, found: jsonargparse.Namespace) -> None:
+        super()._check(found)
+        for name, value in found.items():
+            stage, _, option = name.partition(".")
+            if stage in STAGES and (why := refused(stage, option, value)) is not None:
+                raise ConfigError(f"{self.place}{name} is not set here: {why}.")
+
+
+def declare(parser: Parser, stages: Sequence[str]) -> None:
+    """Declare the options of a recipe with these sections."""
+    for stage in stages:
+        config = SECTIONS[stage].config
+        parser.add_options(config, under=stage, silent=TrainingArguments)
+    parser.add_options(_Top)
+    for stage in stages:
+        parser.add_options(_Own, under=stage)
+
+
 def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        name: a YAML file, or the name of one that comes with Interlace, such as "tiny".
-        overrides: `section.key=value` each; values as YAML.
+        name: Path of a YAML file, or name of a recipe that comes with Interlace, such as "tiny".
+        overrides: Overrides, `section.key=value` each; the last one wins.
 
     Raises:
         ConfigError: for a file that cannot be read, a key that does not exist, or a value that does
@@ -169,67 +259,92 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     >>> recipe.grpo["width"], recipe.attach.parameter_share
     (4, 0.1)
     """
-    values = read_yaml(find_recipe(name))
-    return parse_recipe(merge_overrides(values, overrides))
+    for text in overrides:
+        if not text.partition("=")[1]:
+            raise ConfigError(
+                "An override is section.key=value, such as grpo.learning_rate=1e-5; got "
+                f"{shown(text)}."
+            )
+    whole = [re.sub(r"^attach=([\w-]+)$", r"attach={method: \1}", text) for text in overrides]
+    path, parser = find_recipe(name), _Parser()
+    values = read_yaml(path, "model: tiny")
+    found = parser.override(parser.read(values, str(path)), [f"--{text}" for text in whole])
+    return _recipe(found, values)
 
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain values, as YAML gives them.
+    """A recipe from its keys and values, as YAML reads them.
 
     Raises:
         ConfigError: for a key that does not exist, or a value that does not fit.
     """
-    names = [f.name for f in dataclasses.fields(Recipe)]
-    for key in values:
-        if key not in names:
-            raise ConfigError(_unknown_key(str(key), names))
-    missing = [name for name in ("model", "task", "output_dir") if values.get(name) is None]
+    return _recipe(_Parser().read(values, "recipe"), values)
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that come with Interlace."""
+    folder = PACKAGED if PACKAGED.is_dir() else CHECKOUT
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str | os.PathLike[str]) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with Interlace.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    text = os.fspath(name)
+    path, known = Path(text).expanduser(), packaged_recipes()
+    if path.is_file():
+        return path
+    if text in known:
+        return known[text]
+    if path.is_dir():
+        raise ConfigError(f"A recipe is a YAML file; {text} is a folder.")
+    raise ConfigError(
+        f"There is no recipe {shown(text)}: neither a file, nor one of those that come with "
+        f"Interlace ({', '.join(known)}).{nearest(path.stem, known)}"
+    )
+
+
+def _recipe(found: jsonargparse.Namespace, written: Mapping[str, Any]) -> Recipe:
+    values = found.as_dict()
+    missing = [name for name in ("model", "task", "output_dir") if not values.get(name)]
     if missing:
         raise ConfigError(
             f"A recipe says which model, task and output_dir; {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing."
         )
-    texts = {n: fit(values[n], str, n) for n in ("model", "task", "output_dir")}
-    recipe = Recipe(
-        **texts,
-        load=_load_options(values.get("load") or {}),
-        attach=_attach(values.get("attach", "auto")),
-        blocks=fit(values.get("blocks", "auto"), str, "blocks"),
-        task_options=fit(values.get("task_options") or {}, dict[str, Any], "task_options"),
-        seed=fit(values.get("seed", 0), int, "seed"),
-        warmup=_section("warmup", values),
-        grpo=_section("grpo", values),
-    )
+    for stage in STAGES:
+        if stage in written or values.get(stage):
+            given = values.get(stage) or {}
+            values[stage] = {ALIASES.get(name, name): value for name, value in given.items()}
+            options_of(stage, values[stage])
+    values["load"] = _load_options(values.get("load", {}))
+    values["attach"] = _attach(values.get("attach", {"method": "auto"}))
+    recipe = Recipe(**values)
     if recipe.seed < 0:
         raise ConfigError(f"seed is a whole number from 0 on; got {recipe.seed}.")
     return recipe
 
 
-def _section(stage: Stage, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    if stage not in values:
-        return None
-    return check_section(stage, {} if values[stage] is None else values[stage])
-
-
-def _unknown_key(key: str, names: Sequence[str]) -> str:
-    homes = [stage for stage in STAGES if key in SECTIONS[stage].hints]
+def _unknown_key(key: str) -> str:
+    names = [option.name for option in dataclasses.fields(Recipe)]
+    homes = [f"{stage}.{key}" for stage in STAGES if key in SECTIONS[stage].names]
     if key in SYNONYMS:
         hint = f" Did you mean {SYNONYMS[key]!r}?"
     elif homes:
-        hint = f" It belongs to a section: {' or '.join(f'{home}.{key}' for home in homes)}."
-    elif near := nearest(key, names):
-        hint = f" Did you mean {near!r}?"
+        hint = f" It belongs to a section: {' or '.join(homes)}."
     else:
-        hint = f" There are {', '.join(names)}."
-    return f"A recipe has no key {key!r}.{hint}"
+        hint = nearest(key, names) or f" There are {', '.join(names)}."
+    return f"A recipe has no key {shown(key)}.{hint}"
 
 
-def _load_options(values: Any) -> dict[str, Any]:
+def _load_options(options: dict[str, Any]) -> dict[str, Any]:
     from inspect import signature
 
     from interlace.models.loading import load
 
-    options: dict[str, Any] = fit(values, dict[str, Any], "load")
     known = [n for n in signature(load).parameters if n not in ("source", "token", "options")]
     for name in options:
         if name == "token":
@@ -240,8 +355,8 @@ def _load_options(values: Any) -> dict[str, Any]:
         if name not in (*known, *FURTHER_LOAD):
             near = nearest(name, (*known, *FURTHER_LOAD))
             raise ConfigError(
-                f"interlace.load has no option {name!r}."
-                + (f" Did you mean {near!r}?" if near else f" It has {', '.join(known)}.")
+                f"interlace.load has no option {shown(name)}."
+                + (near or f" It has {', '.join(known)}.")
             )
     if options.get("dtype") == "auto":
         options["dtype"] = None  # the checkpoint's own
@@ -265,21 +380,12 @@ def _check_dtype(name: Any) -> None:
         )
 
 
-def _attach(values: Any) -> CouplingConfig | Literal["none", "auto"]:
-    if isinstance(values, str):
-        values = {"method": values}
-    if not isinstance(values, Mapping) or "method" not in values:
-        raise ConfigError(
-            f"attach is one of {', '.join(METHODS)}, or a mapping such as "
-            f"{{method: bridge, parameter_share: 0.05}}; got {values!r}."
-        )
-    options = dict(values)
-    method = options.pop("method")
+def _attach(options: dict[str, Any]) -> CouplingConfig | Literal["none", "auto"]:
+    method = options.pop("method", None)
     if method not in METHODS:
-        near = nearest(str(method), METHODS)
         raise ConfigError(
-            f"attach.method is one of {', '.join(METHODS)}; got {method!r}."
-            + (f" Did you mean {near!r}?" if near else "")
+            f"attach.method is one of {', '.join(METHODS)}; got {shown(method)}."
+            f"{nearest(str(method), METHODS)}"
         )
     if method in ("none", "auto"):
         if options:
@@ -287,17 +393,14 @@ def _attach(values: Any) -> CouplingConfig | Literal["none", "auto"]:
                 f"attach.method={method} takes no options; got {', '.join(options)}. Options are "
                 f"those of {' and '.join(COUPLINGS)}."
             )
-        return "none" if method == "none" else "auto"
+        return cast('Literal["none", "auto"]', method)
     known = [f.name for f in dataclasses.fields(coupling_class(method).Config)]
     for name in options:
         if name not in known:
-            near = nearest(name, [*known, "method"])
             raise ConfigError(
-                f"attach has no option {name!r}."
-                + (f" Did you mean {near!r}?" if near else f" It has {', '.join(known)}.")
+                f"attach has no option {shown(name)}."
+                + (nearest(name, [*known, "method"]) or f" It has {', '.join(known)}.")
             )
-    if isinstance(share := options.get("parameter_share"), str):
-        options["parameter_share"] = fit(share, float, "attach.parameter_share")
     return config_from_dict({"kind": method, **options})
 
 

@@ -3,9 +3,7 @@ become the trainers' arguments."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +11,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from interlace.configuration import defaults_of, nearest, shown
 from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments, GRPOConfig, WarmupConfig
 from interlace.training.trl_fields import RENAMED, refusal, synonyms
-from interlace.training.values import fit, nearest
 
 # Hugging Face's options that decide what comes out, in the order in which a recipe shows them.
 DECISIVE = (
@@ -93,63 +91,39 @@ SYNONYMS = {
     "steps": "max_steps",
     "batch_size": "prompts_per_rollout",
 }
-OWN = {"task": str, "task_options": dict[str, Any]}
+OWN = ("task", "task_options")  # of the recipe, which a section may have for itself
 TOP = ("model", "load", "attach", "blocks", "output_dir", "seed")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section's dataclass, the types of its options, the one that is its batch, and what it
-    trains by default."""
+    """A section's dataclass, the one of its options that is its batch, and what it trains by
+    default."""
 
     config: type[GroupArguments]
-    hints: Mapping[str, Any]
     batch: str
-    train: str
+
+    @property
+    def train(self) -> str:
+        """What it trains unless it says otherwise."""
+        return str(defaults_of(self.config)["train"])
+
+    @property
+    def names(self) -> list[str]:
+        """All options, those that a recipe may not set included."""
+        return [*defaults_of(self.config), *OWN]
 
     @property
     def own(self) -> list[str]:
         """The options that Hugging Face's `TrainingArguments` lack, as they are declared."""
-        theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
-        left_out = theirs | set(ELSEWHERE)
-        return [f.name for f in dataclasses.fields(self.config) if f.name not in left_out]
-
-
-def _section(config: type[GroupArguments], batch: str) -> Section:
-    hints = typing.get_type_hints(config)
-    names = [f.name for f in dataclasses.fields(config) if f.init]
-    train = next(f.default for f in dataclasses.fields(config) if f.name == "train")
-    return Section(config, {n: hints[n] for n in names}, batch, str(train))
+        left_out = set(defaults_of(TrainingArguments)) | set(ELSEWHERE)
+        return [name for name in defaults_of(self.config) if name not in left_out]
 
 
 SECTIONS: dict[str, Section] = {
-    "warmup": _section(WarmupConfig, "groups_per_step"),
-    "grpo": _section(GRPOConfig, "prompts_per_rollout"),
+    "warmup": Section(WarmupConfig, "groups_per_step"),
+    "grpo": Section(GRPOConfig, "prompts_per_rollout"),
 }
-
-
-def check_section(stage: str, values: Any) -> dict[str, Any]:
-    """A section's values with the types that its options have.
-
-    Raises:
-        ConfigError: for an option that does not exist, belongs elsewhere or contradicts another,
-            and for a value that does not fit.
-    """
-    section = SECTIONS[stage]
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"The section {stage} holds options by name; got {values!r}.")
-    hints = {**section.hints, **OWN}
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
-        written = str(key)
-        if written not in hints:
-            raise ConfigError(_unknown_option(stage, written))
-        if (why := _refused(written, value, section)) is not None:
-            raise ConfigError(f"{stage}.{written} is not set here: {why}.")
-        name = ALIASES.get(written, written)
-        checked[name] = fit(value, hints[written], f"{stage}.{written}")
-    options_of(stage, checked)
-    return checked
 
 
 def options_of(stage: str, values: Mapping[str, Any]) -> Any:
@@ -161,11 +135,8 @@ def options_of(stage: str, values: Mapping[str, Any]) -> Any:
     """
     config = SECTIONS[stage].config
     options = object.__new__(config)
-    for option in dataclasses.fields(config):
-        default = option.default
-        if option.default_factory is not dataclasses.MISSING:
-            default = option.default_factory()
-        object.__setattr__(options, option.name, values.get(option.name, default))
+    for name, value in {**defaults_of(config), **values}.items():
+        object.__setattr__(options, name, value)
     try:
         options._check()
     except ConfigError as error:
@@ -180,7 +151,7 @@ def arguments_of(stage: str, values: Mapping[str, Any], folder: Path, seed: int)
         ConfigError: for values that Hugging Face refuses, or that this machine cannot do.
     """
     config = SECTIONS[stage].config
-    names = {f.name for f in dataclasses.fields(config)}
+    names = defaults_of(config)
     # The older names warn where the newer ones exist.
     newer = {old: new for new, old in ALIASES.items() if new in names}
     given = {newer.get(n, n): value for n, value in values.items() if n not in OWN}
@@ -207,9 +178,10 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)  # enumerations by their word
 
 
-def _refused(name: str, value: Any, section: Section) -> str | None:
+def refused(stage: str, name: str, value: Any) -> str | None:
+    """Why a recipe may not set an option of a section; None if it may."""
     if name in ELSEWHERE:
-        return ELSEWHERE[name].format(batch=section.batch)
+        return ELSEWHERE[name].format(batch=SECTIONS[stage].batch)
     if (why := refusal(name, value)) is not None:
         return why
     if name.startswith("hub_"):
@@ -219,23 +191,19 @@ def _refused(name: str, value: Any, section: Section) -> str | None:
     return None
 
 
-def _unknown_option(stage: str, name: str) -> str:
-    known = SECTIONS[stage].hints
-    other = "grpo" if stage == "warmup" else "warmup"
-    candidates = [*SECTIONS[stage].own, *DECISIVE, *OWN]
-    synonym = SYNONYMS.get(name)
-    if name == "batch_size":
-        synonym = SECTIONS[stage].batch
+def unknown_option(stage: str, name: str) -> str:
+    """The message for a name that a section does not have."""
+    section, other = SECTIONS[stage], "grpo" if stage == "warmup" else "warmup"
+    synonym = section.batch if name == "batch_size" else SYNONYMS.get(name)
     if name in RENAMED:
         hint = f" It is called {RENAMED[name]} now."
     elif name in TOP:
         hint = f" {name} stands at the top of a recipe, outside the sections."
-    elif name in SECTIONS[other].hints:
+    elif name in SECTIONS[other].names:
         hint = f" It is an option of {other}: write {other}.{name}."
-    elif synonym in known:
+    elif synonym in section.names:
         hint = f" Did you mean {synonym!r}?"
-    elif near := nearest(name, candidates) or nearest(name, known):
-        hint = f" Did you mean {near!r}?"
     else:
-        hint = f" `interlace train {stage} --help` lists the options."
-    return f"The section {stage} has no option {name!r}.{hint}"
+        near = nearest(name, [*section.own, *DECISIVE, *OWN]) or nearest(name, section.names)
+        hint = near or f" `interlace train {stage} --help` lists the options."
+    return f"The section {stage} has no option {shown(name)}.{hint}"

@@ -34,9 +34,8 @@ def a_command(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
     """Add a command `try` that does `run`."""
 
     def build_parser(prog: str) -> Parser:
-        parser = Parser(prog, "[options]", "Try it.")
+        parser = Parser(prog, "[options]", "Try it.", config="number: 3")
         parser.add_options(Settings)
-        parser.add_frame("number: 3")
         return parser
 
     monkeypatch.setitem(COMMANDS, "try", ("interlace.cli.try", "a test"))

@@ -17,7 +17,7 @@ import yaml
 import interlace
 from interlace.attaching import is_attached
 from interlace.cli.main import main
-from interlace.training.arguments import GRPOConfig
+from interlace.training.sections import DECISIVE, SECTIONS
 from support.number_model import number_folder, number_tokenizer
 
 WARMUP = {
@@ -66,7 +66,10 @@ def train(model, tmp_path, capfd, monkeypatch):
     def command(*arguments, recipe="recipe.yaml"):
         capfd.readouterr()
         stage, *rest = arguments
-        status = main(["train", stage, recipe, *map(str, rest)])
+        try:
+            status = main(["train", stage, recipe, *map(str, rest)])
+        except SystemExit as ended:  # as --help and --print_config end
+            status = ended.code
         out, err = capfd.readouterr()
         return status, out, err
 
@@ -189,7 +192,7 @@ def test_mistakes_end_with_one_message(train):
     for words, message in (
         (("grpo", "grpo.widht=3"), "Did you mean 'width'?"),
         (("grpo", "--dryrun"), "Did you mean '--dry-run'?"),
-        (("gropo",), "invalid choice: 'gropo'"),
+        (("gropo",), "STAGE takes one of 'warmup', 'grpo'; got 'gropo'. Did you mean 'grpo'?"),
         (("warmup", "attach=none"), "RLVR-only has no warm-up"),
         (("grpo", "task_options.digit=2"), "Did you mean 'digits'?"),
         (("grpo", "--dry-run", "--memory", -1), "above 0"),
@@ -206,18 +209,42 @@ def test_options_may_stand_anywhere(train):
     assert status == 0, err
 
 
+def test_keys_of_the_recipe_may_be_flags(train):
+    words = ("--grpo.max_steps", 3, "--seed=4", "--attach", "none", "--output-dir", "flags")
+    status, out, err = train("grpo", *words, "--print_config", "--grpo.lr_scheduler_kwargs.a=1")
+    assert status == 0, err
+    written = yaml.safe_load(out)
+    assert (written["seed"], written["attach"], written["output_dir"]) == (4, "none", "flags")
+    assert written["grpo"]["max_steps"] == 3
+    assert written["grpo"]["lr_scheduler_kwargs"] == {"a": 1}
+    assert "warmup" not in written
+    assert not Path("flags").exists()
+
+
+def test_what_is_printed_is_a_recipe(train):
+    _, out, _ = train("grpo", "grpo.learning_rate=1e-5", "--print_config")
+    Path("printed.yaml").write_text(out)
+    status, again, err = train("grpo", "--print_config", recipe="printed.yaml")
+    assert status == 0, err
+    assert again == out
+    status, again, err = train("grpo", "--print_config", recipe="--config=printed.yaml")
+    assert (status, again) == (0, out), err
+
+
 @pytest.mark.parametrize("stage", ["warmup", "grpo"])
-def test_help_teaches_every_option(stage, capsys):
+def test_help_teaches_every_option(stage, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
         main(["train", stage, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert f"interlace train {stage} tiny" in text
+    section = SECTIONS[stage]
+    assert all(f"  --{stage}.{name} " in text for name in [*section.own, *DECISIVE])
+    assert "neftune_noise_alpha" not in text
     if stage == "grpo":
-        own = [n for n in GRPOConfig.__annotations__ if n not in ("lora", "reward_weights")]
-        assert all(f"  grpo.{name}\n" in text for name in own)
-        assert "W, the rows that see each other. A list draws one for each prompt." in text
-        assert "default 0.28" in text
+        assert "Number of rows that see each other, W. A list draws one for each" in text
+        assert "(default: 0.28)" in text
     else:
-        assert "  warmup.groups_per_step\n      a whole number; default 24\n" in text
-        assert "by default only the new weights." in text
+        assert "Number of groups in an optimizer step, over all processes (default:" in text
+        assert 'by default only the "new" ones' in text

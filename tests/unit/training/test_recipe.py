@@ -15,8 +15,7 @@ import yaml
 from interlace import BridgeConfig, PMatchConfig
 from interlace.errors import ConfigError, RunError
 from interlace.tasks import list_tasks
-from interlace.training.recipe import STAGES, load_recipe, parse_recipe
-from interlace.training.recipe_files import merge_overrides, packaged_recipes, read_yaml
+from interlace.training.recipe import STAGES, load_recipe, packaged_recipes, parse_recipe
 from interlace.training.run import (
     RECIPE,
     as_yaml,
@@ -38,6 +37,8 @@ def recipe(**more):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_recipe_that_comes_along_resolves_to_a_recipe(name, stage):
     """The resolved text is a recipe again, and resolves to itself."""
+    if getattr(load_recipe(name), stage) is None:
+        return  # such as blocks-last, which is a warm-up alone
     text = as_yaml(load_recipe(name).resolved(stage), stage)
     again = parse_recipe(yaml.safe_load(text))
     assert as_yaml(again.resolved(stage), stage) == text
@@ -104,13 +105,13 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ({"grpo": {"include_for_metrics": []}}, "never read it; `interlace eval`"),
         ({"grpo": {"neftune_noise_alpha": 3}}, "another model than the one that samples"),
         ({"grpo": {"resume_from_checkpoint": "x"}}, "goes on from the last checkpoint by itself"),
-        ({"grpo": {"learning_rate": "fast"}}, "grpo.learning_rate is a number; got 'fast'"),
-        ({"grpo": {"learning_rate": True}}, "grpo.learning_rate is a number; got True"),
-        ({"grpo": {"max_steps": 1.5}}, "grpo.max_steps is a whole number; got 1.5"),
-        ({"grpo": {"guard": "off!"}}, "grpo.guard is true or false; got 'off!'"),
+        ({"grpo": {"learning_rate": "fast"}}, "grpo.learning_rate takes a number; got 'fast'"),
+        ({"grpo": {"learning_rate": True}}, "grpo.learning_rate takes a number; got True"),
+        ({"grpo": {"max_steps": 1.5}}, "grpo.max_steps takes a whole number; got 1.5"),
+        ({"grpo": {"guard": "off!"}}, "grpo.guard takes true or false; got 'off!'"),
         ({"grpo": {"save_strategy": False}}, "write the word in quotes"),
         ({"grpo": {"lr_scheduler_type": "liner"}}, "one of 'linear'"),
-        ({"grpo": {"width": [1, "x"]}}, "a list .each a whole number.; got"),
+        ({"grpo": {"width": [1, "x"]}}, "a list with commas .each a whole number.; got .1, 'x'"),
         ({"grpo": {"loss": "ppo"}}, "one of 'token', 'sequence', 'dr_grpo'; got 'ppo'"),
         ({"grpo": {"width": 3}}, "In the section grpo: .*whole groups"),
         ({"grpo": 4}, "holds options by name; got 4"),
@@ -118,13 +119,15 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ({"load": {"dtype": "float33"}}, "load.dtype is float32, bfloat16, float16 or auto"),
         ({"load": {"token": "x"}}, "holds no hub token"),
         ({"attach": "brigde"}, "Did you mean 'bridge'"),
-        ({"attach": None}, "attach is one of bridge, pmatch, none, auto"),
+        ({"attach": None}, "attach takes a mapping; got None"),
+        ({"attach": {"head_dim": 8}}, "attach.method is one of bridge, pmatch, none, auto"),
         ({"attach": {"method": "bridge", "head_dims": 8}}, "Did you mean 'head_dim'"),
         ({"attach": {"method": "none", "head_dim": 8}}, "takes no options"),
         ({"attach": {"method": "bridge", "parameter_share": 5}}, "between 0 and 1; got 5"),
         ({"seed": -1}, "from 0 on; got -1"),
-        ({"task": 3}, "task is a text; got 3"),
-        ({"task": None}, "task is missing"),
+        ({"task": 3}, "task takes a text; got 3"),
+        ({"task": None}, "task takes a text; got None"),
+        ({"task": ""}, "task is missing"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_way_out(values, message):
@@ -132,38 +135,62 @@ def test_what_does_not_fit_is_refused_with_the_way_out(values, message):
         recipe(**values)
 
 
-def test_overrides_win_and_may_go_deep():
-    values = {"attach": "pmatch", "grpo": {"width": 8, "rewards": {"steps": 0.5}}}
-    merged = merge_overrides(
-        values,
-        ["grpo.width=[1,2]", "grpo.rewards.format=0.1", "attach.num_heads=4", "grpo.width=4"],
+def written(folder: Path, **more) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BARE | more))
+    return path
+
+
+def test_overrides_win_and_may_go_deep(tmp_path):
+    grpo = {"width": 8, "num_generations": 8, "rewards": {"steps": 0.5}}
+    found = load_recipe(
+        written(tmp_path, attach="pmatch", grpo=grpo),
+        [
+            *("grpo.width=[1,2]", "grpo.rewards.format=0.1", "attach.num_heads=4", "seed=3"),
+            *("grpo.width=4", "grpo.max_steps=1e3", "grpo.lr_scheduler_kwargs={lr_end: 1e-7}"),
+            *("warmup.data=null", "task_options.template={question}", "grpo.save_strategy=no"),
+        ],
     )
-    assert merged == {
-        "attach": {"method": "pmatch", "num_heads": 4},
-        "grpo": {"width": 4, "rewards": {"steps": 0.5, "format": 0.1}},
+    assert found.grpo == {
+        "width": 4,
+        "num_generations": 8,
+        "rewards": {"steps": 0.5, "format": 0.1},
+        "max_steps": 1000,
+        "lr_scheduler_kwargs": {"lr_end": 1e-7},
+        "save_strategy": "no",
     }
-    assert values["grpo"]["width"] == 8
+    assert found.warmup == {"data": None}
+    assert found.attach == PMatchConfig(num_heads=4)
+    assert (found.seed, found.task_options) == (3, {"template": "{question}"})
+    assert load_recipe(written(tmp_path, attach={"method": "bridge"}), ["attach=none"]).attach == (
+        "none"
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("grpo.width", "An override is section.key=value"),
-        ("grpo..width=3", "An override is section.key=value"),
-        ("grpo.width=[1,", "is no YAML"),
-        ("model.dtype=x", "model is 'tiny', which has no keys"),
+        ("grpo.width", "An override is section.key=value, .* got 'grpo.width'"),
+        ("grpo..width=3", "The section grpo has no option '.width'"),
+        ("grpo.width=[1,", "grpo.width takes a whole number or a list .*; got '.1,'"),
+        ("model.dtype=x", "A recipe has no key 'model'"),
+        ("=3", "A recipe has no key"),
+        ("grpo.widht=3", "The section grpo has no option 'widht'. Did you mean 'width'?"),
+        ("grpo.seed=3", "grpo.seed is not set here: the recipe's seed is that of both stages"),
+        ("grpo.learning_rate=fast", "grpo.learning_rate takes a number; got 'fast'"),
+        ("grpo.max_steps=" + "9" * 5000, "5,002 characters"),
     ],
 )
-def test_overrides_that_make_no_sense(override, message):
+def test_overrides_that_make_no_sense(override, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        merge_overrides(BARE, [override])
+        load_recipe(written(tmp_path), [override])
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("model: a\nmodel: b\n")
     with pytest.raises(ConfigError, match="'model' stands twice"):
-        read_yaml(path)
+        load_recipe(path)
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():

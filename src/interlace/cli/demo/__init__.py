@@ -105,9 +105,9 @@ def build_parser(prog: str) -> Parser:
         description="See the method work, honestly, on a laptop: train, evaluate, look inside a\n"
         "group, read what the numbers mean and what they do not.",
         examples=EPILOG,
+        config="rollouts: 400",
     )
     parser.add_options(Options)
-    parser.add_frame("rollouts: 400")
     return parser
 
 

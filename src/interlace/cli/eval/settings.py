@@ -138,10 +138,10 @@ def build_parser(prog: str) -> Parser:
         "tables; keeps raw generations, result and figures in a folder, and goes on\n"
         "there after a kill.",
         examples=EXAMPLES,
+        config="limit: 100",
     )
     parser.aliases["from"] = "from_run"
     parser.add_options(Settings)
-    parser.add_frame("limit: 100")
     return parser
 
 

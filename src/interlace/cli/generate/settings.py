@@ -139,9 +139,9 @@ def build_parser(prog: str) -> Parser:
         description="Sample W responses to a prompt in lockstep, show them side by side, and make\n"
         "one of them; or do so for every line of a file.",
         examples=EXAMPLES,
+        config="width: 8",
     )
     parser.add_options(Settings, words=["prompt"])
-    parser.add_frame("width: 8")
     return parser
 
 
