@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from interlace.attaching import is_attached
+from interlace.engine.backends.base import Backend
+from interlace.engine.kv import StoredPrompt
 from interlace.engine.types import GroupOutput
 from interlace.rows import Groups
 
@@ -69,3 +71,15 @@ def largest_gap(model: nn.Module, groups: Sequence[GroupOutput]) -> float:
         for completion, row in zip(group.completions, rows, strict=True)
         for a, b in zip(completion.logprobs, row, strict=True)
     )
+
+
+@torch.inference_mode()
+def prefilled(backend: Backend, prompts: Sequence[Sequence[int]]) -> list[StoredPrompt]:
+    """What a backend's prefill gives at its end."""
+    parts = backend.prefill(prompts)
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            stored: list[StoredPrompt] = end.value
+            return stored

@@ -80,6 +80,14 @@ def test_seed_and_global_generator() -> None:
     assert torch.equal(drawn(None), first)
 
 
+def test_a_seed_draws_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` seeds every device, and those of a GPU were not put back."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+    attach_fresh(build("llama"), seed=5)
+    assert seeded == []
+
+
 def test_a_seed_draws_the_same_weights_in_every_dtype() -> None:
     full = dict(new_parameters(attach_fresh(build("llama"), seed=5)))
     double = attach_fresh(build("llama", dtype=torch.float64), seed=5)

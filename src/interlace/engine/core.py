@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from interlace.engine.backends.base import Backend, is_out_of_memory
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.request import Request
 from interlace.engine.sampling import Drawing, Workspace, draw
-from interlace.engine.state import Row, RowText, RunningGroup, Ticket
+from interlace.engine.state import Row, RunningGroup, Ticket
 from interlace.engine.types import EngineStats, GroupOutput, Step
 from interlace.errors import GenerationError
 
 _ROWS_ADMITTED = 64  # at once, so that their logits stay small
+_CALM = 256  # steps without want of memory after which more rows are tried again
 # Of what is free. The rest is for activations and logits, and for the copy by which stores grow.
 _SHARE = 0.5
 _UNKNOWN = 4 * 2**30  # where the system does not say what is free
@@ -52,6 +53,7 @@ class Event:
     Attributes:
         id: Number that `add` returned.
         step: Tokens and texts of its rows, where it streams.
+        number: Steps of the request before that one.
         group: The group, with the last event of a request that ended well.
         error: Why the request ended otherwise; it alone, unless its whole pass failed.
     """
@@ -60,6 +62,7 @@ class Event:
     step: Step | None = None
     group: GroupOutput | None = None
     error: Exception | None = None
+    number: int = 0
 
 
 class EngineCore:
@@ -79,12 +82,17 @@ class EngineCore:
         self._tokenizer = tokenizer
         self._ask_limits = limits
         self._limits = Limits(0, 0)
+        self._most_rows = 0  # at once, at most the limit; fewer after memory ran out
+        self._calm = 0  # decode steps since then
         self.outbox: deque[Event] = deque()
         self._ids = count()
         self._waiting: deque[Ticket] = deque()
         self._running: list[RunningGroup] = []
         self._prompts: dict[bytes, StoredPrompt] = {}  # in the backend, by their requests' keys
         self._outdated: list[StoredPrompt] = []  # of which rows may be left
+        self._admission: Generator[None, None, Drawing] | None = None  # that has begun
+        self._admitting: list[Ticket] = []  # whom it is for; they wait until its end
+        self._rows_come_next = False  # whether the last act was a part of it
         self._is_torn = False  # an interrupt may have left a part of a change, here or there
         self._admits_several = True
         self._workspace = Workspace()
@@ -95,9 +103,16 @@ class EngineCore:
         """Whether there is nothing to do."""
         return not self._waiting and not self._running
 
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the requests that have not ended."""
+        running = [group.ticket.id for group in self._running]
+        return running + [ticket.id for ticket in self._waiting]
+
     def refresh(self) -> None:
         """Follow a model that has changed, with all groups that begin from now on."""
         self.backend.refresh()
+        self._drop_admission()
         self._outdated += self._prompts.values()
         self._prompts.clear()
 
@@ -113,13 +128,8 @@ class EngineCore:
         """
         if self.is_idle:
             self._limits, self._admits_several = self._ask_limits(), True
-        ticket = Ticket(next(self._ids), request)
-        if streaming:
-            params = request.params
-            ticket.texts = [
-                None if self._tokenizer is None else RowText(self._tokenizer, params.stop)
-                for _ in range(params.width)
-            ]
+            self._most_rows = self._limits.rows
+        ticket = Ticket(next(self._ids), request, streaming)
         self._waiting.append(ticket)
         return ticket.id
 
@@ -130,25 +140,37 @@ class EngineCore:
         self.outbox.clear()
         return events
 
-    @torch.inference_mode()
     def advance(self) -> None:
-        """`step`, which leaves its events in the outbox: there no interrupt can lose one."""
+        """`step`, which leaves its events in the outbox: there no interrupt can lose one.
+
+        It computes in the model's own data types: autocast of the thread that happens to step would
+        reach the groups of all others.
+        """
+        with torch.inference_mode(), torch.autocast(self.backend.device.type, enabled=False):
+            self._advance()
+
+    def _advance(self) -> None:
         if self._is_torn:
             self._begin_again()
         began, rows = time.perf_counter(), self._live_rows()
-        admitting = bool(self._waiting) and self._fits([self._waiting[0]])
+        admitting = self._is_to_admit(rows)
         try:
-            drawing = self._admit() if admitting else self._decode(rows)
+            drawing = self._go_on_admitting(rows) if admitting else self._decode(rows)
         except Exception as error:
             self._is_torn = True
             if is_out_of_memory(error):
                 self._make_room(error, admitting)
             else:
                 self._fail_pass(error, admitting)
+            self._drop_admission()
             self._is_torn = False
             return
-        calls = _calls(row.group for row in drawing.tokens)
-        self._take(drawing, wait=not rows and not admitting)
+        self._rows_come_next = drawing is None
+        if drawing is None:
+            calls = _calls(self._admitting)
+        else:
+            calls = _calls(row.group for row in drawing.tokens)
+            self._take(drawing, wait=not rows and not admitting)
         seconds = time.perf_counter() - began
         for stats, _ in calls:
             stats.prefill_seconds += seconds if admitting else 0.0
@@ -200,9 +222,39 @@ class EngineCore:
         lengths = [length for key, length in new.items() if key not in self._prompts]
         live = len(self._live_rows())
         is_alone = not live and len(tickets) == 1
-        if live + len(maxima) > self._limits.rows and not is_alone:
+        if live + len(maxima) > self._most_rows and not is_alone:
             return False
-        return self.backend.room(maxima, lengths, self._limits.memory) or is_alone
+        try:
+            return self.backend.room(maxima, lengths, self._limits.memory) or is_alone
+        except Exception as error:
+            if is_out_of_memory(error):  # for the copy by which room is given back
+                return is_alone
+            raise
+
+    def _is_to_admit(self, rows: list[Row]) -> bool:
+        """Whether groups come next: a part of their prefill between two steps of all others."""
+        if self._admission is not None:
+            return not (rows and self._rows_come_next)
+        return bool(self._waiting) and self._fits([self._waiting[0]])
+
+    def _go_on_admitting(self, rows: list[Row]) -> Drawing | None:
+        """The next part of an admission, or all of it where no row waits for its end; None before
+        that."""
+        if self._admission is None:
+            self._admission = self._admit()
+        try:
+            next(self._admission)
+            while not rows:
+                next(self._admission)
+        except StopIteration as end:
+            self._admission, self._admitting = None, []
+            drawing: Drawing | None = end.value
+            return drawing or Drawing()  # nothing where an interrupt has ended it
+        return None
+
+    def _drop_admission(self) -> None:
+        """Have it begin again."""
+        self._admission, self._admitting = None, []
 
     def _make_room(self, error: Exception, admitting: bool) -> None:
         """Without memory for an act, put the youngest group back and go on with fewer rows."""
@@ -219,17 +271,28 @@ class EngineCore:
                 "max_new_tokens, or a shorter prompt."
             )
             failure.__cause__ = error
-            self._fail(self._waiting[0] if admitting else running[0], failure)
+            self._fail(self._first_to_admit() if admitting else running[0], failure)
             return
         if not admitting:
             self._put_back(running[-1])
-        limits = replace(self._limits, rows=max(1, min(self._limits.rows, rows) // 2))
-        self._limits = limits
-        self._note(f"Out of memory at {rows} rows: going on with at most {limits.rows} at once.")
+        self._most_rows, self._calm = max(1, min(self._most_rows, rows) // 2), 0
+        self._note(
+            f"Out of memory at {rows} rows: going on with at most {self._most_rows} at once."
+        )
+
+    def _note_calm(self) -> None:
+        """After many steps for which there was memory, try more rows again."""
+        self._calm += 1
+        if self._calm == _CALM:
+            self._calm, self._admits_several = 0, True
+            self._most_rows = min(2 * self._most_rows, self._limits.rows)
+
+    def _first_to_admit(self) -> Ticket:
+        return self._admitting[0] if self._admitting else self._waiting[0]
 
     def _fail_pass(self, error: Exception, admitting: bool) -> None:
         """An error that no single group of a pass can be blamed for ends all of them."""
-        for one in [self._waiting[0]] if admitting and self._waiting else list(self._running):
+        for one in [self._first_to_admit()] if admitting else list(self._running):
             self._fail(one, error)
 
     def _note(self, remark: str) -> None:
@@ -259,19 +322,21 @@ class EngineCore:
     # Steps ----------------------------------------------------------------------------------------
     # Nothing changes before all tokens of a step are drawn, so that it can be done again.
 
-    def _admit(self) -> Drawing:
+    def _admit(self) -> Generator[None, None, Drawing]:
         """Prefill prompts, unless they are stored, and draw their rows' first tokens, of several
-        groups in one call."""
-        tickets: list[Ticket] = [self._waiting[0]]
-        failed = self._prefill([tickets[0].request])  # first: it shows what a position takes
+        groups in one call. Between the parts of it, others may go on."""
+        self._admitting = tickets = [self._waiting[0]]
+        # It goes first: it shows what a position takes.
+        failed = yield from self._prefill([tickets[0].request])
         for ticket in list(self._waiting)[1:]:
             enough = sum(t.request.params.width for t in tickets) >= _ROWS_ADMITTED
             if enough or not self._admits_several or not self._fits([*tickets, ticket]):
                 break
             tickets.append(ticket)
         others = [t.request for t in tickets if t.request.prompt_key not in failed]
-        failed |= self._prefill(others)
-        groups = [RunningGroup(t, self._tokenizer, self._ask) for t in tickets]
+        failed |= yield from self._prefill(others)
+        wanted = [ticket for ticket in tickets if ticket in self._waiting]  # not ended meanwhile
+        groups = [RunningGroup(t, self._tokenizer, self._ask) for t in wanted]
         sound = [group for group in groups if group.request.prompt_key not in failed]
         rows = [row for group in sound for row in group.rows]
         drawing = Drawing()
@@ -286,7 +351,7 @@ class EngineCore:
         self._is_torn = True
         for group in groups:
             self._running.append(group)
-            self._waiting.popleft()
+            self._waiting.remove(group.ticket)
             if group not in drawing.failed:
                 stored = self._prompts[group.request.prompt_key]
                 request = group.request
@@ -295,7 +360,9 @@ class EngineCore:
                     row.slot = slot
         return drawing
 
-    def _prefill(self, requests: Sequence[Request]) -> dict[bytes, Exception]:
+    def _prefill(
+        self, requests: Sequence[Request]
+    ) -> Generator[None, None, dict[bytes, Exception]]:
         """Compute the prompts that are not stored, once for all groups that answer them; those that
         cannot be, with what they raise.
 
@@ -309,7 +376,7 @@ class EngineCore:
         while passes:
             together = [missing[place] for place in passes.pop(0)]
             try:
-                stored = self.backend.prefill(
+                stored = yield from self.backend.prefill(
                     [request.token_ids for request in together], [r.alone for r in together]
                 )
             except Exception as error:
@@ -323,6 +390,8 @@ class EngineCore:
             for request, prompt in zip(together, stored, strict=True):
                 self._prompts[request.prompt_key] = prompt
                 request.stats.prefill_tokens += len(request.token_ids)
+            if passes:
+                yield
         return failed
 
     def _decode(self, rows: list[Row]) -> Drawing:
@@ -339,6 +408,7 @@ class EngineCore:
         weights = None if attention is None else attention.cpu().numpy()
         self._is_torn = True
         self.backend.advance()
+        self._note_calm()
         for group in recorded if weights is not None else ():
             assert weights is not None
             group.note_attention(weights, rows, [i for i, r in enumerate(rows) if r.group is group])
@@ -374,15 +444,15 @@ class EngineCore:
         self._is_torn = False
 
     def _report(self, group: RunningGroup) -> None:
-        number = group.ticket.id
+        name = group.ticket.id
         result = group.result() if group.is_finished else None
         is_told = False
-        for step, is_last in group.new_steps():
+        for number, step, is_last in group.new_steps():
             is_told = is_last
-            self.outbox.append(Event(number, step, result if is_last else None))
+            self.outbox.append(Event(name, step, result if is_last else None, number=number))
         if result is not None:
             if not is_told:
-                self.outbox.append(Event(number, group=result))
+                self.outbox.append(Event(name, group=result))
             self._remove(group)
             return
         self._release([row for row in group.rows if row.finish_reason is not None])
@@ -411,13 +481,13 @@ class EngineCore:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Let go of prompts that no row answers, but for that of the group that comes next."""
+        """Let go of prompts that no row answers, but for those of groups that come next."""
         if self.is_idle:
             self._clear()
             return
-        ahead = self._waiting[0].request.prompt_key if self._waiting else None
+        ahead = {t.request.prompt_key for t in [*list(self._waiting)[:1], *self._admitting]}
         for key, prompt in list(self._prompts.items()):
-            if prompt.users == 0 and key != ahead:
+            if prompt.users == 0 and key not in ahead:
                 del self._prompts[key]
                 self.backend.release(prompt)
         for prompt in [old for old in self._outdated if old.users == 0]:
@@ -426,6 +496,7 @@ class EngineCore:
 
     def _clear(self) -> None:
         """Let go of all rows and prompts."""
+        self._drop_admission()
         self._prompts.clear()
         self._outdated.clear()
         self.backend.clear()

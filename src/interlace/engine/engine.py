@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import nn
 
@@ -360,6 +361,7 @@ class Call:
 
     Attributes:
         results: Finished groups by their request's index, until someone takes them out.
+        is_over: Whether nobody wants any more of it; a call that is gone is over, too.
     """
 
     def __init__(self, sharing: SharedCore) -> None:
@@ -367,7 +369,9 @@ class Call:
         self.open: dict[int, int] = {}  # index of each request that has not ended, by its id
         self.box: deque[Event] = deque()
         self.partial: dict[int, GroupOutput] | None = None
+        self.is_over = False
         self._sharing = sharing
+        self._seen: Counter[int] = Counter()  # steps read of each request
 
     @property
     def is_done(self) -> bool:
@@ -387,16 +391,25 @@ class Call:
             event = self.box[0]
             if event.error is not None:
                 raise event.error
+            # After an interrupt in another thread, a step may have been told twice.
+            is_new = event.step is None or event.number == self._seen[event.id]
+            if event.step is not None and is_new:
+                self._seen[event.id] += 1
             if event.group is not None and event.id in self.open:
                 self.results[self.open[event.id]] = event.group
                 del self.open[event.id]
             self.box.popleft()
-            events.append(event)
+            if is_new:
+                events.append(event)
         return events
 
 
 class SharedCore:
     """A core with a lock, and the calls that it works for.
+
+    Ctrl-C may come between any two instructions of the main thread, and the garbage collector may
+    end a stream there. So who holds the core is what the lock says, and which requests are wanted
+    is what the calls say that are alive: neither is noted a second time.
 
     Args:
         core: What only this object's methods may touch from now on.
@@ -404,11 +417,9 @@ class SharedCore:
 
     def __init__(self, core: EngineCore) -> None:
         self.core = core
-        self._lock = threading.Lock()
-        self._holder: int | None = None  # the thread that has it
+        self._lock: Any = threading.RLock()  # only it can say whether this thread has it
         self._wanting: set[int] = set()  # threads that wait for it
-        self._calls: dict[int, Call] = {}  # by the ids of their requests
-        self._leaving: deque[int] = deque()  # requests that nobody wants any more
+        self._calls: WeakValueDictionary[int, Call] = WeakValueDictionary()  # by requests' ids
 
     @contextmanager
     def call(self, requests: Sequence[Request], streaming: bool = False) -> Iterator[Call]:
@@ -423,10 +434,11 @@ class SharedCore:
                 self.core.refresh()
                 for request in requests:
                     number = self.core.add(request, streaming=streaming)
-                    call.open[number] = request.index
                     self._calls[number] = call
+                    call.open[number] = request.index
             yield call
         except KeyboardInterrupt:
+            self._free()
             partial = self.take_out(call)
             raise GenerationInterrupted(
                 f"Interrupted with {len(partial)} groups unfinished and "
@@ -435,7 +447,12 @@ class SharedCore:
                 call.results | partial,
             ) from None
         finally:
-            self._leave(call)
+            call.is_over = True
+            # The garbage collector may end a call within a step of this very thread; then that
+            # step's end lets go of it.
+            if call.open and not self._lock._is_owned():
+                with self._held():
+                    pass
 
     def advance_for(self, call: Call) -> None:
         """Have the core do one step, unless another thread has brought the call an event."""
@@ -447,7 +464,7 @@ class SharedCore:
     def take_out(self, call: Call) -> dict[int, GroupOutput]:
         """End a call early: those of its groups that had begun and were not read, as they are, by
         their requests' indices."""
-        if call.partial is None and self._holder != threading.get_ident():
+        if call.partial is None and not self._lock._is_owned():
             groups = {}
             with self._held():
                 self._deliver()
@@ -461,22 +478,20 @@ class SharedCore:
             call.partial = dict(sorted(groups.items()))
         return call.partial or {}
 
-    def _leave(self, call: Call) -> None:
-        self._leaving.extend(call.open)
-        # A call that the garbage collector ends may do so within a step of this very thread; then
-        # the step's end lets go of it.
-        if self._leaving and self._holder != threading.get_ident():
-            with self._held():
-                pass
-        for number in list(call.open):
-            self._calls.pop(number, None)
-
     @contextmanager
     def _held(self, call: Call | None = None) -> Iterator[bool]:
         """Hold the core; False where its holder brought `call` an event before it was free.
 
         The holder may wait long, for a vote that is compared, and have stepped the call before.
+
+        Raises:
+            GenerationError: within a step of this thread.
         """
+        if self._lock._is_owned():
+            raise GenerationError(
+                "An engine cannot be called from within its own step, where logits processors, "
+                "hooks and consensus run: the step would wait for itself. Use a second Engine."
+            )
         me = threading.get_ident()
         if self._wanting:  # Python's locks take no turns: whoever asks again would get it again
             time.sleep(_TURN)
@@ -486,22 +501,25 @@ class SharedCore:
                 if call is not None and call.box:
                     yield False
                     return
-            try:
-                self._wanting.discard(me)
-                self._holder = me
-                self._let_go()
-                yield True
-                self._let_go()
-            finally:
-                self._holder = None
-                self._lock.release()
+            self._wanting.discard(me)
+            self._let_go()
+            yield True
+            self._let_go()
         finally:
+            self._free()
             self._wanting.discard(me)
 
+    def _free(self) -> None:
+        """Let go of the core, if this thread has it."""
+        while self._lock._is_owned():
+            self._lock.release()
+
     def _let_go(self) -> None:
-        while self._leaving:
-            self.core.abort(self._leaving[0])
-            self._calls.pop(self._leaving.popleft(), None)
+        """End the requests that nobody wants any more."""
+        for number in self.core.numbers:
+            call = self._calls.get(number)
+            if call is None or call.is_over:
+                self.core.abort(number)
 
     def _deliver(self) -> None:
         outbox = self.core.outbox

@@ -112,14 +112,14 @@ class Ticket:
 
     Attributes:
         id: Number by which the caller knows it.
-        texts: What the caller has seen of each row's text; None where it wants no steps.
+        streams: Whether the caller wants each step.
         shown: Steps that the caller has seen. Where the group had to begin again, they come again
             to the token, and are not shown twice.
     """
 
     id: int
     request: Request
-    texts: list[RowText | None] | None = None
+    streams: bool = False
     shown: int = 0
 
 
@@ -201,6 +201,10 @@ class RunningGroup:
             Row(self, w, maximum, request.keys[w], self._new_text() if follows_text else None)
             for w, maximum in enumerate(request.maxima)
         ]
+        self._told = 0  # steps of which `_seen` has the text
+        self._seen: list[RowText | None] = [
+            None if tokenizer is None or not ticket.streams else self._new_text() for _ in self.rows
+        ]
         self._consensus = None
         if params.consensus is not None:
             self._consensus = Consensus(self.rows, params.consensus, self._text_of, ask)
@@ -234,18 +238,18 @@ class RunningGroup:
                 row.text = None
         del self._attention[steps - 1 :]
 
-    def new_steps(self) -> Iterator[tuple[Step, bool]]:
-        """The steps that the caller has not seen yet, and that are sure by now, with whether it is
-        the last of them; each counts as seen once the next is asked for, so that an interrupt loses
-        none."""
-        ticket, sure = self.ticket, self.steps
-        if ticket.texts is None:
+    def new_steps(self) -> Iterator[tuple[int, Step, bool]]:
+        """The steps that the caller has not seen yet, and that are sure by now, with their numbers
+        and whether it is the last of them; each counts as seen once the next is asked for, so that
+        an interrupt loses none."""
+        if not self.ticket.streams:
             return
-        if self._consensus is not None:
-            sure = self._consensus.known
-        for number in range(ticket.shown, sure):
-            yield self._step(number, ticket.texts), number == sure - 1
-            ticket.shown = number + 1
+        sure = self.steps if self._consensus is None else self._consensus.known
+        for number in range(self._told, sure):
+            step, self._told = self._step(number, self._seen), number + 1
+            if number >= self.ticket.shown:
+                yield number, step, number == sure - 1
+                self.ticket.shown = number + 1
 
     def _step(self, number: int, seen: list[RowText | None]) -> Step:
         tokens: list[int | None] = []
@@ -318,7 +322,7 @@ class RunningGroup:
         tokens = row.tokens[:-1] if ended else row.tokens
         text = row.text
         if text is None:
-            streams = self.ticket.texts is not None or bool(self.request.params.stop)
+            streams = self.ticket.streams or bool(self.request.params.stop)
             if self._tokenizer is None or not streams:
                 return self._decode(tokens)
             text = self._new_text()  # the same as its stream, to the letter

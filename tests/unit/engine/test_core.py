@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from interlace import Engine, SamplingParams
+from interlace.engine import core as core_module
 from interlace.engine.core import EngineCore, Event
+from interlace.engine.kv import SharedCache
 from interlace.engine.request import Request, make_requests
 from interlace.engine.types import EngineStats, GroupOutput
 from interlace.errors import GenerationError
 from support.architectures import VOCAB, attach_random, build
+from support.engine import largest_gap
 from support.text import VOCAB as BYTE_VOCAB
 from support.text import byte_tokenizer, ids_of
 
@@ -241,3 +244,100 @@ def test_two_callers_of_the_core_have_statistics_of_their_own() -> None:
     assert (one[0].stats.prefill_tokens, other[0].stats.prefill_tokens) == (8, 2)
     assert one[0].stats.decode_steps == other[0].stats.decode_steps == 11
     assert one[0].stats.alive_row_steps == 66
+
+
+@pytest.mark.parametrize("backend", ["hf", "cpu"])
+def test_a_long_prompt_is_computed_between_the_steps_of_others(backend: str) -> None:
+    """Chunk by chunk; it stalled all running rows until it was done."""
+    long = [5 + n % 20 for n in range(23)]
+    (expected,) = Engine(MODEL, backend=backend).generate([long], PARAMS)
+    core = Engine(MODEL, backend=backend, prefill_chunk=5).core
+    first, second = requests(core, [PROMPTS[0], long])
+    running = core.add(first, streaming=True)
+    assert [event.id for event in core.step()] == [running]
+    number = core.add(second, streaming=True)
+    told: list[int] = []
+    while number not in told:
+        told += [event.id for event in core.step()]
+    assert told == [running] * 4 + [number]  # five chunks, and a step between each two
+    events = drain(core)
+    assert ids(events[running][-1].group) == EXPECTED[0]
+    assert ids(events[number][-1].group) == ids(expected)
+
+
+@pytest.mark.parametrize("what", ["abort", "refresh", "memory"])
+def test_a_prefill_that_has_begun_can_end(what: str) -> None:
+    """Its request leaves, weights change, or memory runs out in the middle of it."""
+    model, long = attach_random(build("llama")), [5 + n % 20 for n in range(23)]
+    core = Engine(model, prefill_chunk=5).core
+    first, second, third = requests(core, [PROMPTS[0], long, PROMPTS[2]])
+    running = core.add(first)
+    core.step()
+    leaving, last = core.add(second), core.add(third)
+    core.step()
+    core.step()
+    if what == "abort":
+        assert core.abort(leaving) is None
+    elif what == "refresh":
+        for parameter in model.parameters():
+            parameter.data.mul_(1.1)
+        core.refresh()
+    else:
+
+        def short(module: Any, args: Any) -> None:
+            handle.remove()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        handle = model.model.norm.register_forward_pre_hook(short)
+    events = drain(core)
+    if what == "memory":
+        assert ids(events[running][-1].group) == EXPECTED[0]
+    if what == "refresh":  # weights changed under running rows; those that begin later are whole
+        groups = [event.group for n in (leaving, last) for event in events[n] if event.group]
+        assert largest_gap(model, groups) < 2e-5
+    else:
+        assert ids(events[last][-1].group) == EXPECTED[2]
+        assert (leaving in events) == (what == "memory")
+    assert core.backend.nbytes == 0
+
+
+def test_row_limits_come_back_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They came back only when all was done, and a server is never idle."""
+    monkeypatch.setattr(core_module, "_CALM", 3)
+    model = attach_random(build("llama"))
+    expected = Engine(model).generate(PROMPTS * 2, PARAMS)
+    core = Engine(model, max_rows=9).core
+    passes = 0
+
+    def short(module: Any, args: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes in (6, 9):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.model.layers[1].mlp.register_forward_pre_hook(short)
+    numbers = [core.add(request) for request in requests(core, PROMPTS * 2)]
+    events: dict[int, list[Event]] = {}
+    most = [core._most_rows]
+    while not core.is_idle:
+        for event in core.step():
+            events.setdefault(event.id, []).append(event)
+        most.append(core._most_rows)
+    assert min(most) < 9
+    assert most[-1] == 9
+    for place, number in enumerate(numbers):
+        assert len(events[number]) == 1
+        assert ids(events[number][0].group) == ids(expected[place])
+
+
+def test_no_memory_for_the_copy_that_gives_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was raised out of the core's step, past every caller."""
+
+    def trim(self: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(SharedCache, "trim", trim)
+    core = Engine(MODEL, memory_budget=1).core
+    numbers = [core.add(request) for request in requests(core, PROMPTS)]
+    events = drain(core)
+    assert [ids(events[n][-1].group) for n in numbers] == EXPECTED

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +15,13 @@ import torch
 
 from interlace import Engine, SamplingParams
 from interlace.engine.core import Event
+from interlace.engine.state import Row, RunningGroup
 from interlace.engine.types import GroupOutput
-from interlace.errors import GenerationInterrupted
+from interlace.errors import GenerationError, GenerationInterrupted
 from support.architectures import VOCAB, attach_random, build
 from support.engine import largest_gap
+from support.text import VOCAB as BYTE_VOCAB
+from support.text import byte_tokenizer
 
 STOPS = tuple(range(VOCAB - 10, VOCAB))
 PARAMS = SamplingParams(width=3, max_new_tokens=14, stop_token_ids=STOPS, seed=3)
@@ -145,8 +152,6 @@ def test_an_interrupt_in_one_call_leaves_the_others_whole(
     call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it comes in a step, between the tokens of rows of both calls too."""
-    from interlace.engine.state import Row
-
     engine, append, calls = Engine(MODEL), Row.append, 0
     stream = engine.stream(PROMPTS[0], PARAMS)
     steps = [next(iter(stream))]
@@ -218,3 +223,135 @@ def test_a_stored_prompt_is_not_used_once_weights_have_changed(backend: str) -> 
     assert largest_gap(model, engine.generate(PROMPTS[:1], PARAMS)) < 2e-5
     stream.close()
     assert engine.core.is_idle
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, when: Callable[[Any], bool]) -> None:
+    """Raise KeyboardInterrupt before the first bytecode of the engine's at which `when` holds, as
+    Ctrl-C does."""
+    done = False
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal done
+        if not frame.f_code.co_filename.endswith("engine/engine.py"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and not done and when(frame):
+            done = True
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+
+
+@pytest.mark.parametrize("function", ["_held", "advance_for", "call", "_free", "_let_go", "events"])
+def test_an_interrupt_before_any_instruction_leaves_the_engine_usable(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between taking the lock and the `try` after it, the lock stayed taken for ever."""
+    before, hits, params = sys.gettrace(), 0, PARAMS.replace(max_new_tokens=2)
+    expected = ids(Engine(MODEL).generate(PROMPTS[:1], params))
+    for place in range(0, 400, 7):
+        engine, passed = Engine(MODEL), 0
+
+        def when(frame: Any, place: int = place) -> bool:
+            nonlocal passed
+            if frame.f_code.co_name == function:
+                passed += 1
+            return frame.f_code.co_name == function and passed > place
+
+        interrupting(monkeypatch, when)
+        try:
+            engine.generate(PROMPTS[:1], params)
+        except KeyboardInterrupt:
+            hits += 1
+        finally:
+            sys.settrace(before)
+        if passed <= place:
+            break
+        (again,) = in_threads(functools.partial(engine.generate, PROMPTS[:1], params))
+        assert ids(again) == expected
+        assert engine.core.is_idle
+    assert hits
+
+
+@pytest.mark.parametrize("how", ["processor", "hook", "stream"])
+def test_a_call_from_within_a_step_is_refused(how: str) -> None:
+    """It waited for itself, for ever."""
+    model = attach_random(build("qwen3"))
+    engine = Engine(model)
+    stream = iter(engine.stream(PROMPTS[1], PARAMS))
+    next(stream)
+
+    def again(*args: Any) -> Any:
+        return next(stream) if how == "stream" else engine.generate(PROMPTS[:1], PARAMS)
+
+    params = PARAMS
+    if how == "hook":
+        model.model.layers[0].mlp.register_forward_pre_hook(again)
+    else:
+        params = PARAMS.replace(logits_processors=[again])
+    with pytest.raises(GenerationError, match="from within its own step"):
+        engine.generate(PROMPTS[:1], params)
+
+
+def test_a_stream_that_the_garbage_collector_ends_within_a_step_is_let_go() -> None:
+    engine, streams = Engine(MODEL), []
+    for prompt in PROMPTS[:2]:
+        streams.append(iter(engine.stream(prompt, PARAMS)))
+        next(streams[-1])
+
+    def dropping(ids: Any, scores: Any) -> Any:
+        streams.clear()
+        gc.collect()
+        return scores
+
+    params = PARAMS.replace(logits_processors=[dropping])
+    assert ids(engine.generate(PROMPTS, params)) == EXPECTED
+    assert engine.core.is_idle
+
+
+@pytest.mark.parametrize("place", ["after the event", "within a step", "after delivery"])
+def test_a_step_is_shown_once_whatever_an_interrupt_hits(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream of another caller had a step twice, or its text."""
+    tokenizer = byte_tokenizer()
+    model = attach_random(build("llama", vocab_size=BYTE_VOCAB))
+    engine, calls = Engine(model, tokenizer), 0
+    whole = [s.texts for s in Engine(model, tokenizer).stream("abc", PARAMS)]
+    stream = engine.stream("abc", PARAMS)
+    steps = [next(iter(stream))]
+
+    class Outbox(deque[Event]):
+        def append(self, event: Event) -> None:
+            nonlocal calls
+            super().append(event)
+            calls += event.step is not None
+            if calls == 3 and place == "after the event":
+                calls += 1
+                raise KeyboardInterrupt
+
+        def popleft(self) -> Event:
+            nonlocal calls
+            if calls == 3 and place == "after delivery":
+                calls += 1
+                raise KeyboardInterrupt
+            return super().popleft()
+
+    real = RunningGroup._step
+
+    def interrupted(self: RunningGroup, number: int, seen: Any) -> Any:
+        nonlocal calls
+        step = real(self, number, seen)
+        if calls == 3 and place == "within a step":
+            calls += 1
+            raise KeyboardInterrupt
+        return step
+
+    engine.core.outbox = Outbox()
+    monkeypatch.setattr(RunningGroup, "_step", interrupted)
+    with pytest.raises(GenerationInterrupted):
+        engine.generate(["xy"], PARAMS)
+    steps += list(stream)
+    assert [s.texts for s in steps] == whole

@@ -10,7 +10,7 @@ asks nothing else of those.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -73,11 +73,12 @@ class Backend(ABC):
     @abstractmethod
     def prefill(
         self, prompts: Sequence[Sequence[int]], alone: Sequence[bool] = ()
-    ) -> list[StoredPrompt]:
+    ) -> Generator[None, None, list[StoredPrompt]]:
         """Compute and store prompts, of one pass, at width 1.
 
         Width 1 is exact for every width: all rows of a group hold the same prompt (METHOD.md).
-        Nothing is stored if any of them fails.
+        Nothing is stored if any of them fails. Between chunks of long ones it yields, and rows may
+        be decoded meanwhile.
 
         Args:
             prompts: Token ids of each.

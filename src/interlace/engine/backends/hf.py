@@ -23,7 +23,7 @@ import inspect
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from types import MethodType
@@ -150,10 +150,9 @@ class HFBackend(Backend):
         cache = DynamicCache(config=self.base.config)
         return any(windows_of(cache))
 
-    @torch.inference_mode()
     def prefill(
         self, prompts: Sequence[Sequence[int]], alone: Sequence[bool] = ()
-    ) -> list[StoredPrompt]:
+    ) -> Generator[None, None, list[StoredPrompt]]:
         """Chunk by chunk, with the attention implementation that the model was loaded with."""
         lengths = [len(prompt) for prompt in prompts]
         longest, ends = max(lengths), sorted({length - 1 for length in lengths})
@@ -185,6 +184,8 @@ class HFBackend(Backend):
             kept = out.logits if self._picks_logits else out.logits[:, wanted]
             for n, end in enumerate(wanted):
                 logits[start + end] = kept[:, n].to(self.device)
+            if stop < longest:
+                yield
         self._windows = windows_of(cache)
         stored = keys_and_values(self.base, cache)
         return [
@@ -429,10 +430,19 @@ def _twin_of(model: nn.Module) -> nn.Module:
             for name, child in module._modules.items()
         }
         own["_buffers"] = dict(module._buffers)  # some rotary embeddings replace theirs
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            if hooks := module.__dict__[name]:
+                on_own = ((key, functools.partial(_on_own, module, hooks, key)) for key in hooks)
+                own[name] = OrderedDict(on_own)
         own["training"] = False
         own["_compiled_call_impl"] = None  # which would call the model's own modules
         twins[id(module)].__dict__.update(own)
     return twins[id(model)]
+
+
+def _on_own(module: nn.Module, hooks: dict[int, Any], key: int, twin: nn.Module, *args: Any) -> Any:
+    """A user's hook, called with the user's module, as long as it is there."""
+    return hooks[key](module, *args) if key in hooks else None
 
 
 def _with_twins(value: Any, twins: dict[int, nn.Module], configs: dict[int, Any]) -> Any:

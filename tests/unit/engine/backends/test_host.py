@@ -176,3 +176,26 @@ def test_attributes_that_hold_modules_are_the_twins() -> None:
     twin: Any = Twin(model).model
     assert twin.again is twin.listed[0] is twin.inner is not model.inner
     assert twin.bound.__self__ is twin
+
+
+def test_a_users_hooks_get_the_users_modules() -> None:
+    """They got the twin's, so that a dictionary of modules did not know them."""
+    model = attach_random(build("llama"))
+    seen: set[nn.Module] = set()
+    layer = model.model.layers[1]
+    once: list[nn.Module] = []
+
+    def first_only(module: nn.Module, args: Any) -> None:
+        once.append(module)
+        handles[0].remove()
+
+    handles = [layer.mlp.register_forward_pre_hook(first_only)]
+    handles.append(layer.register_forward_hook(lambda module, *_: seen.add(module)))
+    handles.append(
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.add(module), with_kwargs=True
+        )
+    )
+    Engine(model).generate([[5, 6, 7]], SamplingParams(width=3, max_new_tokens=4))
+    assert seen == {layer, layer.self_attn}
+    assert once == [layer.mlp]  # and not again once it is taken away

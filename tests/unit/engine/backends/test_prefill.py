@@ -9,7 +9,7 @@ from interlace import Engine, SamplingParams
 from interlace.engine.backends import choose_backend
 from interlace.engine.backends.hf import HFBackend
 from support.architectures import NAMES, attach_random, build
-from support.engine import largest_gap
+from support.engine import largest_gap, prefilled
 
 # Of four different lengths, in no order.
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [15, 16, 17, 18], [19, 20, 21]]
@@ -25,10 +25,10 @@ def test_I6_prompts_together_are_prompts_alone(name: str, backend: str) -> None:
     assert isinstance(many, HFBackend)
     stored = {}
     for places in many.passes([len(prompt) for prompt in PROMPTS]):
-        together = many.prefill([PROMPTS[place] for place in places])
+        together = prefilled(many, [PROMPTS[place] for place in places])
         stored |= dict(zip(places, together, strict=True))
     for place, prompt in enumerate(PROMPTS):
-        (alone,) = one.prefill([prompt])
+        (alone,) = prefilled(one, [prompt])
         torch.testing.assert_close(stored[place].logits, alone.logits, atol=1e-5, rtol=1e-5)
         assert stored[place].length == alone.length == len(prompt)
         for mine, theirs in zip(many._cache._shared, one._cache._shared, strict=True):
