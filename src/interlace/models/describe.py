@@ -19,12 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from interlace.attaching import attach, count_parameters, new_parameters
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import default_config
-from interlace.errors import ConfigError, LoadError
+from interlace.errors import ConfigError, LoadError, reading
 from interlace.layers import find_decoder
 from interlace.models.gguf import plain_config
-from interlace.models.loading import base_of
-from interlace.models.source import GgufFile, HubModel, SavedBlocks, Source
+from interlace.models.loading import base_of, check_dtype
+from interlace.models.source import DAMAGED, GgufFile, HubModel, SavedBlocks, Source
 from interlace.saving.fingerprint import SIZES
+
+MOST_LAYERS = 2_000
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,8 @@ def _skeleton(
     source: HubModel | GgufFile, dtype: str | None, trust_remote_code: bool, token: str | None
 ) -> PreTrainedModel:
     """The model on the meta device: its shapes without its weights."""
-    try:
+    check_dtype(dtype)
+    with reading(LoadError, f"{source.id} cannot be described", DAMAGED):
         if isinstance(source, GgufFile):
             config = plain_config(source.path)
         else:
@@ -201,7 +204,14 @@ def _skeleton(
                 trust_remote_code=trust_remote_code,
                 token=token,
             )
-        chosen = getattr(torch, dtype) if dtype else getattr(config, "dtype", None)
+        layers = config.get_text_config(decoder=True).num_hidden_layers
+        if layers > MOST_LAYERS:  # they are built one by one
+            raise LoadError(
+                f"{source.id} has a configuration with {layers:.6g} layers; a description builds "
+                f"at most {MOST_LAYERS:,}."
+            )
+        named = dtype not in (None, "auto")
+        chosen = getattr(torch, str(dtype)) if named else getattr(config, "dtype", None)
         # Eager attention, since the others look into the mask, which holds no values here.
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -210,7 +220,5 @@ def _skeleton(
                 attn_implementation="eager",
                 trust_remote_code=trust_remote_code,
             )
-    except (OSError, ValueError, ImportError, AttributeError) as error:
-        raise LoadError(f"{source.id} cannot be described: {error}") from error
     find_decoder(model)
     return model.eval()

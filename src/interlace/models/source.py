@@ -234,12 +234,13 @@ def check_folder_sizes(source: HubModel) -> None:
         LoadError: with the size.
     """
     folder = Path(source.location)
-    if not folder.is_dir():
+    files = list(folder.glob("*.safetensors"))
+    if not files:  # a repository, or one of which only the description was asked for
         return
     with reading(LoadError, f"{source.id} cannot be loaded", DAMAGED):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = values = 0
-        for file in folder.glob("*.safetensors"):
+        for file in files:
             with safe_open(file, "pt") as weights:
                 names = list(weights.keys())
                 tensors += len(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,25 @@ def test_a_share_sets_the_dimensions(tmp_path: Path) -> None:
     assert found.to_dict()["blocks"]["kind"] == "pmatch"
     found, _ = describe(resolve(config_folder(tmp_path)))
     assert "parameter_share=0.05" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        ({}, {"dtype": "nonsense"}, "dtype is one of float32"),
+        ({"num_hidden_layers": 10**9}, {}, r"1e\+09 layers; a description builds at most 2,000"),
+        ({"hidden_size": "x"}, {}, "cannot be described"),
+        ({"num_attention_heads": 0}, {}, "cannot be described"),
+    ],
+)
+def test_what_cannot_be_described_is_one_error(
+    tmp_path: Path, change: dict[str, object], options: dict[str, str], words: str
+) -> None:
+    folder = config_folder(tmp_path)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | change))
+    with pytest.raises(LoadError, match=words):
+        describe(resolve(folder), **options)
 
 
 def test_a_quantised_base_is_noted(tmp_path: Path) -> None:
