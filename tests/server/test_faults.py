@@ -224,6 +224,24 @@ def test_a_group_that_fails_ends_alone() -> None:
         assert events[-1] == "data: [DONE]"
 
 
+def test_a_fault_of_ours_fails_what_runs_and_the_next_request_goes_on() -> None:
+    engine = byte_engine()
+    step = engine.core.step
+    with running(engine) as server, httpx.Client(base_url=server.address, timeout=60) as http:
+        engine.core.step = lambda: 1 / 0  # type: ignore[method-assign]
+        reply = ask(http)
+        assert reply.status_code == 500
+        assert reply.json()["error"]["code"] == "internal_error"
+        assert "division" not in reply.text
+        engine.core.step = step  # type: ignore[method-assign]
+        assert ask(http).status_code == 200
+        engine.core.abort = lambda number: 1 / 0  # type: ignore[method-assign, assignment]
+        engine.core.step = lambda: 1 / 0  # type: ignore[method-assign]
+        assert ask(http).status_code == 500
+        until(lambda: http.get("/health").status_code == 503)
+        assert ask(http).json()["error"]["code"] == "failed"
+
+
 def test_metrics_count_what_was_done() -> None:
     with running() as server, httpx.Client(base_url=server.address, timeout=60) as http:
         ask(http, n=3, max_tokens=5, ignore_eos=True)

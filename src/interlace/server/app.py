@@ -91,6 +91,8 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         """Whether requests are taken."""
         if service.draining:
             return JSONResponse({"status": "draining"}, 503)
+        if not service.worker.is_working:
+            return JSONResponse({"status": "failed"}, 503)
         return JSONResponse({"status": "ok"})
 
     @app.get("/version")

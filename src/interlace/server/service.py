@@ -144,6 +144,8 @@ class Service:
         """
         if self.draining:
             raise ApiError(503, "The server is shutting down.", code="draining")
+        if not self.worker.is_working:
+            raise ApiError(503, "The server has failed and must be restarted.", code="failed")
         self._check(request)
         job = self._job(request)
         groups = len(job.prompts)

@@ -95,6 +95,11 @@ class Worker:
         self._loop = loop
         self._thread.start()
 
+    @property
+    def is_working(self) -> bool:
+        """Whether the thread is there; without it the server answers nothing."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End the thread after its present step; what runs is lost."""
         self._inbox.put(None)
@@ -174,9 +179,11 @@ class Worker:
                     return
                 if not core.is_idle:
                     self._deliver(core.step())
-            except Exception:  # a fault of ours: those it hits are told, and others go on
-                log.exception("A step failed")
-                self._fail_all()
+            except Exception as error:  # a fault of ours: those it hits are told, and others go on
+                log.error("A step failed: %s", type(error).__name__)
+                log.debug("A step failed", exc_info=error)
+                if not self._fail_all():
+                    return
 
     def _take_commands(self, wait: bool) -> bool:
         """Carry out what is in the inbox; False to end."""
@@ -205,11 +212,17 @@ class Worker:
         del job.numbers[number], self._jobs[number]
         self._alive.pop(number, None)
 
-    def _fail_all(self) -> None:
+    def _fail_all(self) -> bool:
+        """Tell all jobs, and let go of them; False if the core cannot even do that."""
         jobs = {id(job): job for job in self._jobs.values()}
-        for job in jobs.values():
-            self._abort(job)
         self._hand_over([(job, RuntimeError("The step failed.")) for job in jobs.values()])
+        try:
+            for job in jobs.values():
+                self._abort(job)
+        except Exception as error:
+            log.critical("The worker ends: %s", type(error).__name__)
+            return False
+        return True
 
     def _deliver(self, events: Sequence[Event]) -> None:
         """Hand the events of a step to the loop, all in one call."""
