@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import enum
 import inspect
 import math
@@ -26,7 +25,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
-from interlace.errors import ConfigError
+from interlace.errors import ConfigError, nearest
 
 FRAME = {"config": str, "print_config": bool}  # every command's, and in no file
 MODE = "interlace"  # jsonargparse's name for how texts are read here
@@ -38,16 +37,6 @@ _WORDS: dict[Any, str] = {
     str: "a text",
     types.NoneType: "null",
 }
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that was probably meant, or no text.
-
-    >>> nearest("widht", ["width", "seed"]), nearest("zzz", ["width"])
-    (" Did you mean 'width'?", '')
-    """
-    near = difflib.get_close_matches(name[:100], list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def shown(value: Any) -> str:

@@ -6,7 +6,8 @@ holds the rule, the value that broke it, and the way out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -76,6 +77,16 @@ def reading(kind: type[InterlaceError], what: str, way_out: str = "") -> Iterato
         raise
     except BaseException as error:  # a panic in Rust is no Exception
         raise kind(f"{what}: {in_one_line(error)} {way_out}".rstrip()) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that was probably meant, or no text.
+
+    >>> nearest("widht", ["width", "seed"]), nearest("zzz", ["width"])
+    (" Did you mean 'width'?", '')
+    """
+    near = difflib.get_close_matches(name[:100], list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def in_one_line(error: BaseException) -> str:

@@ -12,7 +12,6 @@ exit status 2, and so does whatever a file of the user's own raises.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -20,7 +19,15 @@ import traceback
 from collections.abc import Sequence
 
 import interlace
-from interlace.errors import ConfigError, InterlaceError, in_one_line, require_extras
+from interlace.errors import (
+    LONGEST,
+    ConfigError,
+    InterlaceError,
+    in_one_line,
+    nearest,
+    require_extras,
+    shortened,
+)
 from interlace.own_code import own_place, told
 from interlace.terminal import printable
 
@@ -45,7 +52,6 @@ EXTRAS = {
 }
 USAGE_ERROR, INTERRUPTED = 2, 130
 DEBUG = "INTERLACE_DEBUG"
-LONGEST = 3000  # characters of an error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InterlaceError as error:
         if debug:
             traceback.print_exc()
-        print(f"interlace: {_short(str(error))}", file=sys.stderr)
+        print(f"interlace: {printable(str(error))}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("interlace: interrupted", file=sys.stderr)
@@ -80,14 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a name too long, a full disk, a folder of someone else's
         if debug:
             traceback.print_exc()
-        print(f"interlace: {_short(in_one_line(error))}", file=sys.stderr)
+        print(f"interlace: {printable(in_one_line(error))}", file=sys.stderr)
         return USAGE_ERROR
     except BaseException as error:
         if own_place(error) is None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"interlace: code of your own failed: {_short(told(error))}", file=sys.stderr)
+        print(
+            f"interlace: code of your own failed: {printable(shortened(told(error), LONGEST))}",
+            file=sys.stderr,
+        )
         return USAGE_ERROR
 
 
@@ -100,20 +109,12 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name[:100], COMMANDS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "`interlace --help` lists the commands."
-        raise ConfigError(f"There is no command {name[:100]!r}. {hint}")
+        hint = nearest(name, COMMANDS) or " `interlace --help` lists the commands."
+        raise ConfigError(f"There is no command {name[:100]!r}.{hint}")
     require_extras(f"`interlace {name}`", *EXTRAS.get(name, ("cli",)))
     command = importlib.import_module(COMMANDS[name][0])
     parser = command.build_parser(f"interlace {name}")
     return command.run(parser.parse(rest)) or 0
-
-
-def _short(message: str) -> str:
-    """A message that neither floods a terminal nor steers it, whatever value it quotes."""
-    if len(message) > LONGEST:
-        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-    return printable(message)
 
 
 def _help() -> str:

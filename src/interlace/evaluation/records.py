@@ -7,14 +7,13 @@ damage: only a last line without its newline can be such a remainder.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from interlace.errors import DataFileError
+from interlace.errors import DataFileError, nearest
 from interlace.jsonl import BadLineError, as_line, parse, raw_lines, read
 
 RECORD_VERSION = 1
@@ -218,9 +217,9 @@ def _check_fields(values: dict[str, Any]) -> None:
     known = [entry.name for entry in fields(GroupRecord)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}" if near else ""
-            raise DataFileError(f"A record has no field {name!r}{hint}. It has {', '.join(known)}.")
+            raise DataFileError(
+                f"A record has no field {name!r}; it has {', '.join(known)}.{nearest(name, known)}"
+            )
     for name in known:
         if name in values:
             if not _fits(name, values[name]):

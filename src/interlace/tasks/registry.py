@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from interlace.errors import InterlaceError, TaskError
+from interlace.errors import InterlaceError, TaskError, nearest
 from interlace.own_code import named_object, told
 from interlace.tasks.base import Task
 
@@ -113,10 +112,9 @@ def get_task(name: str, /, **options: Any) -> Task:
     unknown = [option for option in options if option not in known or option == "name"]
     if unknown:
         takes = [parameter for parameter in known if parameter != "name"]
-        near = difflib.get_close_matches(unknown[0], takes, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise TaskError(
-            f"The task {name!r} takes the options {', '.join(takes)}; got {unknown[0]!r}.{hint}"
+            f"The task {name!r} takes the options {', '.join(takes)}; got {unknown[0]!r}."
+            f"{nearest(unknown[0], takes)}"
         )
     if options.get("split") not in (None, "train", "test", "all"):
         raise TaskError(f"A split is 'train', 'test' or 'all'; got {options['split']!r}.")
@@ -166,6 +164,6 @@ def _find(name: str) -> TaskInfo:
             return _TASKS[family]
     if name in _TASKS and ":" not in name:
         return _TASKS[name]
-    near = difflib.get_close_matches(name, _TASKS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise TaskError(f"There is no task {name!r}; there are {', '.join(_TASKS)}.{hint}")
+    raise TaskError(
+        f"There is no task {name!r}; there are {', '.join(_TASKS)}.{nearest(name, _TASKS)}"
+    )

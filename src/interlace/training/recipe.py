@@ -28,10 +28,10 @@ from typing import Any, Literal, cast
 import jsonargparse
 from transformers import TrainingArguments
 
-from interlace.configuration import Parser, nearest, read_yaml, shown
+from interlace.configuration import Parser, read_yaml, shown
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import COUPLINGS, config_from_dict, coupling_class
-from interlace.errors import ConfigError
+from interlace.errors import ConfigError, nearest
 from interlace.tasks.sources import is_file
 from interlace.training.sections import (
     ALIASES,
@@ -108,30 +108,16 @@ class _Own:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(_Top):
     """A recipe, checked. Its sections hold what was given; `arguments` adds the defaults.
 
     Args:
-        model: Model, as `interlace.load` takes it.
-        task: Name of the task.
-        output_dir: Path of the folder that both stages write into.
-        load: Further options of `interlace.load`.
-        attach: Blocks; "none" for none, "auto" for those that the model has.
-        blocks: Place that GRPO takes its blocks from.
-        task_options: Options of the task.
-        seed: Seed of fresh blocks, of the order of problems, and of sampling.
+        attach: Configuration of the blocks; "none" for none, "auto" for those that the model has.
         warmup: Options of `WarmupConfig` that were given; None without the section.
         grpo: Options of `GRPOConfig` that were given; None without the section.
     """
 
-    model: str
-    task: str
-    output_dir: str
-    load: dict[str, Any] = field(default_factory=dict)
-    attach: CouplingConfig | Literal["none", "auto"] = "auto"
-    blocks: str = "auto"
-    task_options: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    attach: CouplingConfig | Literal["none", "auto"] = "auto"  # type: ignore[assignment]
     warmup: dict[str, Any] | None = None
     grpo: dict[str, Any] | None = None
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from interlace.cli.options import DeviceOptions, ModelOptions, SamplingOptions
-from interlace.configuration import Parser, nearest
-from interlace.errors import ConfigError
+from interlace.configuration import Parser
+from interlace.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from argparse import Namespace
