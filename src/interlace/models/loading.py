@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from interlace.models.source import (
     HubModel,
     SavedBlocks,
     Source,
+    check_entries,
     check_folder_sizes,
     resolve,
     unpickled_message,
@@ -226,6 +228,7 @@ def _load_tokenizer(
         )
     if not isinstance(chosen, HubModel):
         chosen = HubModel(os.fspath(chosen), os.fspath(chosen))
+    check_entries(Path(chosen.location))
     way_out = "Pass one: interlace.load(..., tokenizer=...)."
     with reading(LoadError, f"{chosen.id} has no tokenizer that can be loaded", way_out):
         return AutoTokenizer.from_pretrained(

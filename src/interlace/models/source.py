@@ -234,6 +234,7 @@ def check_folder_sizes(source: HubModel) -> None:
         LoadError: with the size.
     """
     folder = Path(source.location)
+    check_entries(folder)
     files = list(folder.glob("*.safetensors"))
     if not files:  # a repository, or one of which only the description was asked for
         return
@@ -246,6 +247,28 @@ def check_folder_sizes(source: HubModel) -> None:
                 tensors += len(names)
                 values += sum(math.prod(weights.get_slice(n).get_shape()) for n in names)
         check_sizes(source.id, config, tensors, values)
+
+
+def check_entries(folder: Path) -> None:
+    """Refuse a folder by which a reader would go to a device or a pipe, and never come back, or to
+    files of another folder.
+
+    Raises:
+        LoadError: with the entry.
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.exists() and not entry.is_file() and not entry.is_dir():
+            raise LoadError(f"{entry} is a device or a pipe; a model's folder holds files only.")
+    for index in folder.glob("*.safetensors.index.json"):
+        with reading(LoadError, f"{index} cannot be read", DAMAGED):
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            for shard in sorted(shards):
+                path = Path(shard)
+                if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
+                    raise LoadError(
+                        f"{index} names {shard!r} for weights, which is no file of that folder. "
+                        "Copy or download the folder again."
+                    )
 
 
 def check_sizes(name: str, config: dict[str, Any], tensors: int, values: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -169,6 +170,27 @@ def test_a_data_type_or_device_that_does_not_exist_is_named(
 ) -> None:
     with pytest.raises(LoadError, match=words):
         interlace.load(base, **options)
+
+
+@pytest.mark.parametrize("shard", ["/dev/zero", "../base/model.safetensors", "gone", 3])
+def test_an_index_names_files_of_its_folder(base: Path, shard: object) -> None:
+    """Or a reader of /dev/zero takes all memory."""
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": shard}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LoadError, match=r"index\.json"):
+        interlace.load(base)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_a_device_or_a_pipe_is_not_read(base: Path, name: str, target: str) -> None:
+    (base / name).unlink()
+    if target == "pipe":
+        os.mkfifo(base / name)
+    else:
+        (base / name).symlink_to(target)
+    with pytest.raises(LoadError, match=r"is a device or a pipe|no weights"):
+        interlace.load(base)
 
 
 def test_a_configuration_far_larger_than_its_weights_is_not_built(base: Path) -> None:
