@@ -104,14 +104,19 @@ def number_in(answer: str) -> Fraction | None:
     (Fraction(72, 1), Fraction(72, 1), None)
     """
     form = _right(normalise_answer(answer))
-    if isinstance(form, Fraction):
-        return form
-    value = None if form is None or len(form) > MAX_CHARACTERS else value_of(form)
+    value = _value(form)
     return _among_words(form) if value is None else value
 
 
-def _among_words(form: str | None) -> Fraction | None:
-    if form is None or len(form) > MAX_CHARACTERS:
+def _value(form: Form) -> Fraction | None:
+    """The exact value of a form that has one."""
+    if isinstance(form, Fraction):
+        return form
+    return None if form is None or len(form) > MAX_CHARACTERS else value_of(form)
+
+
+def _among_words(form: Form) -> Fraction | None:
+    if not isinstance(form, str) or len(form) > MAX_CHARACTERS:
         return None
     found = _AMONG_WORDS.fullmatch(form)
     value = None if found is None else normalise_answer(found[1])
@@ -136,12 +141,12 @@ def _same(left: Form, right: Form) -> bool | Refusal:
         return _same_members(left, right)
     if (_right(left) == left) != (_right(right) == right):
         return _same(_right(left), _right(right))
+    values = [_value(form) for form in (left, right)]
+    if None not in values:
+        return values[0] == values[1]  # exact: 0.333 is not 1/3, and 0.1 + 0.2 is 0.3
     for one, other in ((left, right), (right, left)):
-        if isinstance(one, Fraction):
-            if isinstance(other, Fraction):
-                return False  # numbers are exact: 0.333 is not 1/3
-            if (value := _among_words(other)) is not None:
-                return value == one
+        if isinstance(one, Fraction) and (value := _among_words(other)) is not None:
+            return value == one
         based = _BASED.fullmatch(str(other)) if isinstance(other, str) else None
         if based:
             return based[1] == str(one)

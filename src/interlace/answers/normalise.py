@@ -8,7 +8,8 @@ The rule, in order:
 2. Units that are one sign go: `$ € £ ¥ % °`. So "50%" is 50, not 1/2, as in the MATH benchmark's
    own normaliser (arXiv 2103.03874). Units that are words stay: "5 minutes" is not "5 hours".
 3. `x = 5`, `f(3) = 5`, `x \in ...` and `6 \times 12 = 72` are their right sides: a side that is
-   only a name, or that has a value, says nothing. `x + y = 5` stays an equation.
+   only a name, or that has a value, says nothing. So is `5 = x` its left one. `x + y = 5` stays an
+   equation.
 4. Several answers: `3, 5`, `3 and 5`, `\{3, 5\}` and `x = 3, x = 5` are one list, in any order. A
    comma before a blank or within brackets separates; `1,000` is a number. `(3, 5)`, `[3, 5]` and
    `[3, 5)` are pairs, points or intervals: their order and their brackets count.
@@ -60,7 +61,7 @@ _FOLDED = str.maketrans(
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _ROOT_COMMAND = re.compile(r"\\sqrt ?(?:([0-9]+|[a-z])|\(([^()]*)\))")
 _VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
-_LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b")
+_LATEX_SPACE = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b")
 _UNIT_SIGN = re.compile(r"\^\s*\\circ\b|\^\s*\{\s*\\circ\s*\}|\\?[$%]|[€£¥°]|\\(?:degree|pounds)\b")
 _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}"
@@ -265,6 +266,8 @@ def _right_side(plain: str) -> Fraction | str | None:
     *left, right = sides(plain)
     if not left or not right:
         return None
+    if _NAMED.fullmatch(_squeezed(right)) and value_of(left[-1]) is not None:
+        return form_of(left[-1])  # 72 = x
     if all(_NAMED.fullmatch(_squeezed(side)) or value_of(side) is not None for side in left):
         return form_of(right)
     return None

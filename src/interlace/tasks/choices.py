@@ -17,6 +17,11 @@ from interlace.tasks.base import Example, Prompt, Task, Verdict, in_last_message
 from interlace.tasks.checkers import verdict_on
 
 _LONE_LETTER = re.compile(r"^[ \t*_]*\(?([A-Z])[).]?[*_. \t]*$|\(([A-Z])\)", re.MULTILINE)
+_SAID_LETTER = re.compile(
+    r"\b(?i:option|choice)(?i:\s+is|\s*:)[\s*_(\[]*([A-Z])\b(?!'|\s+(?!because|since)[a-z])"
+    r"|\b(?i:option|choice|so|therefore|thus|hence)[\s,*_(\[]+([A-Z])[)\]*_]*\s+(?i:is\s+"
+    r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer))"
+)
 _LETTER = re.compile(
     r"(?:(?i:option|choice|answer)\s+)?"
     r"(?:\(([A-Z])\).*|([A-Z])(?:[).:,](?:\s.*)?|\s+(?:because|since|as|is|[-\u2013\u2014])\s.*)?)",
@@ -28,8 +33,9 @@ class ChoiceTask(Task):
     """A task whose examples hold their choices in `data["choices"]`, in the order A, B, C, ...
 
     Which letter of a text counts: that of the last marked answer (see `Task.extract`) which names
-    one, by letter; else the marked answer, which may be a choice's whole text; else the last letter
-    in brackets or alone on its line.
+    one, by letter; else the last letter that is said to be right ("Option B is correct"); else the
+    marked answer, which may be a choice's whole text; else the last letter in brackets or alone on
+    its line.
     """
 
     instruction: str = "Reason step by step, and end with one line of the form\nAnswer: A"
@@ -68,7 +74,7 @@ def choice_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
     # Letters of either case where nothing else is there: "a dog" is no choice.
     alone = isinstance(form, str) and len(form) == 1
     found = _LETTER.fullmatch(str(form).upper() if alone else undress(answer)) or (
-        _LETTER.fullmatch(answer.strip(" *_$`\n"))
+        _LETTER.fullmatch(answer.strip(" *_$`\n[]<>"))
     )
     letter = found and (found[1] or found[2])
     if not letter or (choices and ord(letter) - ord("A") >= len(choices)):
@@ -77,10 +83,12 @@ def choice_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def chosen(text: str) -> str | None:
-    """The last marked answer that names a choice by its letter; None without one."""
+    """The last marked answer that names a choice by its letter, else the last letter that is said
+    to be right; None without one."""
     text = final_part(text)
     marked = itertools.chain(filter(None, [tagged(text)]), marked_answers(text))
-    return next((answer for answer in marked if choice_letter(answer)), None)
+    said = [found[1] or found[2] for found in _SAID_LETTER.finditer(text)]
+    return next((answer for answer in marked if choice_letter(answer)), said[-1] if said else None)
 
 
 def lone_letter(text: str) -> str | None:

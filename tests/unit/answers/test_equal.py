@@ -157,3 +157,25 @@ def test_nested_answers_have_a_form(text: str) -> None:
 )
 def test_the_number_in_an_answer(answer: str, value: int | None) -> None:
     assert number_in(answer) == value
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "equal"),
+    [
+        ("0.1+0.2", "0.3", True),
+        ("0.2+0.1", "0.1+0.2", True),
+        ("72=x", "72", True),
+        ("72 = x", "x = 72", True),
+        ("72=x", "73", False),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", False),
+        (r"\pm 3", "-3, 3", True),
+        ("x=3, y=4", "x=4, y=3", False),
+        ("[1, 5]", "(1, 5)", False),
+        ("7!", "5040", True),
+        ("3!!", "3", False),
+    ],
+)
+def test_siblings_of_what_was_wrong(left: str, right: str, equal: bool) -> None:
+    assert symbolically_equal(left, right) is equal
+    assert symbolically_equal(right, left) is equal

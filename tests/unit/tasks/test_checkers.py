@@ -189,3 +189,24 @@ def test_unfit_checkers() -> None:
 )
 def test_the_choice_of_a_text(text: str) -> None:
     assert check_choice("B", chosen(text) or lone_letter(text) or "").correct
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Answer: [B]", "B"),
+        ("Answer: <B>", "B"),
+        ("The correct option is B.", "B"),
+        ("Correct choice: B", "B"),
+        ("So B is the answer", "B"),
+        ("Option B is correct, option C is not.", "B"),
+        ("Option A is correct. No: option B is right.", "B"),
+        ("Option C is correct.\nAnswer: B", "B"),
+        ("My choice: A small dog", None),
+        ("The answer is A or B", None),
+        ("Option B is wrong", None),
+    ],
+)
+def test_a_letter_that_is_said_to_be_right(text: str, letter: str | None) -> None:
+    found = chosen(text)
+    assert (found and choice_letter(found)) == letter
