@@ -7,6 +7,7 @@ shows one. A short sample runs by default, all of it with `make fuzz`.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -156,7 +157,7 @@ def change_field(rng: random.Random, values: Any, place: tuple[Any, ...]) -> str
     if how == "add" or not place:
         key = rng.choice(list(ADDED))
         if isinstance(values, dict):
-            values[key] = ADDED[key]
+            values[key] = copy.deepcopy(ADDED[key])
         return f"added {key}"
     if how == "delete":
         del holder[place[-1]]
@@ -167,7 +168,7 @@ def change_field(rng: random.Random, values: Any, place: tuple[Any, ...]) -> str
     elif how == "near" and isinstance(old, str):
         new = rng.choice((old[:-1], old + "x", old.upper(), [old], {"content": old}, old * 3))
     else:
-        new = rng.choice(VALUES)
+        new = copy.deepcopy(rng.choice(VALUES))  # a later damage may go inside it
     holder[place[-1]] = new
     return f"{place} = {new!r:.60}"
 
