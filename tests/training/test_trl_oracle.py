@@ -8,7 +8,7 @@ the second the weights were moved, so that tokens are clipped on both sides.
 
 All in float32, the precision that TRL's fused head computes log-probabilities in whatever the model
 is in. Tolerances: 1e-5 of the loss (or 5e-7, for its terms are of order 1 and can cancel: at ratios
-of 1 they do, exactly), and 1e-5 of the largest entry of each parameter's gradient.
+of 1 they do, exactly), and 2e-5 of the largest entry of each parameter's gradient.
 
 TRL's normalisers: "dapo" divides by the completion tokens of the whole generation batch, which is
 one optimizer step's here (`steps_per_generation` equals `gradient_accumulation_steps`), "grpo" and
@@ -117,7 +117,7 @@ def assert_same_gradients(loss: Tensor, step: Step) -> None:
         wanted = step.gradients[name]
         assert wanted.abs().max() > 0, name
         gap = (parameter.grad - wanted).abs().max() / wanted.abs().max()
-        assert gap < TOLERANCE, f"{name}: {gap:.2e}"
+        assert gap < 2 * TOLERANCE, f"{name}: {gap:.2e}"
 
 
 def assert_hard(run: Run) -> None:

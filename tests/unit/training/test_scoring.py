@@ -250,3 +250,25 @@ def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     with Largest(last_axis=VOCAB) as largest:
         score(model, batch, entropy=True, **OPTIONS).logprobs.sum().backward()
     assert largest.elements == VOCAB * model.config.hidden_size  # the head's weight
+
+
+# What wraps a model, or its head.
+
+
+@pytest.mark.filterwarnings(
+    "ignore:PEFT saves its adapters alone:UserWarning",
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # PEFT reads it
+)
+@pytest.mark.parametrize("targets", [["q_proj", "o_proj"], ["lm_head", "v_proj"]])
+def test_peft_models_with_adapters_that_are_not_zero(targets: list[str]) -> None:
+    """An adapter on the head is not the head's product alone. Fails if the adapter is left out."""
+    peft = pytest.importorskip("peft")
+    model = attach_random(build("qwen3"))
+    config = peft.LoraConfig(r=3, target_modules=targets, init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, config)
+    batch = batch_of_groups()
+    with torch.no_grad(), wrapped.disable_adapter():
+        without = score(wrapped, batch).logprobs
+    assert not torch.allclose(score(wrapped, batch).logprobs, without, atol=1e-2)
+    for called in (wrapped, wrapped.get_base_model()):  # the latter as train="lora" has it
+        assert_alike(called, batch)
