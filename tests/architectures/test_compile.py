@@ -10,6 +10,7 @@ from support.processes import run_program
 PAIRS = [
     *((case, name) for case in ("inference", "training") for name in ("llama", "qwen3", "gemma3")),
     ("layers", "llama"),
+    ("scores", "llama"),
     ("generation", "llama"),
     ("generation", "gemma3"),
 ]

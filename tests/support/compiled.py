@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import CompileConfig, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from interlace import Groups
+from interlace import Groups, score
+from interlace.training.batch import collate_ids
 from support.architectures import attach_random, build, random_alive, random_ids
 
 WIDTH = 3
@@ -108,7 +109,28 @@ def generation(name: str) -> None:
     assert_close(torch.stack(out.logits), torch.stack(expected.logits))
 
 
-CASES = {case.__name__: case for case in (inference, training, layers, generation)}
+def scores(name: str) -> None:
+    """Log-probabilities and gradients of a training pass: of a model that is compiled whole, and of
+    one whose layers are, which computes the prompt once. The graphs alone are compiled, no code."""
+    rows = [[[20, 21, 22, 23], [24], [25, 26]], [[27, 28, 29], [], [30, 40, 41, 42]]]
+    batch = collate_ids([[5, 6, 7], [8, 9, 10, 11, 12]], rows, pad_token_id=0)
+    eager, whole = models(name)
+    _, in_parts = models(name)
+    for layer in in_parts.model.layers:
+        layer.compile(backend="eager")
+    expected = score(eager, batch).logprobs
+    expected.sum().backward()
+    for model, called in ((whole, torch.compile(whole, backend="eager")), (in_parts, in_parts)):
+        got = score(called, batch).logprobs
+        got.sum().backward()
+        assert_close(got, expected)
+        for parameter, other in zip(model.parameters(), eager.parameters(), strict=True):
+            assert parameter.grad is not None
+            assert other.grad is not None
+            assert_close(parameter.grad, other.grad)
+
+
+CASES = {case.__name__: case for case in (inference, training, layers, generation, scores)}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
