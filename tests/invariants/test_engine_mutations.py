@@ -271,6 +271,8 @@ def kept_of_itself(self: KeptKeys, groups: Any, numbers: Any, *rest: Any) -> Ten
 
 def queries_ahead(self: KeptKeys, like: Tensor) -> Any:
     step = _new_step(self, like)
+    if step.turns is None:
+        return step
     cos, sin = step.turns
     ahead = kept_module.turns(torch.ones(1, 1, dtype=torch.long), like.shape[-1], like.dtype)
     turns = cos * ahead[0] - sin * ahead[1], sin * ahead[0] + cos * ahead[1]

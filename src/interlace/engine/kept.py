@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -150,26 +151,35 @@ class KeptKeys(Kept):
 
     def _new_step(self, like: Float[Tensor, "R H C"]) -> _Step:
         """Where this step's entries go, and which entries each row reads."""
-        groups, rows, device = list(self._groups.values()), self._rows, like.device
+        groups, device = list(self._groups.values()), like.device
         numbers = [self._live(group) for group in groups]
         members = [[g.rows[n].place for n in own] for g, own in zip(groups, numbers, strict=True)]
+        order = [row for own in members for row in own]
+        places = [g.place for g, own in zip(groups, members, strict=True) for _ in own]
+        entries = [
+            len(g.writers) + n
+            for g, own in zip(groups, members, strict=True)
+            for n in range(len(own))
+        ]
+        longest = max(group.readable for group in groups)
+        where = torch.tensor([places, entries], device=device)
+        in_order = order == list(range(len(self._rows)))
+        coupled = None if in_order else torch.tensor(order, device=device)
+        if longest == 0 and self._ended_only:  # nobody reads yet, and keys are turned later
+            return _Step(where[0], where[1], coupled, longest)
+        positions = torch.tensor([row.length for row in self._rows], device=device)[:, None]
         most = max(map(len, members))
-        back, places, entries = [-1] * len(rows), [], []
+        back = [-1] * len(self._rows)
         for group, own in zip(groups, members, strict=True):
             for n, row in enumerate(own):
                 back[row] = group.place * most + n
-                places.append(group.place)
-                entries.append(len(group.writers) + n)
-        order = [row for own in members for row in own]
-        longest = max(group.readable for group in groups)
-        positions = torch.tensor([row.length for row in rows], device=device)[:, None]
         alone = [at < 0 for at in back]
         return _Step(
-            places=torch.tensor(places, device=device),
-            entries=torch.tensor(entries, device=device),
-            coupled=None if order == list(range(len(rows))) else torch.tensor(order, device=device),
+            where[0],
+            where[1],
+            coupled,
+            longest,
             turns=turns(positions, like.shape[-1], like.dtype),
-            longest=longest,
             members=torch.tensor([own + own[:1] * (most - len(own)) for own in members]).to(device),
             back=torch.tensor([max(at, 0) for at in back], device=device),
             nothing=torch.tensor(alone, device=device)[:, None] if any(alone) else None,
@@ -254,8 +264,8 @@ class _Step:
         places: For each row that has siblings the place of its group's list, and
         entries: where in it its entry goes.
         coupled: Those rows, if they are not all rows in order.
-        turns: Cosine and sine for the position of each row.
         longest: Number of entries that are read, in the group that reads most.
+        turns: Cosine and sine for the position of each row.
         members: Rows of each group side by side, in a rectangle whose gaps repeat the first.
         back: For each row its place in that rectangle.
         nothing: Rows without siblings, if there are any.
@@ -265,12 +275,12 @@ class _Step:
     places: Int[Tensor, " K"]
     entries: Int[Tensor, " K"]
     coupled: Int[Tensor, " K"] | None
-    turns: tuple[Tensor, Tensor]
     longest: int
-    members: Int[Tensor, "N M"]
-    back: Int[Tensor, " R"]
-    nothing: Tensor | None
-    mask: Float[Tensor, "N M U"]
+    turns: Any = None
+    members: Any = None
+    back: Any = None
+    nothing: Any = None
+    mask: Any = None
 
 
 def _to_rows(spread: Float[Tensor, "N G MQ *rest"], per_kv: int) -> Float[Tensor, "NM G Q *rest"]:

@@ -6,6 +6,7 @@ Axes: P groups, W width, S positions, D hidden size.
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +25,8 @@ from interlace.coupling.attention import merged
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.reach import attend_with_lse, turned, turns
 from interlace.coupling.registry import config_from_dict
-from interlace.errors import ConfigError, GroupError
+from interlace.engine.backends import BACKENDS
+from interlace.errors import ConfigError, GenerationError, GroupError
 from interlace.rows import Owners, Prompts, Reads
 from support.architectures import attach_random, build, random_ids, randomise
 from support.engine import largest_gap
@@ -200,6 +202,28 @@ def test_who_attends_to_whom_is_not_told_where_rows_read_more() -> None:
     x, groups = case_with_ends()
     assert random_block("history").attention_weights(x, groups) is None
     assert random_block("position").attention_weights(x, groups) is not None
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_reach_that_a_backend_lacks_is_refused_by_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BACKENDS[name], "reads", ("finished",))
+    interlace.Engine(attach_random(build("llama"), reads="finished"), backend=name)
+    with pytest.raises(
+        GenerationError, match=rf"reads='history' read .*{name} backend does not.*model\.generate"
+    ):
+        interlace.Engine(attach_random(build("llama"), reads="history"), backend=name)
+
+
+def test_the_table_of_reaches_is_that_of_the_backends() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\w+)` \| yes \| (yes|no) \| (yes|no) \|$", text, re.M)
+    carried = {
+        name: tuple("yes" if reads in backend.reads else "no" for reads in ("finished", "history"))
+        for name, backend in BACKENDS.items()
+    }
+    assert {name: cells for name, *cells in table} == {n: list(c) for n, c in carried.items()}
 
 
 # Width 1 ------------------------------------------------------------------------------------------
