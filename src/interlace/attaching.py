@@ -48,7 +48,7 @@ class Handle:
     A copied model gets one of its own, on which nothing is switched off.
 
     Attributes:
-        disabled: how many `disabled()` contexts are open.
+        disabled: Number of `disabled()` contexts that are open.
     """
 
     def __init__(self, model: PreTrainedModel | None = None) -> None:

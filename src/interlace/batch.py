@@ -28,7 +28,7 @@ class Job:
         width: W, rows of the group.
         prompt: Prompt as `encode` of the engine made it.
         sample_id: Text or number that tells the groups of one prompt apart for their seeds.
-        subject: What it was made of, for the store: an example, a line of a file.
+        subject: Origin of the job, for the store: an example, a line of a file.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Tally:
         kept_tokens: Number of tokens of the rows that were kept since.
         computed_row_steps: Rows of all forward passes of one token.
         alive_row_steps: Rows of them that fed an unfinished row's token.
-        notes: What went other than expected, each remark once.
+        notes: Remarks on what went other than expected, each once.
         started: Time when this start began, by the monotonic clock.
         ended: Time when its sampling ended; None before.
     """
@@ -170,7 +170,7 @@ def run_groups(
     Args:
         engine: Engine to sample with.
         calls: Calls, each of jobs of one width.
-        params: How to sample; the width is the jobs'.
+        params: Parameters of sampling; the width is the jobs'.
         store: GroupStore that keeps groups and counts them in `tally`.
         tally: Tally, kept up to date.
         progress: Function called after every step of the engine and every group.

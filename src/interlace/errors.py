@@ -136,7 +136,7 @@ class GenerationInterrupted(InterlaceError, KeyboardInterrupt):
     """Ctrl-C in the middle of a generation call.
 
     Attributes:
-        groups: prompt index -> group, for whatever there is by then.
+        groups: Groups that were begun, by the index of their prompt.
     """
 
     def __init__(self, message: str, groups: dict[int, Any]) -> None:

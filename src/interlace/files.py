@@ -25,8 +25,8 @@ def writing(folder: Path, remove: Iterable[str] = ()) -> Iterator[Path]:
     """Write files into `folder` all together; other files there stay as they are.
 
     Args:
-        folder: created if it does not exist. One writer at a time.
-        remove: entries of `folder` that the new files make obsolete.
+        folder: Folder to write, created if it does not exist. One writer at a time.
+        remove: Entries of `folder` that the new files make obsolete.
 
     Yields:
         An empty folder to write into. An error inside leaves `folder` as it was.

@@ -120,9 +120,9 @@ class RemoteEngine:
 
         Args:
             prompts: Texts, token ids, or lists of messages.
-            params: How to sample; one for all or one for each prompt.
-            sample_ids: What tells groups of one prompt apart; by default its occurrence.
-            progress: Called after each group with the call's statistics.
+            params: Parameters of sampling; one for all or one for each prompt.
+            sample_ids: Ids that tell groups of one prompt apart; by default its occurrence.
+            progress: Function called after each group with the call's statistics.
         """
         listed = list(prompts)
         found = dict(self.as_completed(listed, params, sample_ids=sample_ids, progress=progress))
@@ -135,8 +135,8 @@ class RemoteEngine:
 
         Args:
             prompt: Text, token ids, or list of messages.
-            params: How to sample.
-            sample_id: What tells groups of one prompt apart.
+            params: Parameters of sampling.
+            sample_id: Id that tells groups of one prompt apart.
         """
         return RemoteStream(lambda: self.generate([prompt], params, sample_ids=[sample_id])[0])
 
@@ -151,10 +151,10 @@ class RemoteEngine:
         """The same groups, each with its prompt's index, as soon as it is there.
 
         Args:
-            prompts: As in `generate`, like the other arguments.
-            params: As in `generate`.
-            sample_ids: As in `generate`.
-            progress: As in `generate`.
+            prompts: Prompts as in `generate`, like the other arguments.
+            params: Parameters as in `generate`.
+            sample_ids: Ids as in `generate`.
+            progress: Function as in `generate`.
 
         Raises:
             GenerationError: for what the server does not carry out.
@@ -343,7 +343,7 @@ class RemoteStream:
     """A group of a server as `Engine.stream` gives one: its texts come with each row's last token.
 
     Args:
-        fetch: Asks for the group.
+        fetch: Function that asks for the group.
     """
 
     def __init__(self, fetch: Callable[[], GroupOutput]) -> None:

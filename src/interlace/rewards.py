@@ -62,9 +62,9 @@ class Reward:
         """One value a completion; None where the reward does not apply.
 
         Args:
-            prompts: One a completion; not read.
+            prompts: Prompts, one a completion; not read.
             completions: Texts or chat messages.
-            columns: As in this module's head.
+            columns: Columns as in this module's head.
 
         Raises:
             RewardError: for a column that is needed and absent, or that does not fit.
@@ -80,7 +80,7 @@ class Correctness(Reward):
     """1 for a correct completion, else 0. Column: `examples`.
 
     Args:
-        task: Judges the completions.
+        task: Task that judges the completions.
         partial: Whether the verdict's score is the reward instead, with its partial credit.
     """
 
@@ -108,7 +108,7 @@ class StepVerification(Reward):
     text, such as "12 + 7 = 19". True but idle equations count there: combine it with correctness.
 
     Args:
-        task: Exposes the steps; None for the equations in the text.
+        task: Task that exposes the steps; None for the equations in the text.
     """
 
     def __init__(self, task: Task | None = None) -> None:
@@ -144,9 +144,9 @@ class Length(Reward):
     0 up to `limit - margin`, then falling linearly to -1 at `limit`, and -1 beyond.
 
     Args:
-        limit: The longest completion.
-        margin: Where the punishment begins, counted back from `limit`.
-        unit: "tokens" (column `completion_ids`) or "characters".
+        limit: Length of the longest completion.
+        margin: Length before `limit` from which on completions are punished.
+        unit: Unit of both: "tokens" (column `completion_ids`) or "characters".
 
     Raises:
         RewardError: if the margin is not from 1 to the limit.
@@ -189,8 +189,8 @@ class SelfConsistency(Reward):
     group copy one another, whatever they say; so it warns unless it is combined with correctness.
 
     Args:
-        task: Finds the answers; None for `interlace.answers.extract_answer`.
-        width: W, where the column `groups` is absent.
+        task: Task that finds the answers; None for `interlace.answers.extract_answer`.
+        width: Width, W, where the column `groups` is absent.
         mixed: Whether it is combined with correctness elsewhere, as with TRL's `reward_weights`;
             `CombinedReward` sees that by itself.
     """
@@ -233,9 +233,9 @@ class PassAtK(Reward):
     k = n it is 1 as soon as one row is correct: it rewards sets that cover, not rows that agree.
 
     Args:
-        task: Judges the completions.
-        k: Rows looked at; None for the whole group.
-        width: W, where the column `groups` is absent.
+        task: Task that judges the completions.
+        k: Number of rows looked at; None for the whole group.
+        width: Width, W, where the column `groups` is absent.
     """
 
     def __init__(self, task: Task, *, k: int | None = None, width: int | None = None) -> None:
@@ -269,7 +269,7 @@ class CombinedReward(Reward):
 
     Args:
         rewards: Members: rewards of this module, or functions with the same signature.
-        weights: One finite number a member; None for 1 each.
+        weights: Weights, one finite number a member; None for 1 each.
 
     Raises:
         RewardError: for no member, or weights that do not fit.

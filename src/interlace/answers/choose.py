@@ -28,9 +28,9 @@ class Choice:
     """One response chosen among W.
 
     Attributes:
-        text: The chosen response; None if no row had a score.
-        index: Its row; None if no row had a score.
-        scores: `[W]` the score of each row; None for a row that has none.
+        text: Chosen response; None if no row had a score.
+        index: Row of the chosen response; None if no row had a score.
+        scores: Score of each row, `[W]`; None for a row that has none.
         tie: Whether another row has exactly the chosen one's score.
     """
 
@@ -50,12 +50,12 @@ def best_of_n(
     """The response with the highest score.
 
     Args:
-        texts: `[W]` the responses.
-        scorer: Either a plain scorer, `scorer(text) -> float`, or a reward function with TRL's
-            signature, `scorer(prompts, completions, **columns) -> list[float | None]`: told apart
-            by a parameter named `completions`. None leaves a row out.
-        prompt: The prompt, for a reward function.
-        columns: The example's other columns, for a reward function; one value each, which every
+        texts: Responses, `[W]`.
+        scorer: Function that scores: a plain one, `scorer(text) -> float`, or a reward function
+            with TRL's signature, `scorer(prompts, completions, **columns) -> list[float | None]`,
+            which is told by its parameter named `completions`. None leaves a row out.
+        prompt: Prompt, for a reward function.
+        columns: Columns of the example besides, for a reward function; one value each, which every
             row gets.
 
     Returns:
@@ -95,7 +95,7 @@ def medoid(texts: Sequence[str]) -> Choice:
     `MEDOID_CHARACTERS` characters count.
 
     Args:
-        texts: `[W]` the responses.
+        texts: Responses, `[W]`.
 
     Returns:
         The chosen response and all scores.
@@ -127,10 +127,10 @@ class Responses:
     """What an aggregator is given: one group's responses.
 
     Attributes:
-        prompt: The prompt as text.
-        texts: `[W]` the responses.
-        logprobs: `[W]` each row's token log-probabilities, natural logarithm; None if unknown.
-        columns: The example's other columns, for reward functions.
+        prompt: Prompt as text.
+        texts: Responses, `[W]`.
+        logprobs: Token log-probabilities of each row, `[W]`, natural logarithm; None if unknown.
+        columns: Columns of the example besides these, for reward functions.
     """
 
     prompt: str
@@ -144,11 +144,11 @@ class Aggregate:
     """What an aggregator makes of a group.
 
     Attributes:
-        method: The aggregator's name.
-        text: The response to give; None if there is none.
-        answer: The short answer that won, for votes; else None.
-        index: The row that `text` comes from; None if it is nobody's.
-        details: More about the outcome, ready for JSON.
+        method: Name of the aggregator.
+        text: Response to give; None if there is none.
+        answer: Short answer that won, for votes; else None.
+        index: Row that `text` comes from; None if it is nobody's.
+        details: Further facts about the outcome, ready for JSON.
     """
 
     method: str
@@ -195,7 +195,7 @@ class WeightedVote:
     """`weighted_vote`: rows weigh by `scorer`, or by their log-probability without one.
 
     Attributes:
-        extract: Response to answer.
+        extract: Function from a response to its answer.
         scorer: As in `best_of_n`, with scores of at least 0; None for `logprob_weights`.
         length_normalised: As in `logprob_weights`.
     """

@@ -37,9 +37,9 @@ class Synthesis:
     """A response written from W others.
 
     Attributes:
-        text: What the model wrote.
-        prompt: What it was given to read.
-        shortened: The rows whose responses were shortened to fit.
+        text: Text that the model wrote.
+        prompt: Prompt that it was given to read.
+        shortened: Rows whose responses were shortened to fit.
     """
 
     text: str
@@ -62,8 +62,8 @@ def synthesize(
         prompt: The prompt that the responses answer.
         responses: `[W]` the responses; blank ones are left out.
         generate: Prompt to text: the model. Applying its chat template is this function's part.
-        template: What the model is given; `{prompt}`, `{responses}` and `{count}` are filled in,
-            other braces stay as they are. `{responses}` must occur.
+        template: Text that the model is given; `{prompt}`, `{responses}` and `{count}` are filled
+            in, other braces stay as they are. `{responses}` must occur.
         max_characters: Room for all responses together. If they need more, every response longer
             than an even share is cut in its middle: both its start and its conclusion stay.
         special_tokens: Strings that the tokenizer reads as control tokens

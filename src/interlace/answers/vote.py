@@ -34,14 +34,14 @@ class Vote:
     """The outcome of a vote.
 
     Attributes:
-        winner: The winning answer as its first row wrote it; None without any vote.
-        index: The first row that gave it; None without any vote.
-        counts: Votes (or summed weights) per class of answers, named by the class's first answer,
-            most first; equal counts in the order seen.
-        share: The winner's part of all votes, 0 to 1; 0 without any vote.
+        winner: Winning answer as its first row wrote it; None without any vote.
+        index: First row that gave it; None without any vote.
+        counts: Number of votes (or summed weights) per class of answers, named by the class's first
+            answer, most first; equal counts in the order seen.
+        share: Share of the winner in all votes, 0 to 1; 0 without any vote.
         tie: Whether another answer has exactly as many votes.
-        classes: For each row the first row with the same answer; None for a row that did not vote.
-        undecided: Comparisons of answers that had no outcome within the bounds, so that they
+        classes: First row with the same answer, for each row; None for a row that did not vote.
+        undecided: Number of comparisons that had no outcome within the bounds, so that the answers
             count as different.
     """
 
@@ -63,10 +63,10 @@ def majority_vote(
     r"""The answer that most rows gave.
 
     Args:
-        answers: `[W]` one answer a row, in row order; None for a row without one.
-        normalise: Text to its normal form; answers with equal forms are the same answer. None as
-            the form says that the text is no answer.
-        equal: A second chance for two answers with different forms, asked with both texts; it
+        answers: Answers of the rows, `[W]`; None for a row without one.
+        normalise: Function from a text to its normal form; answers with equal forms are the same
+            answer. None as the form says that the text is no answer.
+        equal: Function that compares two answers with different forms, asked with both texts; it
             returns None where it cannot tell. The default uses math-verify for formulas where it is
             installed (the `math` extra); None turns it off.
 
@@ -97,11 +97,11 @@ def weighted_vote(
     """The answer whose rows weigh most. Equal weights give `majority_vote`.
 
     Args:
-        answers: `[W]` as in `majority_vote`.
-        weights: `[W]` finite and at least 0, from any scorer; None for a row that does not vote.
-            Log-probabilities become weights through `logprob_weights`.
-        normalise: As in `majority_vote`.
-        equal: As in `majority_vote`.
+        answers: Answers, `[W]`, as in `majority_vote`.
+        weights: Weights, `[W]`, finite and at least 0, from any scorer; None for a row that does
+            not vote. Log-probabilities become weights through `logprob_weights`.
+        normalise: Function as in `majority_vote`.
+        equal: Function as in `majority_vote`.
 
     Returns:
         The vote, with summed weights as its counts.
@@ -144,8 +144,8 @@ def logprob_weights(
     largest changes neither winner nor shares, and keeps the weights of long rows above underflow.
 
     Args:
-        logprobs: `[W]` rows of token log-probabilities, natural logarithm, each at most 0.
-        length_normalised: Mean (default) or sum.
+        logprobs: Token log-probabilities of the rows, `[W]`, natural logarithm, each at most 0.
+        length_normalised: Whether weights come from the mean (default) or the sum.
 
     Returns:
         `[W]` weights, at most 1; 0 for a row without tokens.
@@ -183,9 +183,9 @@ def answer_classes(
     """For each row the first row with the same answer; None for a row without one.
 
     Args:
-        answers: `[W]` as in `majority_vote`.
-        normalise: As in `majority_vote`.
-        equal: As in `majority_vote`.
+        answers: Answers, `[W]`, as in `majority_vote`.
+        normalise: Function as in `majority_vote`.
+        equal: Function as in `majority_vote`.
 
     Returns:
         `[W]` row indices. An `UndecidedWarning` says where a comparison had no outcome.

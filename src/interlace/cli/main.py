@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments after the program's name; by default those of this process.
+        argv: Arguments after the program's name; by default those of this process.
 
     Returns:
         The exit status: 0, 2 for a request that cannot be carried out, 130 after Ctrl-C.

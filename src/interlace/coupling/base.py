@@ -56,7 +56,7 @@ class Coupling(nn.Module):
         needs_history: Whether its decode form reads keys and values of earlier positions, which it
             keeps itself.
         place: Layer that this one stands at; 0 for the one of the model as a whole.
-        reads: What its rows read of their siblings.
+        reads: Reach of its rows among their siblings.
         PROJECTIONS: Names of weights that it applies through `_linear`, which backends may replace
             by a faster product.
     """

@@ -36,7 +36,7 @@ class BridgeConfig(BlockConfig):
     Distill-Qwen-7B.
 
     Args:
-        num_heads: H, query heads of the Bridge.
+        num_heads: Number of query heads of the Bridge, H.
         num_kv_heads: Number of key-value heads; divides `num_heads`.
         head_dim: Dimension of one head.
         layers: Layers that carry a block: "all", every k-th layer as the integer k (the last layer

@@ -105,13 +105,14 @@ class BlockConfig(CouplingConfig):
     """What Bridge and P-Match share: their size, and the layers they go to.
 
     Args:
-        num_heads: H, query heads of the Bridge.
-        num_kv_heads: key-value heads; divides `num_heads`.
-        head_dim: dimension of one head.
-        layers: "all", every k-th layer as the integer k (the last layer included), or a list of
-            layer indices (negative ones count from the end).
-        parameter_share: new over base parameters, between 0 and 1. When given, heads and head dim
-            follow from it: `num_heads` becomes an upper bound and the nearest legal shape is taken.
+        num_heads: Number of query heads of the Bridge, H.
+        num_kv_heads: Number of key-value heads; divides `num_heads`.
+        head_dim: Dimension of one head.
+        layers: Layers that carry a block: "all", every k-th layer as the integer k (the last layer
+            included), or a list of layer indices (negative ones count from the end).
+        parameter_share: Share of new over base parameters, between 0 and 1. When given, heads and
+            head dim follow from it: `num_heads` becomes an upper bound and the nearest legal shape
+            is taken.
 
     Raises:
         ConfigError: for sizes below 1, heads that do not divide, or a share outside (0, 1).

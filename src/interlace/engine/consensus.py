@@ -35,7 +35,7 @@ class Consensus:
         rows: Rows of the group; their tokens say when each has ended.
         read: The user's function from a finished text to its answer.
         text_of: Text of a finished row.
-        ask: What begins to answer a question.
+        ask: Function that begins to answer a question.
 
     Attributes:
         known: Steps after which the answer is known.
@@ -108,9 +108,9 @@ def majority_is_settled(answers: Sequence[Hashable | None], unfinished: Sequence
     """Whether the unfinished rows cannot change the majority, whatever they answer.
 
     Args:
-        answers: each row's answer, or the class of answers that it belongs to; None for rows
+        answers: Answer of each row, or the class of answers that it belongs to; None for rows
             without one, unfinished rows among them.
-        unfinished: the indices of the rows that may still answer.
+        unfinished: Indices of the rows that may still answer.
 
     The majority is the most frequent answer, ties by first seen (METHOD.md).
 

@@ -55,7 +55,7 @@ class Event:
         step: Tokens and texts of its rows, where it streams.
         number: Steps of the request before that one.
         group: The group, with the last event of a request that ended well.
-        error: Why the request ended otherwise; it alone, unless its whole pass failed.
+        error: Error that ended the request; it alone, unless its whole pass failed.
     """
 
     id: int
@@ -69,9 +69,9 @@ class EngineCore:
     """Runs requests of any number of callers, all in the same passes.
 
     Args:
-        backend: What computes the model.
+        backend: Backend that computes the model.
         tokenizer: Tokenizer of the model; None if no text is wanted.
-        limits: What it may use; asked whenever there is work after there was none.
+        limits: Function that gives the memory and rows it may use; asked whenever work begins.
 
     Attributes:
         outbox: Events that nobody has taken yet.
@@ -120,7 +120,7 @@ class EngineCore:
         """Put a request in the queue.
 
         Args:
-            request: As `make_requests` makes it.
+            request: Request as `make_requests` makes it.
             streaming: Whether events are to hold each step.
 
         Returns:
@@ -424,7 +424,7 @@ class EngineCore:
         rows and groups that ended.
 
         Args:
-            drawing: What was drawn.
+            drawing: Drawn tokens.
             wait: Whether there is nothing to do until a majority is known.
         """
         for row, drawn in drawing.tokens.items():

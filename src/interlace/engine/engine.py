@@ -110,7 +110,7 @@ class Engine:
         Args:
             source: Source of the model: a hub id, a folder, what `interlace.save` wrote, a GGUF
                 file, or a packaged model such as "tiny".
-            memory_budget: Number of bytes, as for `Engine`; so the other arguments that it has.
+            memory_budget: Number of bytes, as for `Engine`.
             max_rows: Number of rows, as for `Engine`.
             prefill_chunk: Number of positions, as for `Engine`.
             backend: Name of the backend, as for `Engine`.
@@ -149,15 +149,15 @@ class Engine:
         """One group for each prompt, in order.
 
         Args:
-            prompts: texts (verbatim), token ids, or lists of messages (chat template).
-            params: how to sample; one for all or one for each prompt.
-            sample_ids: what tells groups of the same prompt apart for their seeds; by default the
-                prompt's occurrence in this call (0, 1, ...).
-            progress: called after each step with the call's statistics.
+            prompts: Texts (verbatim), token ids, or lists of messages (chat template).
+            params: Parameters of sampling; one for all or one for each prompt.
+            sample_ids: Ids that tell groups of the same prompt apart for their seeds; by default
+                the prompt's occurrence in this call (0, 1, ...).
+            progress: Function called after each step with the call's statistics.
 
         Raises:
             GenerationError: for prompts or parameters that cannot be carried out.
-            GenerationInterrupted: on Ctrl-C; its `groups` hold what was finished, and what was not
+            GenerationInterrupted: on Ctrl-C; its `groups` hold every group begun, unfinished rows
                 with the finish reason "interrupted".
         """
         requests, stats = self._requests(list_of_prompts(prompts), params, sample_ids)
@@ -181,14 +181,14 @@ class Engine:
         finished.
 
         Args:
-            prompts: as in `generate`, like the other arguments.
-            params: as in `generate`.
-            sample_ids: as in `generate`.
-            progress: as in `generate`.
+            prompts: Prompts as in `generate`, like the other arguments.
+            params: Parameters as in `generate`.
+            sample_ids: Ids as in `generate`.
+            progress: Function as in `generate`.
 
         Raises:
             GenerationError: as in `generate`, at once.
-            GenerationInterrupted: on Ctrl-C; its `groups` hold what was not handed out yet.
+            GenerationInterrupted: on Ctrl-C; its `groups` hold the groups not handed out yet.
         """
         requests, stats = self._requests(list_of_prompts(prompts), params, sample_ids)
         return self._as_completed(requests, stats, progress)
@@ -216,9 +216,9 @@ class Engine:
         """Step by step through one group: iterate for `Step`s, then read `.group`.
 
         Args:
-            prompt: a text (verbatim), token ids, or a list of messages (chat template).
-            params: how to sample.
-            sample_id: what tells groups of the same prompt apart for their seeds.
+            prompt: Text (verbatim), token ids, or list of messages (chat template).
+            params: Parameters of sampling.
+            sample_id: Id that tells groups of the same prompt apart for their seeds.
 
         Raises:
             GenerationError: if it cannot be carried out.
@@ -236,7 +236,7 @@ class Engine:
 
         Args:
             prompt: Text, token ids, or list of messages.
-            index: Its number, for messages.
+            index: Number of the prompt, for error messages.
 
         Raises:
             GenerationError: for one that is empty, or that the tokenizer does not take.
@@ -412,7 +412,7 @@ class SharedCore:
     is what the calls say that are alive: neither is noted a second time.
 
     Args:
-        core: What only this object's methods may touch from now on.
+        core: Core, which only this object's methods may touch from now on.
     """
 
     def __init__(self, core: EngineCore) -> None:

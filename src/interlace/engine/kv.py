@@ -73,8 +73,8 @@ class SharedCache(Cache):
     interface, `attend`.
 
     Attributes:
-        prompts: the stored prompts, in the order of their places; of each, its one description.
-        rows: the live rows, likewise.
+        prompts: Stored prompts in the order of their places, each with its one description.
+        rows: Live rows, likewise.
     """
 
     def __init__(self) -> None:

@@ -218,9 +218,9 @@ def encode(prompt: Prompt, index: int, tokenizer: Any) -> list[int]:
     """Token ids of a prompt: a text verbatim, ids as they are, messages through the chat template.
 
     Args:
-        prompt: a text, a list (or one-dimensional array) of token ids, or a list of messages.
-        index: its place in the call, for messages.
-        tokenizer: the model's; needed for all but ids.
+        prompt: Text, list (or one-dimensional array) of token ids, or list of messages.
+        index: Place of the prompt in the call, for error messages.
+        tokenizer: Tokenizer of the model; needed for all but ids.
 
     Raises:
         GenerationError: for an empty prompt, or one that the tokenizer cannot take.

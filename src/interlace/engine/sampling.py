@@ -62,12 +62,13 @@ class Sampled:
     """One token for each row, with its log-probabilities.
 
     Attributes:
-        tokens: what was drawn.
-        logprobs: at temperature 1, before anything else; NaN if the row's logits are not numbers.
-        sampled_logprobs: under the distribution that was drawn from; 0 when greedy, NaN if no token
-            of the row is left to draw.
-        top_tokens: the likeliest tokens at temperature 1, if asked for.
-        top_logprobs: their `logprobs`.
+        tokens: Tokens that were drawn.
+        logprobs: Log-probabilities at temperature 1, before anything else; NaN if the row's logits
+            are not numbers.
+        sampled_logprobs: Log-probabilities under the distribution that was drawn from; 0 when
+            greedy, NaN if no token of the row is left to draw.
+        top_tokens: Likeliest tokens at temperature 1, if asked for.
+        top_logprobs: Log-probabilities of these tokens.
     """
 
     tokens: Int[Tensor, " R"]
@@ -92,11 +93,11 @@ def sample(
     min-p; forbidden tokens are out from the beginning, and `logprobs` are taken before all of it.
 
     Args:
-        logits: the model's, in any float type.
-        uniform: one number in [0, 1) for each row.
-        params: how to sample; the same for all these rows.
-        forbidden: tokens that are never drawn.
-        histories: prompt and completion ids of each row, if `needs_history(params)`.
+        logits: Logits of the model, in any float type.
+        uniform: Random number in [0, 1) for each row.
+        params: Parameters of sampling, the same for all these rows.
+        forbidden: Tokens that are never drawn.
+        histories: Prompt and completion ids of each row, if `needs_history(params)`.
         workspace: Memory kept from step to step by whoever samples; None takes some anew.
     """
     workspace = workspace or Workspace()

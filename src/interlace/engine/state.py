@@ -30,8 +30,8 @@ class RowText:
     emits is never taken back: an end of the text that a stop string may begin with is held back.
 
     Args:
-        tokenizer: the model's.
-        stop: the stop strings.
+        tokenizer: Tokenizer of the model.
+        stop: Strings that finish a row.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
@@ -138,7 +138,7 @@ class Row:
     """One row of a running group.
 
     Attributes:
-        slot: Its place in the backend while it is live.
+        slot: Place of the row in the backend while it is live.
     """
 
     group: RunningGroup
@@ -185,7 +185,7 @@ class RunningGroup:
     Args:
         ticket: Request that it answers.
         tokenizer: Tokenizer of the model; None without texts.
-        ask: What begins to answer whether a majority is settled; see `Consensus`.
+        ask: Function that begins to find out whether a majority is settled; see `Consensus`.
     """
 
     def __init__(self, ticket: Ticket, tokenizer: Any, ask: Ask) -> None:

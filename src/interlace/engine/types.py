@@ -53,24 +53,24 @@ class SamplingParams:
 
     Args:
         width: W, the rows of the group; they see each other if the model has Bridge blocks.
-        max_new_tokens: the most tokens a row may get; a list gives each row its own maximum.
-        temperature: 0 is greedy; otherwise logits are divided by it.
-        top_k: keep the k most likely tokens; None or 0 keeps all.
-        top_p: keep the smallest set of tokens whose probabilities reach this share.
-        min_p: drop tokens less likely than this share of the most likely one's probability.
-        repetition_penalty: above 1, logits of tokens in the prompt or completion shrink (CTRL's
-            rule, as in Hugging Face).
-        stop: strings that finish a row; the text ends before them, the token ids include them.
-        stop_token_ids: token ids that finish a row, besides the model's own end tokens.
-        ignore_eos: go on past the model's own end tokens (for benchmarks).
-        seed: the same seed gives the same responses, whatever else is in the call.
-        top_logprobs: how many alternatives to report at each token, with their log-probabilities.
+        max_new_tokens: Number of tokens that a row may get at most; a list gives each row its own.
+        temperature: Divisor of the logits; 0 is greedy.
+        top_k: Number of the most likely tokens that are kept; None or 0 keeps all.
+        top_p: Share of probability that the smallest set of kept tokens reaches.
+        min_p: Share of the most likely token's probability below which tokens are dropped.
+        repetition_penalty: Penalty of repetition; above 1, logits of tokens in the prompt or
+            completion shrink (CTRL's rule, as in Hugging Face).
+        stop: Strings that finish a row; the text ends before them, the token ids include them.
+        stop_token_ids: Token ids that finish a row, besides the model's own end tokens.
+        ignore_eos: Whether rows go on past the model's own end tokens (for benchmarks).
+        seed: Seed; the same one gives the same responses, whatever else is in the call.
+        top_logprobs: Number of alternatives reported at each token, with their log-probabilities.
         logits_processors: Hugging Face logits processors, called with the row's ids and its logits
             after temperature-1 log-probabilities were taken and before temperature.
-        consensus: reads a finished text's answer (or None); the group ends when its unfinished rows
-            cannot change the outcome of `interlace.majority_vote` any more.
-        record_attention: keep who attended to whom at each step, averaged over heads and layers
-            ("mean") or for each layer ("layers").
+        consensus: Function from a finished text to its answer (or None); the group ends when its
+            unfinished rows cannot change the outcome of `interlace.majority_vote` any more.
+        record_attention: Record of who attended to whom at each step, averaged over heads and
+            layers ("mean") or for each layer ("layers"); None keeps none.
 
     Raises:
         GenerationError: for a value out of its range, or an unknown name.
@@ -233,16 +233,16 @@ class Completion:
     """One row's output.
 
     Attributes:
-        text: what the tokens say, without special tokens and without the stop string or end token
+        text: Text of the tokens, without special tokens and without the stop string or end token
             that ended it.
-        token_ids: the sampled tokens, the one that finished the row included.
-        logprobs: log-softmax of the model's logits at temperature 1, before anything else, at each
+        token_ids: Sampled tokens, the one that finished the row included.
+        logprobs: Log-softmax of the model's logits at temperature 1, before anything else, at each
             token; in nats.
-        sampled_logprobs: log-probability under the distribution that was sampled from, after
+        sampled_logprobs: Log-probabilities under the distribution that was sampled from, after
             temperature and forbidden tokens (and filters where there are any); 0 when greedy.
-        finish_reason: "stop" (an end token or stop string), "length" (the row's maximum),
-            "consensus" (its group's majority was settled), or "interrupted".
-        top_logprobs: for each token the most likely alternatives as (token id, log-probability).
+        finish_reason: Reason of the end: "stop" (an end token or stop string), "length" (the row's
+            maximum), "consensus" (its group's majority was settled), or "interrupted".
+        top_logprobs: Most likely alternatives for each token, as (token id, log-probability).
     """
 
     text: str
@@ -263,17 +263,17 @@ class GroupOutput:
     """The W completions of one prompt.
 
     Attributes:
-        prompt: the prompt as it was given.
-        prompt_token_ids: what was fed for it.
-        completions: one for each row.
-        params: what was asked for.
-        tokens_saved: with `consensus`, the most tokens that stopping early can have saved: what
-            the unfinished rows had left to their maximum.
-        attention: with `record_attention`, who attended to whom in each step: `[W, W]`, or
+        prompt: Prompt as it was given.
+        prompt_token_ids: Token ids that were fed for it.
+        completions: Completions, one for each row.
+        params: Parameters that were asked for.
+        tokens_saved: Number of tokens that stopping early can have saved at most, with `consensus`:
+            the tokens that unfinished rows had left to their maximum.
+        attention: Attention of rows to rows in each step, with `record_attention`: `[W, W]`, or
             `[L, W, W]` for each layer; rows that were finished have zeros. Entry t was computed
             from the rows' t-th tokens and gave the next ones; the first tokens come from the prompt
             alone. Empty for a model without Bridge.
-        seconds: from the group's admission to its last token.
+        seconds: Seconds from the group's admission to its last token.
     """
 
     prompt: Prompt
@@ -335,12 +335,12 @@ class Step:
     """One synchronous token for every live row of a group.
 
     Attributes:
-        tokens: `[W]`, the token each row got; None for rows that were finished already.
-        alive: `[W]`, whether the row got a token in this step.
-        texts: `[W]`, the text that each row's token adds ("" while a character is incomplete).
-        finish_reasons: `[W]`, why the row ended with this step, else None.
-        logprobs: `[W]`, log-probability of each token, as in `Completion`.
-        top_logprobs: `[W]`, the likeliest tokens, as in `Completion`.
+        tokens: Token that each row got, `[W]`; None for rows that were finished already.
+        alive: Whether each row got a token in this step, `[W]`.
+        texts: Text that each row's token adds, `[W]` ("" while a character is incomplete).
+        finish_reasons: Reason of each row that ended with this step, `[W]`; else None.
+        logprobs: Log-probability of each token, `[W]`, as in `Completion`.
+        top_logprobs: Likeliest tokens, `[W]`, as in `Completion`.
     """
 
     tokens: list[int | None]
@@ -357,16 +357,16 @@ class EngineStats:
     pass that it had a part in.
 
     Attributes:
-        prefill_tokens: prompt positions computed (a prompt once, whatever its width).
-        decode_steps: forward passes of one token a row.
-        computed_row_steps: rows of all those passes.
-        alive_row_steps: those of them that fed an unfinished row's token.
-        sampled_tokens: tokens sampled, those after the prefill included.
-        peak_cache_bytes: the most that keys and values took.
-        preempted_groups: groups that were put back for want of memory and begun again.
-        prefill_seconds: time in prefills.
-        decode_seconds: time in steps, sampling included.
-        notes: what a user should know, such as that memory ran short.
+        prefill_tokens: Number of prompt positions computed (a prompt once, whatever its width).
+        decode_steps: Number of forward passes of one token a row.
+        computed_row_steps: Number of rows of all those passes.
+        alive_row_steps: Number of those rows that fed an unfinished row's token.
+        sampled_tokens: Number of tokens sampled, those after the prefill included.
+        peak_cache_bytes: Number of bytes that keys and values took at most.
+        preempted_groups: Number of groups that lost their place for want of memory and began again.
+        prefill_seconds: Seconds in prefills.
+        decode_seconds: Seconds in steps, sampling included.
+        notes: Remarks for the user, for instance that memory ran short.
     """
 
     prefill_tokens: int = 0

@@ -49,12 +49,12 @@ def paired_difference(
     """The second result's metric minus the first's, over the same problems.
 
     Args:
-        first: The result that the difference is over.
-        second: The other one; it may be the same arm at another width.
-        metric: What to compare.
+        first: Result that the difference is over.
+        second: Other result; it may be the same arm at another width.
+        metric: Name of the metric to compare.
         width: Width of the first, and of the second unless given.
         second_width: Width of the second.
-        threshold: For `g_pass`, how many of the rows must be correct.
+        threshold: Number of rows that must be correct, for `g_pass`.
         level: Coverage of the interval.
 
     Raises:
@@ -210,18 +210,18 @@ class ArmRow:
     """One line of a comparison.
 
     Attributes:
-        arm: The arm's name.
+        arm: Name of the arm.
         by_task: Mean over problems and seeds for each task.
         mean: Mean over the tasks' means.
-        gain: `mean` minus the base arm's, over problems; None for the base arm itself.
-        gain_by_seed: The same within each training seed, over problems; empty for an arm that was
-            not trained here.
+        gain: Difference of `mean` and the base arm's, over problems; None for the base arm itself.
+        gain_by_seed: Gain within each training seed, over problems; empty for an arm that was not
+            trained here.
         gain_over_seeds: Mean of the seeds' gains, over seeds; None with fewer than two.
-        next_best: The arm with the largest gain besides this one and the base; None without one.
+        next_best: Arm with the largest gain besides this one and the base; None without one.
         relative_gain: Gain over `next_best`'s gain, minus 1, over problems: .39 says 39 % more. NaN
             without ends unless that gain's interval lies above 0: a ratio of two losses would show
             the larger loss as the larger gain. None without a `next_best`.
-        relative_gain_over_seeds: The same over seeds; None with fewer than two.
+        relative_gain_over_seeds: Relative gain over seeds; None with fewer than two.
     """
 
     arm: str
@@ -240,14 +240,14 @@ class Comparison:
     """Arms over the same problems.
 
     Attributes:
-        metric: The metric compared.
-        width: The width it was taken at, in every arm.
-        label: The metric's usual name.
-        base: The arm that gains are over.
-        tasks: The tasks, each counting once in means.
-        problems: Problems of all tasks.
+        metric: Name of the metric compared.
+        width: Width it was taken at, in every arm.
+        label: Usual name of the metric.
+        base: Name of the arm that gains are over.
+        tasks: Tasks, each counting once in means.
+        problems: Number of problems of all tasks.
         seeds: Training seeds.
-        rows: One line an arm.
+        rows: Lines of the table, one an arm.
     """
 
     metric: str
@@ -272,13 +272,13 @@ def compare(
     """Compare arms with paired differences over the same problems.
 
     Args:
-        results: All arms, tasks and training seeds. Every arm covers the same tasks with the same
-            problems; trained arms have the same seeds, and an arm that was not trained here (a base
-            model, seed None) stands beside every seed.
-        base: The arm that gains are over.
-        metric: What to compare, for instance `pass@1`, `maj`, `coverage` or `g_pass`.
-        width: The width at which to take it. Means over independent rows do not depend on it.
-        threshold: For `g_pass`, how many of the rows must be correct.
+        results: Results of all arms, tasks and training seeds. Every arm covers the same tasks with
+            the same problems; trained arms have the same seeds, and an arm that was not trained
+            here (a base model, seed None) stands beside every seed.
+        base: Name of the arm that gains are over.
+        metric: Name of the metric to compare, for instance `pass@1`, `maj`, `coverage` or `g_pass`.
+        width: Width at which to take it. Means over independent rows do not depend on it.
+        threshold: Number of rows that must be correct, for `g_pass`.
         level: Coverage of the intervals.
 
     Raises:

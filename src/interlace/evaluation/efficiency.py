@@ -22,22 +22,23 @@ class ParallelEfficiency:
     """What independent voting needs to reach a coupled arm's accuracy at width w.
 
     Attributes:
-        coupled_arm: The coupled arm.
-        independent_arm: The independent arm.
-        task: The task both were measured on.
-        metric: The coupled arm's metric that sets the target.
-        vote: The independent arm's set metric that has to reach it.
-        width: w.
-        target: The coupled arm's metric at w.
-        tokens: Tokens a problem that the coupled arm spent at w.
+        coupled_arm: Name of the coupled arm.
+        independent_arm: Name of the independent arm.
+        task: Task that both were measured on.
+        metric: Metric of the coupled arm that sets the target.
+        vote: Set metric of the independent arm that has to reach it.
+        width: Width of the coupled arm, w.
+        target: Metric of the coupled arm at w.
+        tokens: Number of tokens a problem that the coupled arm spent at w.
         needed_width: Width at which the independent curve first reaches the target, interpolated
             linearly in log2(width); None if not within `largest`. Its interval is a percentile
             bootstrap over problems, both arms resampled together; an end of None lies beyond
             `largest`.
-        needed_tokens: Tokens a problem that this width takes.
-        token_ratio: `needed_tokens` over `tokens`: above 1 the coupled arm is the cheaper one.
+        needed_tokens: Number of tokens a problem that this width takes.
+        token_ratio: Ratio of `needed_tokens` to `tokens`: above 1 the coupled arm is the cheaper
+            one.
         not_reached: Share of resamples in which the target is not reached within `largest`.
-        largest: The largest width at which independent voting was measured.
+        largest: Largest width at which independent voting was measured.
     """
 
     coupled_arm: str
@@ -77,14 +78,14 @@ def parallel_efficiency(
     counts, also where votes fall again at larger widths.
 
     Args:
-        coupled: The arm that sets the target.
-        independent: The arm that has to reach it, on the same problems.
-        width: The coupled arm's width.
-        metric: The coupled arm's metric that sets the target.
-        vote: The independent arm's metric, measured at several widths.
+        coupled: Arm that sets the target.
+        independent: Arm that has to reach it, on the same problems.
+        width: Width of the coupled arm.
+        metric: Metric of the coupled arm that sets the target.
+        vote: Metric of the independent arm, measured at several widths.
         level: Coverage of the intervals.
-        resamples: B.
-        seed: Of the resamples.
+        resamples: Number of resamples, B.
+        seed: Seed of the resamples.
 
     Raises:
         MetricError: for different problems, a coupled arm in the independent one's place, or an

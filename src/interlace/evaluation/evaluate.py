@@ -66,33 +66,34 @@ def evaluate(
     """Sample a task at every width and measure pass@1, votes, G-Pass@k, diversity, tokens, seconds.
 
     Args:
-        engine: With the model, attached or not.
-        task: The problems; `interlace.tasks.get_task` builds one.
-        widths: A model whose rows see each other (Bridge) runs each of them. Any other runs the
-            largest, and every k up to it follows.
-        limit: Only the first problems.
-        groups_per_problem: M, at every width.
-        samples: Instead of M the rows n of each problem at every width, so that means over rows
-            rest on equally many; a multiple of every width.
-        params: How to sample; its width does not count. By default at temperature 1, up to 512
-            tokens.
-        seed: Instead of that of `params`.
-        arm: The arm's name; by default "base", or the title of what is attached, such as "Bridge".
-        training_seed: The seed the model was trained with; None for one that was not trained here.
-        scorers: Name to a function that scores rows without knowing the right answer, for weighted
-            and best-of-n votes: `f(text) -> float`, or with TRL's signature
-            `f(prompts, completions, question, **columns) -> list[float]`. Scores are at least 0.
-        symbolic_votes: Answers that math-verify finds equal are one vote (extra `math`).
+        engine: Engine with the model, attached or not.
+        task: Task with the problems; `interlace.tasks.get_task` builds one.
+        widths: Widths to measure. A model whose rows see each other (Bridge) runs each of them. Any
+            other runs the largest, and every k up to it follows.
+        limit: Number of problems, from the first on; None for all.
+        groups_per_problem: Number of groups of each problem at every width, M.
+        samples: Number of rows of each problem at every width, n, instead of M, so that means over
+            rows rest on equally many; a multiple of every width.
+        params: Parameters of sampling; their width does not count. By default temperature 1 and up
+            to 512 tokens.
+        seed: Seed instead of that of `params`.
+        arm: Name of the arm; by default "base", or the title of what is attached, such as "Bridge".
+        training_seed: Seed the model was trained with; None for one that was not trained here.
+        scorers: Functions by name that score rows without knowing the right answer, for weighted
+            and best-of-n votes: `f(text) -> float`, or with TRL's signature `f(prompts,
+            completions, question, **columns) -> list[float]`. Scores are at least 0.
+        symbolic_votes: Whether answers that math-verify finds equal are one vote (extra `math`).
         timed: Number of problems of which a group is sampled once more, alone, at every width, for
             its seconds (of the processor on a CPU); with 0 there are no seconds.
-        batch_rows: Rows in one call of the engine; after a kill at most so many are sampled again.
-        output: A folder for the raw generations, the result, a report and figures. If it holds an
+        batch_rows: Number of rows in one call of the engine; after a kill at most so many are
+            sampled again.
+        output: Folder for the raw generations, the result, a report and figures. If it holds an
             unfinished run of the same configuration, that run goes on.
-        overwrite: Begin the folder anew.
+        overwrite: Whether to begin the folder anew.
         figures: File types of the figures; none draws none.
-        progress: Called after every step of the engine.
-        notes: Further facts to keep with the result, as JSON values; they have to be the same when
-            a run goes on.
+        progress: Function called after every step of the engine.
+        notes: Facts to keep with the result, as JSON values; they have to be the same when a run
+            goes on.
 
     Returns:
         The result, with an interval for every number.

@@ -194,10 +194,10 @@ def write_figures(
     timed). With several tasks the task's name comes first.
 
     Args:
-        report: What to draw; one loaded from JSON will do.
-        folder: Where to; made if missing.
+        report: Report to draw; one loaded from JSON will do.
+        folder: Folder to write into; made if missing.
         formats: File types that matplotlib writes.
-        dpi: Of the PNG.
+        dpi: Dots per inch of the PNG.
 
     Returns:
         The files written.

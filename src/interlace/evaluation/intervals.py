@@ -48,12 +48,12 @@ class Estimate:
     """A number with its interval.
 
     Attributes:
-        value: The point estimate.
+        value: Point estimate.
         low: Lower end; None where there is none (see `method`).
         high: Upper end; None where there is none.
-        method: How the interval was made; see this module's table.
+        method: Method that made the interval; see this module's table.
         level: Coverage that the interval aims at, 0 to 1.
-        count: What the interval is over: problems, or seeds for `t-seeds`.
+        count: Number of units that the interval is over: problems, or seeds for `t-seeds`.
     """
 
     value: float
@@ -83,7 +83,7 @@ def proportion_interval(values: Float[np.ndarray, "E"], level: float = LEVEL) ->
     Source: Wilson 1927; Korn and Graubard 1998 (effective size); Franco et al. 2019 (comparison).
 
     Args:
-        values: One share a problem, each 0 to 1.
+        values: Shares, one a problem, each 0 to 1.
         level: Coverage to aim at.
 
     Raises:
@@ -127,10 +127,10 @@ def mean_interval(
     Source: Efron 1987 (bias-corrected and accelerated).
 
     Args:
-        values: One number a problem.
+        values: Numbers, one a problem.
         level: Coverage to aim at.
-        resamples: B.
-        seed: Of the resamples.
+        resamples: Number of resamples, B.
+        seed: Seed of the resamples.
 
     Returns:
         Without ends for a single problem, which says nothing of others.
@@ -175,7 +175,8 @@ def difference_interval(
     one at the largest loss (Bonett and Price 2012 for paired proportions), named `adjusted-t`.
 
     Args:
-        differences: For each task one number a problem: the second arm minus the first.
+        differences: Differences for each task, one number a problem: the second arm minus the
+            first.
         level: Coverage to aim at.
         shares: Whether the differences are of shares, so that they lie between -1 and 1 and can be
             adjusted; otherwise (tokens, seconds) the method is always `t`.
@@ -214,7 +215,7 @@ def seed_interval(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """A mean over training seeds with a t interval. Equation (21).
 
     Args:
-        values: One number a seed: the mean over problems in that seed's run (or of its paired
+        values: Numbers, one a seed: the mean over problems in that seed's run (or of its paired
             differences).
         level: Coverage to aim at.
 
@@ -249,10 +250,10 @@ def ratio_interval(
 
     Args:
         means: Numerator and denominator.
-        covariance: Of the two means (not of single values).
+        covariance: Covariance of the two means (not of single values).
         freedom: Degrees of freedom of the covariance.
         level: Coverage to aim at.
-        count: Problems (or seeds) behind the means.
+        count: Number of problems (or seeds) behind the means.
 
     Returns:
         Without ends where the denominator is not distinguishable from 0, since no bounded interval

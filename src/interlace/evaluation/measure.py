@@ -141,17 +141,18 @@ def measure(
     """Results of one arm's records, one for each task.
 
     Args:
-        records: All groups of the arm. At each width every problem needs the same number of groups.
-        arm: The arm's name.
-        seed: The training seed; None for a model that was not trained here.
-        ks: Set sizes for independent rows; by default the powers of two up to n, and n. Independent
-            arms are sampled once, so only their widest run is used (the narrower ones, if any, hold
-            the same rows). Coupled arms take no k but their widths.
-        equal: A second chance for answers whose normal forms differ to be the same vote; see
+        records: Records of all groups of the arm. At each width every problem needs the same number
+            of groups.
+        arm: Name of the arm.
+        seed: Training seed; None for a model that was not trained here.
+        ks: Sizes of sets of independent rows; by default the powers of two up to n, and n.
+            Independent arms are sampled once, so only their widest run is used (the narrower ones,
+            if any, hold the same rows). Coupled arms take no k but their widths.
+        equal: Function that compares answers whose normal forms differ, for votes; see
             `interlace.answers.majority_vote`.
         level: Coverage of the intervals.
-        draws: Most k-subsets of independent rows over which votes are averaged.
-        provenance: Kept with the results.
+        draws: Number of k-subsets of independent rows over which votes are averaged, at most.
+        provenance: Facts to keep with the results.
 
     Raises:
         DataFileError: for records that do not belong together or are incomplete.
@@ -245,8 +246,8 @@ def set_metrics(rows: Rows, draws: Int[np.ndarray, "D k"]) -> Iterator[Found]:
     """Every set metric at k: metric, width, k, threshold, `[E]` values, rows of a problem.
 
     Args:
-        rows: All rows of a task at a width.
-        draws: Which rows of a problem make up each set; the values are means over sets. For
+        rows: Rows of a task at a width, all of them.
+        draws: Rows of a problem that make up each set; the values are means over sets. For
             coupled rows these are the groups themselves.
     """
     k = draws.shape[1]
@@ -314,7 +315,7 @@ def with_latency(result: ArmResult, timings: Sequence[Timing], level: float) -> 
 
     Args:
         result: Result of a run's records.
-        timings: Of this run.
+        timings: Timings of this run.
         level: Coverage of the intervals.
 
     Returns:

@@ -45,10 +45,11 @@ def pass_at_k(
     Source: arXiv 2107.03374, eq. 1. With k = n it is the coverage of a group, any@W.
 
     Args:
-        n: Rows sampled of the problem; a whole number or an array of them, broadcast with c and k.
-        c: Rows of them that are correct.
-        k: Rows of the subset, 1 <= k <= n.
-        coupled: The rows saw each other (a Bridge group wider than 1).
+        n: Number of rows sampled of the problem; a whole number or an array, broadcast with c and
+            k.
+        c: Number of them that are correct.
+        k: Number of rows of the subset, 1 <= k <= n.
+        coupled: Whether the rows saw each other (a Bridge group wider than 1).
 
     Returns:
         A float for whole numbers, else an array of the broadcast shape.
@@ -80,11 +81,12 @@ def g_pass_at_k(
     Source: arXiv 2412.13147, eq. 5. tau = 1 asks for all k; tau = 0 is pass@k.
 
     Args:
-        n: Rows sampled of the problem; a whole number or an array of them, broadcast with c and k.
-        c: Rows of them that are correct.
-        k: Rows of the subset, 1 <= k <= n.
+        n: Number of rows sampled of the problem; a whole number or an array, broadcast with c and
+            k.
+        c: Number of them that are correct.
+        k: Number of rows of the subset, 1 <= k <= n.
         tau: Share of the subset that must be correct, 0 to 1; see `required_correct`.
-        coupled: The rows saw each other (a Bridge group wider than 1).
+        coupled: Whether the rows saw each other (a Bridge group wider than 1).
 
     Returns:
         A float for whole numbers, else an array of the broadcast shape.
@@ -115,10 +117,11 @@ def mg_pass_at_k(
     (k-1)/k for odd k, and always 0 for k = 1.
 
     Args:
-        n: Rows sampled of the problem; a whole number or an array of them, broadcast with c and k.
-        c: Rows of them that are correct.
-        k: Rows of the subset, 1 <= k <= n.
-        coupled: The rows saw each other (a Bridge group wider than 1).
+        n: Number of rows sampled of the problem; a whole number or an array, broadcast with c and
+            k.
+        c: Number of them that are correct.
+        k: Number of rows of the subset, 1 <= k <= n.
+        coupled: Whether the rows saw each other (a Bridge group wider than 1).
 
     Returns:
         A float for whole numbers, else an array of the broadcast shape.
@@ -137,9 +140,9 @@ def upper_tails(n: int, c: npt.ArrayLike, k: int) -> Float[np.ndarray, "*shape {
     """P(at least 1, 2, .. k correct rows in a k-subset): G-Pass@k at every threshold at once.
 
     Args:
-        n: Rows sampled of the problem.
-        c: Correct rows, an array.
-        k: Rows of the subset.
+        n: Number of rows sampled of the problem.
+        c: Number of correct rows, an array.
+        k: Number of rows of the subset.
 
     Raises:
         MetricError: for counts that contradict each other.

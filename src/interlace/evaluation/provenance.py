@@ -47,7 +47,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """What tells this model from another: where it came from, its shape, its blocks, its weights.
 
     Args:
-        model: A Hugging Face model, attached or not, or PEFT's wrapper of one.
+        model: Hugging Face model, attached or not, or PEFT's wrapper of one.
     """
     from interlace.attaching import count_parameters, get_attachment, is_attached
     from interlace.layers import base_model_of
@@ -88,8 +88,8 @@ def describe_task(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
     """Which problems are asked, and in which words.
 
     Args:
-        task: The task.
-        examples: Those of its problems that are evaluated.
+        task: Task that is evaluated.
+        examples: Problems of it that are evaluated.
     """
     digest = hashlib.sha256()
     for example in examples:

@@ -25,22 +25,22 @@ class GroupRecord:
 
     Args:
         task: Name of the task.
-        example_id: The example's id, unique within the task.
-        width: W, rows of the group.
+        example_id: Id of the example, unique within the task.
+        width: Number of rows of the group, W.
         group: Index among this example's groups at this width, from 0.
-        seed: What the group was sampled with.
+        seed: Seed that the group was sampled with.
         coupled: Whether the rows saw each other: True for a model with Bridge blocks. Rows of a
             coupled group are dependent, so that no metric takes a part of it; see METHOD.
-        answers: `[W]` extracted answers; None where a row has none.
-        correct: `[W]` verdicts.
-        scores: `[W]` the verdicts' scores, 0 to 1.
-        tokens: `[W]` sampled tokens of each row.
-        logprob_sums: `[W]` sums of the log-probabilities (nats, temperature 1) of each row's
-            tokens; None if not kept. They give votes that need no scorer their weights.
-        texts: `[W]` completions; None if not kept.
-        finish_reasons: `[W]` as the engine gives them; None if not kept.
-        scorers: For each scorer `[W]` numbers of at least 0 that may choose or weigh rows without
-            knowing the right answer.
+        answers: Extracted answers, `[W]`; None where a row has none.
+        correct: Verdicts, `[W]`.
+        scores: Scores of the verdicts, `[W]`, 0 to 1.
+        tokens: Number of sampled tokens of each row, `[W]`.
+        logprob_sums: Sums of the log-probabilities (nats, temperature 1) of each row's tokens,
+            `[W]`; None if not kept. They weigh votes that need no scorer.
+        texts: Completions, `[W]`; None if not kept.
+        finish_reasons: Reasons as the engine gives them, `[W]`; None if not kept.
+        scorers: Scores of each scorer, `[W]` numbers of at least 0 that may choose or weigh rows
+            without knowing the right answer.
         seconds: Wall-clock time from the group's admission to its last token, in whatever batch it
             ran; None if not measured.
 
@@ -166,9 +166,9 @@ def read_records(path: str | Path, *, drop_partial: bool = False) -> list[GroupR
     """All records of a file, in the order of their keys.
 
     Args:
-        path: A JSONL file of one arm.
-        drop_partial: Leave out a last line that an interrupted writer did not finish, instead of
-            refusing it.
+        path: Path of a JSONL file of one arm.
+        drop_partial: Whether to leave out a last line that an interrupted writer did not finish,
+            instead of refusing it.
 
     Raises:
         DataFileError: for damaged lines, or two records of the same group.
@@ -253,9 +253,9 @@ class Timing:
     """How long one group took alone.
 
     Attributes:
-        example_id: The problem.
-        width: W.
-        seconds: Time from the call to the last token, the prompt included: of the processor on a
+        example_id: Id of the problem.
+        width: Width, W.
+        seconds: Seconds from the call to the last token, the prompt included: of the processor on a
             CPU, on the wall on a GPU.
     """
 

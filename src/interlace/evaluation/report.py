@@ -68,11 +68,11 @@ class Report:
     """Results of one or more arms, and what was derived from them.
 
     Attributes:
-        results: One for each arm and task, averaged over training seeds.
+        results: Results, one for each arm and task, averaged over training seeds.
         comparisons: Arms over the same problems.
-        efficiencies: What independent voting needs to reach coupled arms.
+        efficiencies: Widths that independent voting needs to reach coupled arms.
         fits: Laws of failure against width.
-        provenance: Where all of it came from. Any JSON values.
+        provenance: Origin of all of it, as any JSON values.
     """
 
     results: tuple[ArmResult, ...]
@@ -107,9 +107,9 @@ def make_report(
     """All that can be derived from results: comparisons, parallel efficiency and fits.
 
     Args:
-        results: Any arms, tasks and training seeds.
-        base: The arm that gains are over; by default the first one where there are several.
-        provenance: Where the results came from.
+        results: Results of any arms, tasks and training seeds.
+        base: Name of the arm that gains are over; by default the first one where there are several.
+        provenance: Origin of the results.
 
     Returns:
         With several arms, comparisons of pass@1, maj@W, coverage and all-right at every width that

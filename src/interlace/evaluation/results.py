@@ -42,12 +42,12 @@ class Measurement:
             `seconds` (of a group alone: of the processor on a CPU).
         width: Rows that were sampled together. For independent rows, which are exchangeable, a
             k-subset is a width-k run: their width is k.
-        k: Rows that the metric looks at: 1, or the set's size.
-        threshold: Correct rows that `g_pass` asks for, 1 to k; None for other metrics.
-        estimate: The mean over problems, with its interval over problems.
+        k: Number of rows that the metric looks at: 1, or the set's size.
+        threshold: Number of correct rows that `g_pass` asks for, 1 to k; None for other metrics.
+        estimate: Mean over problems, with its interval over problems.
         values: `[E]` the problems' values, in the order of the result's `example_ids`; None where
             only the mean is known, which can be drawn and not paired.
-        rows: n, rows sampled of each problem.
+        rows: Number of rows sampled of each problem, n.
     """
 
     metric: str
@@ -84,13 +84,13 @@ class ArmResult:
     """One arm on one task.
 
     Attributes:
-        arm: The arm's name, for instance `base` or `Bridge`.
-        task: The task's name.
-        seed: The training seed; None for a model that was not trained here.
+        arm: Name of the arm, for instance `base` or `Bridge`.
+        task: Name of the task.
+        seed: Training seed; None for a model that was not trained here.
         coupled: Whether the rows of a group saw each other.
-        example_ids: `[E]` the problems, in order.
-        measurements: All that was measured.
-        provenance: Where it came from: model, data, settings, versions. Any JSON values.
+        example_ids: Ids of the problems, `[E]`, in order.
+        measurements: Measurements, all that were made.
+        provenance: Origin: model, data, settings, versions. Any JSON values.
     """
 
     arm: str

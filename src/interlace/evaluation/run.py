@@ -74,13 +74,13 @@ class RunFolder(RecordedGroups):
     Nothing in the folder changes before it is certain that it is a run's.
 
     Args:
-        path: The folder; made if missing.
-        settings: What the numbers depend on, as JSON values.
-        overwrite: Begin anew.
+        path: Path of the folder; made if missing.
+        settings: Settings that the numbers depend on, as JSON values.
+        overwrite: Whether to begin anew.
 
     Attributes:
-        path: The folder.
-        settings: As given.
+        path: Path of the folder.
+        settings: Settings as given.
 
     Raises:
         RunError: if the folder holds a run of another configuration, something else, or is being
@@ -230,8 +230,8 @@ def load_run(
     """The result of a run folder, computed anew from its raw generations.
 
     Args:
-        path: What `interlace.evaluate(..., output=path)` wrote.
-        ks: Set sizes for independent rows; by default those of the run.
+        path: Path of a folder that `interlace.evaluate(..., output=path)` wrote.
+        ks: Sizes of sets of independent rows; by default those of the run.
         level: Coverage of the intervals.
 
     Raises:
@@ -274,11 +274,11 @@ def result_of(
     """What a complete run measured.
 
     Args:
-        settings: Of the run's configuration.
-        environments: Where it was sampled.
-        records: All its groups.
+        settings: Settings of the run.
+        environments: Environments in which it was sampled.
+        records: Records of all its groups.
         timings: Groups that were timed alone.
-        ks: Set sizes for independent rows; by default those of the run, and powers of two.
+        ks: Sizes of sets of independent rows; by default those of the run, and powers of two.
         level: Coverage of the intervals.
     """
     kept = list(records)
@@ -310,8 +310,8 @@ def write_report(path: Path, report: Report, formats: Sequence[str] = FORMATS) -
     """Write `result.json`, `report.md` and the figures into a folder, all of them or none.
 
     Args:
-        path: The folder; made if missing.
-        report: What to write.
+        path: Path of the folder; made if missing.
+        report: Report to write.
         formats: File types of the figures; none draws none.
     """
     shown = next((kind for kind in ("png", "svg") if kind in formats), None)

@@ -34,10 +34,10 @@ def groups_by_width(
     """M for every width that is sampled, ascending.
 
     Args:
-        widths: The widths asked for.
+        widths: Widths that were asked for.
         coupled: Whether rows see each other.
-        groups_per_problem: M at every width, unless `samples` is given.
-        samples: n at every width, whatever its M is then.
+        groups_per_problem: Number of groups at every width, M, unless `samples` is given.
+        samples: Number of rows at every width, n, whatever M is then.
 
     Raises:
         ConfigError: for widths below 1, given twice, or that do not divide `samples`.
@@ -134,7 +134,7 @@ class Recorder:
     Args:
         engine: Engine that samples.
         task: Task that judges.
-        params: How groups are sampled.
+        params: Parameters of sampling.
         coupled: Whether the rows of a group see each other.
         scorers: Scorers, as in `interlace.evaluate`.
         kept: Groups that are recorded.

@@ -66,21 +66,21 @@ class ScalingFit:
     """A law of failure against width.
 
     Attributes:
-        form: `power` or `log`.
-        formula: The law in words of its parameters.
+        form: Name of the law, `power` or `log`.
+        formula: Law in words of its parameters.
         metric: The metric whose failure, 1 - metric, was fitted.
-        arm: The arm.
-        task: The task.
+        arm: Name of the arm.
+        task: Name of the task.
         parameters: Estimates with percentile bootstrap intervals over problems; fixed ones have
             method `fixed`, ones that these widths do not identify `not identified`.
-        widths: K widths.
-        failures: 1 - metric at each.
-        fitted: The law at each.
-        residuals: failure - fitted at each.
+        widths: Widths, K of them.
+        failures: Values of 1 - metric at each.
+        fitted: Values of the law at each.
+        residuals: Differences failure - fitted at each.
         standardised: Residuals over the standard errors of the failures.
         rmse: Root of the mean squared residual.
         r2: Share of the failures' weighted variance that the law explains.
-        problems: E.
+        problems: Number of problems, E.
     """
 
     form: Form
@@ -122,14 +122,14 @@ def fit_scaling(
     Widths share their problems: intervals come from refitting to resampled problems.
 
     Args:
-        result: The arm, measured at the widths.
-        metric: A metric that is a share.
-        form: `power` or `log`; see this module's head.
-        floor: Free the failure c that no width removes; otherwise it is 0.
-        alpha: The log law's exponent; None frees it.
+        result: Result of the arm, measured at the widths.
+        metric: Name of a metric that is a share.
+        form: Name of the law, `power` or `log`; see this module's head.
+        floor: Whether to free the failure c that no width removes; otherwise it is 0.
+        alpha: Exponent of the log law; None frees it.
         level: Coverage of the intervals.
-        resamples: B.
-        seed: Of the resamples.
+        resamples: Number of resamples, B.
+        seed: Seed of the resamples.
 
     Raises:
         MetricError: with fewer widths than the parameters and one more.

@@ -42,10 +42,10 @@ class Runs:
     """The rows of each draw sorted by answer, so that equal answers form runs.
 
     Attributes:
-        order: Which row stands where; rows of one answer keep their order.
-        slots: One number for each run of each draw, below D k.
-        opens: Where a run opens.
-        answered: Where a row has an answer.
+        order: Row that stands at each place; rows of one answer keep their order.
+        slots: Numbers of the runs of each draw, below D k.
+        opens: Places where a run opens.
+        answered: Whether each row has an answer.
     """
 
     order: Int[np.ndarray, "D k"]
@@ -79,8 +79,8 @@ def vote_winners(
     """The first row of the answer that most rows of a draw gave.
 
     Args:
-        classes: Equal numbers for equal answers; `NO_ANSWER` does not vote.
-        weights: At least 0; None counts every row once.
+        classes: Numbers of the answers, equal for equal answers; `NO_ANSWER` does not vote.
+        weights: Weights of at least 0; None counts every row once.
 
     Returns:
         Positions in 0 .. k-1; ties go to the answer seen first; `NO_ANSWER` without any vote or
@@ -145,8 +145,8 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     to the next. The share falls with the length of the texts, so read it beside their length.
 
     Args:
-        texts: The rows of one group.
-        n: Words of an n-gram, at least 1.
+        texts: Texts of the rows of one group.
+        n: Number of words of an n-gram, at least 1.
 
     Returns:
         The share; 1 if no text is long enough to hold an n-gram.

@@ -59,19 +59,20 @@ class InterlaceLM(HFLM):  # type: ignore[misc]
     """A model whose responses to one document see each other.
 
     Args:
-        pretrained: What `interlace.load` takes, or a loaded model.
-        tokenizer: For a loaded model.
-        width: W; a task's `repeats` is a multiple of it. None takes all repeats as one group.
-        seed: The same seed gives the same responses.
+        pretrained: Source of the model, as `interlace.load` takes it, or a loaded model.
+        tokenizer: Tokenizer, for a loaded model.
+        width: Number of rows of a group, W; a task's `repeats` is a multiple of it. None takes all
+            repeats as one group.
+        seed: Seed; the same one gives the same responses.
         base: Base model of saved blocks, if not where they say.
         revision: Branch, tag or commit of a hub id.
-        dtype: Of the weights; by default the checkpoint's.
-        device: Such as "cuda"; by default a GPU if there is one.
-        gguf_file: Which file, where a folder or repository holds GGUF files.
-        trust_remote_code: Run code that comes with the model.
+        dtype: Data type of the weights; by default the checkpoint's.
+        device: Device, such as "cuda"; by default a GPU if there is one.
+        gguf_file: Name of the file, where a folder or repository holds several GGUF files.
+        trust_remote_code: Whether to run code that comes with the model.
         memory: GiB for keys and values; None takes what fits.
         think_end_token: Text after which the answer begins, if the model thinks first.
-        **options: As for the harness's `hf` model: `batch_size` (for log-likelihoods),
+        **options: Options as for the harness's `hf` model: `batch_size` (for log-likelihoods),
             `max_length`, `add_bos_token` and so on.
 
     Raises:
@@ -129,8 +130,8 @@ class InterlaceLM(HFLM):  # type: ignore[misc]
         repeats.
 
         Args:
-            requests: As the harness gives them: each document's as often as its `repeats`.
-            disable_tqdm: Show no progress.
+            requests: Requests as the harness gives them: each document's as often as its `repeats`.
+            disable_tqdm: Whether to hide progress.
 
         Raises:
             GenerationError: for repeats that do not make up groups, or options that the engine does

@@ -34,10 +34,10 @@ class Memory:
     """Bytes at a width.
 
     Args:
-        base_weights: of the base model.
-        new_weights: of the blocks.
-        cache_shared: keys and values of W rows, the prompt's stored once.
-        cache_copied: the same with the prompt's copied to every row.
+        base_weights: Bytes of the base model's weights.
+        new_weights: Bytes of the blocks' weights.
+        cache_shared: Bytes of keys and values of W rows, the prompt's stored once.
+        cache_copied: Bytes of the same with the prompt's copied to every row.
     """
 
     base_weights: int
@@ -51,16 +51,16 @@ class Description:
     """What a model is: the base, and the blocks that it has or would get.
 
     Args:
-        id: what it was called.
-        base_id: what its base model is called.
-        architecture: the base model's class.
-        sizes: what its configuration says about the shape.
-        base_parameters: tied weights counted once.
-        blocks: resolved configuration of the blocks.
-        attached: whether the source has these blocks; else they are what `attach` would add.
-        new_parameters: in all blocks together.
-        dtype: of the weights.
-        notes: what else to know.
+        id: Name that the user gave.
+        base_id: Name of its base model.
+        architecture: Class of the base model.
+        sizes: Sizes of its configuration.
+        base_parameters: Number of the base's parameters, tied weights counted once.
+        blocks: Configuration of the blocks, resolved.
+        attached: Whether the source has these blocks; else they are what `attach` would add.
+        new_parameters: Number of parameters in all blocks together.
+        dtype: Data type of the weights.
+        notes: Further remarks.
     """
 
     id: str
@@ -96,12 +96,12 @@ def describe(
     """Describe a model without its weights.
 
     Args:
-        source: what `resolve` found.
-        config: blocks that would be attached; by default `BridgeConfig()`, or what is saved.
-        base: where the base model of saved blocks is, if not where they say.
-        dtype: of the weights; by default the checkpoint's.
-        trust_remote_code: run configuration and model code that comes with a repository.
-        token: hub token.
+        source: Source that `resolve` found.
+        config: Blocks that would be attached; by default `BridgeConfig()`, or what is saved.
+        base: Place of the base model of saved blocks, if not where they say.
+        dtype: Data type of the weights; by default the checkpoint's.
+        trust_remote_code: Whether to run configuration and model code that comes with a repository.
+        token: Hub token.
 
     Returns:
         The description, and the model on the meta device, blocks attached.

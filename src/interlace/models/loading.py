@@ -54,23 +54,25 @@ def load(
     Nothing is unpickled: weights come from safetensors or GGUF files.
 
     Args:
-        source: a hub id, the folder of a Hugging Face model, what `interlace.save` wrote (a folder,
-            or the repository it was pushed to), a `.gguf` file, "tiny" (see
-            `get_task("tiny-countdown")`), or "smollm2-135m".
-        base: for saved blocks, the base model to put them on, if not the recorded one: anything
-            that `source` may be, or a loaded model, which gets the blocks in place.
-        tokenizer: instead of the source's own: a tokenizer, or where to load it from.
-        revision: branch, tag or commit of a hub id; saved blocks know that of their base.
-        dtype: of the weights, such as "bfloat16". By default the checkpoint's; with saved blocks
-            the one they were saved in; float32 for a quantised GGUF file.
-        device: where to load, such as "cuda:1"; CPU by default.
-        device_map: instead of `device`, as for Hugging Face's `from_pretrained`.
-        attn_implementation: as for `from_pretrained`.
-        trust_remote_code: run model code that comes with a repository.
-        gguf_file: which file to take, where a folder or repository holds GGUF files.
-        check_base: False lets saved blocks onto another base of the same sizes.
-        token: hub token; without it the one that is logged in.
-        **options: handed on to `from_pretrained`, such as `quantization_config`.
+        source: Source of the model: a hub id, the folder of a Hugging Face model, what
+            `interlace.save` wrote (a folder, or the repository it was pushed to), a `.gguf` file,
+            "tiny" (see `get_task("tiny-countdown")`), or "smollm2-135m".
+        base: Base model for saved blocks, if not the recorded one: anything that `source` may be,
+            or a loaded model, which gets the blocks in place.
+        tokenizer: Tokenizer instead of the source's own, or a place to load it from.
+        revision: Branch, tag or commit of a hub id; saved blocks know that of their base.
+        dtype: Data type of the weights, such as "bfloat16". By default the checkpoint's; with saved
+            blocks the one they were saved in; float32 for a quantised GGUF file.
+        device: Device to load on, such as "cuda:1"; CPU by default.
+        device_map: Map of modules to devices, instead of `device`, as for Hugging Face's
+            `from_pretrained`.
+        attn_implementation: Name of the attention implementation, as for `from_pretrained`.
+        trust_remote_code: Whether to run model code that comes with a repository.
+        gguf_file: Name of the file, where a folder or repository holds several GGUF files.
+        check_base: Whether saved blocks must belong to this base; False lets them onto another of
+            the same sizes.
+        token: Hub token; without it the one that is logged in.
+        **options: Options handed on to `from_pretrained`, such as `quantization_config`.
 
     Raises:
         LoadError: if the source cannot be found, read or understood.

@@ -47,9 +47,9 @@ class HubModel:
     """A plain Hugging Face model: a repository, or a folder.
 
     Args:
-        id: what the user calls it, and what saved blocks record.
-        location: what `from_pretrained` takes.
-        revision: the commit of a repository, if known.
+        id: Name that the user gave, and that saved blocks record.
+        location: Path or hub id for `from_pretrained`.
+        revision: Commit of a repository, if known.
     """
 
     id: str
@@ -102,11 +102,11 @@ def resolve(
     """Find out what `name` is; a repository's small files are downloaded for that.
 
     Args:
-        name: a known name, a path, or a hub id.
-        revision: branch, tag or commit of a hub id.
-        gguf_file: the file to take, where a folder or repository holds GGUF files.
-        token: hub token.
-        weights: False leaves the weights of saved blocks in their repository.
+        name: Known name, path, or hub id.
+        revision: Branch, tag or commit of a hub id.
+        gguf_file: Name of the file, where a folder or repository holds several GGUF files.
+        token: Hub token.
+        weights: Whether to fetch the weights of saved blocks, too.
 
     Raises:
         LoadError: if nothing is there, or nothing that can be loaded.
@@ -277,7 +277,7 @@ def check_sizes(name: str, config: dict[str, Any], tensors: int, values: int) ->
 
     Args:
         name: Name of the model.
-        config: Its configuration.
+        config: Configuration of the model.
         tensors: Number of its stored weights.
         values: Number of values in them all.
 

@@ -70,14 +70,16 @@ def save(
     Under FSDP every process must call this; the first one writes.
 
     Args:
-        model: a model with blocks attached.
-        folder: created if needed; other files in it stay. An earlier save in it is replaced.
-        full: write the base model's weights too, for a base that was trained, or to stand alone.
-        tokenizer: saved beside; without it `load` takes the base model's.
-        push_to: a repository ("user/name") on the Hugging Face hub to upload the save to, created
-            if it does not exist.
-        private: whether a repository created for it is private.
-        token: hub token; without it the one that is logged in.
+        model: Model with blocks attached.
+        folder: Folder to write into, created if needed; other files in it stay. An earlier save in
+            it is replaced.
+        full: Whether to write the base model's weights too, for a base that was trained, or to
+            stand alone.
+        tokenizer: Tokenizer to save beside it; without it `load` takes the base model's.
+        push_to: Repository ("user/name") on the Hugging Face hub to upload the save to, created if
+            it does not exist.
+        private: Whether a repository created for it is private.
+        token: Hub token; without it the one that is logged in.
 
     Returns:
         The folder.
@@ -333,10 +335,10 @@ def attach_saved(
     """Attach the blocks saved in `folder` to their base model, in place.
 
     Args:
-        model: the base model, already loaded. A failure leaves it as it was.
-        folder: what `save` wrote.
-        check_base: False lets blocks onto another base of the same sizes (a sibling, a later
-            training stage); differing weights are then not an error.
+        model: Base model, already loaded. A failure leaves it as it was.
+        folder: Folder that `save` wrote.
+        check_base: Whether the blocks must belong to this base; False lets them onto another of the
+            same sizes (a sibling, a later training stage).
 
     Raises:
         CheckpointError: if the files are damaged, or belong to another base model.

@@ -41,14 +41,14 @@ class Fingerprint:
     """What tells a base model from another.
 
     Args:
-        architecture: the model's class.
-        parameters: base parameters, tied weights once.
-        sizes: what the configuration says about the shape.
-        dtype: the data type of the weights.
-        quantised: the method if the weights are quantised.
-        hashed: weights that the hash covers; quantised or offloaded ones are left out.
-        sha256: over a few values of each of these weights, exact.
-        values: a few values of a few weights, for comparing across data types.
+        architecture: Class of the model.
+        parameters: Number of base parameters, tied weights once.
+        sizes: Sizes of the configuration.
+        dtype: Data type of the weights.
+        quantised: Method, if the weights are quantised.
+        hashed: Names of the weights that the hash covers; quantised or offloaded ones are left out.
+        sha256: Hash over a few values of each of these weights, exact.
+        values: Values of a few weights, for comparing across data types.
     """
 
     architecture: str
@@ -105,10 +105,11 @@ class Origin:
     """Where a base model came from.
 
     Args:
-        id: what `interlace.load` takes: a hub id, a folder, a GGUF file or a known name. None for
-            a model that was built in memory.
-        revision: the commit of a hub id, if known.
-        fingerprint: of the weights as loaded, so that saving notices a base trained since.
+        id: Source as `interlace.load` takes it: a hub id, a folder, a GGUF file or a known name.
+            None for a model that was built in memory.
+        revision: Commit of a hub id, if known.
+        fingerprint: Fingerprint of the weights as loaded, so that saving notices a base trained
+            since.
     """
 
     id: str | None

@@ -28,16 +28,17 @@ class Manifest:
     """The contents of `interlace.json`.
 
     Args:
-        config: of the blocks, resolved: explicit dimensions and layers.
-        layers: paths of the layers that carry blocks, in the order of `config.layers`.
+        config: Configuration of the blocks, resolved: explicit dimensions and layers.
+        layers: Paths of the layers that carry blocks, in the order of `config.layers`.
         hidden_size: D.
-        new_parameters: in all blocks together.
-        weights_bytes: size of the weights file.
-        weights_sha256: hash of the weights file.
-        base_id: what `interlace.load` takes for the base model; None if it came from memory.
-        base_revision: its commit, if known.
-        base_included: whether the folder holds the base model too.
-        base: the base model's fingerprint.
+        new_parameters: Number of parameters in all blocks together.
+        weights_bytes: Number of bytes of the weights file.
+        weights_sha256: Hash of the weights file.
+        base_id: Source of the base model, as `interlace.load` takes it; None if it came from
+            memory.
+        base_revision: Commit of the base model, if known.
+        base_included: Whether the folder holds the base model too.
+        base: Fingerprint of the base model.
         dequantised_from: GGUF type that the base's weights were dequantised from, if so.
     """
 
@@ -182,8 +183,8 @@ def model_card(manifest: Manifest, name: str) -> str:
     """The text of `README.md`.
 
     Args:
-        manifest: what was saved.
-        name: what a reader passes to `interlace.load`: the repository, or the folder.
+        manifest: Manifest of what was saved.
+        name: Name for `interlace.load`: the repository, or the folder.
     """
     base = HUB_NAMES.get(manifest.base_id or "", manifest.base_id)
     on_hub = base is not None and not Path(base).is_absolute()

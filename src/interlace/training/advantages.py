@@ -36,16 +36,19 @@ def advantages(
     """How much better each row did than was to be expected of its prompt. Equations (25), (26).
 
     Args:
-        rewards: each row's reward.
-        prompts: which prompt each group answers; groups with the same number share a prompt.
-        baseline: what is subtracted: the mean over all rollouts of the prompt ("prompt"), over the
-            own group ("own"), or over the prompt's other groups ("others").
-        scale: "std" divides by the standard deviation of the rollouts that the row belongs to: the
-            own group's for "own", else all of the prompt's (never the others' alone, which can be
-            zero where the own group is the only one with a reward).
-        leave_one_out: the baseline leaves out the row itself (RLOO); "others" does so already.
-        credit: "row" gives a row its own reward, "group" gives every row its group's mean reward,
-            the set objective in which a row also answers for what it did to its siblings.
+        rewards: Reward of each row.
+        prompts: Number of the prompt that each group answers; groups with the same number share a
+            prompt.
+        baseline: Rollouts whose mean is subtracted: all of the prompt ("prompt"), the own group
+            ("own"), or the prompt's other groups ("others").
+        scale: Scale: "std" divides by the standard deviation of the rollouts that the row belongs
+            to: the own group's for "own", else all of the prompt's (never the others' alone, which
+            can be zero where the own group is the only one with a reward).
+        leave_one_out: Whether the baseline leaves out the row itself (RLOO); "others" does so
+            already.
+        credit: Receiver of a reward: "row" gives a row its own reward, "group" gives every row its
+            group's mean reward, the set objective in which a row also answers for what it did to
+            its siblings.
 
     Returns:
         `[P, W]`; zero throughout for a prompt whose rollouts all have the same reward.
@@ -117,10 +120,11 @@ def without_variance(
     """Groups whose rows all have the reward that they are held against: they teach nothing.
 
     Args:
-        rewards: each row's reward.
-        prompts: which prompt each group answers.
-        baseline: as in `advantages`: the own group alone for "own", else all of the prompt.
-        credit: as in `advantages`.
+        rewards: Reward of each row.
+        prompts: Number of the prompt that each group answers.
+        baseline: Baseline as in `advantages`: the own group alone for "own", else all of the
+            prompt.
+        credit: Receiver as in `advantages`.
     """
     if credit == "group":
         rewards = rewards.mean(dim=1, keepdim=True)

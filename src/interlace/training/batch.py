@@ -25,19 +25,23 @@ class GroupBatch:
     """Whole groups of one width.
 
     Attributes:
-        width: W.
-        input_ids: `[R, S]`.
-        attention_mask: `[R, S]`, True for tokens, False for padding.
-        alive: `[P, W, S]`, where siblings see the row: every token that was fed while its row was
-            unfinished. Not the completion mask, which also counts the finishing token.
-        completion_mask: `[P, W, T]`, where a token counts in the loss.
-        sampled_logprobs: `[P, W, T]` from the engine, 0 elsewhere; None for data sampled elsewhere.
-        old_logprobs: `[P, W, T]` under the model that sampled; None takes those of the pass itself.
-        reference_logprobs: `[P, W, T]` under the frozen reference, if the loss has a KL.
-        advantages: `[P, W]`, if the loss has any.
+        width: Width, W.
+        input_ids: Token ids, `[R, S]`.
+        attention_mask: Mask `[R, S]`, True for tokens, False for padding.
+        alive: Mask `[P, W, S]`, True where siblings see the row: every token that was fed while its
+            row was unfinished. Not the completion mask, which also counts the finishing token.
+        completion_mask: Mask `[P, W, T]`, True where a token counts in the loss.
+        sampled_logprobs: Log-probabilities from the engine, `[P, W, T]`, 0 elsewhere; None for data
+            sampled elsewhere.
+        old_logprobs: Log-probabilities under the model that sampled, `[P, W, T]`; None takes those
+            of the pass itself.
+        reference_logprobs: Log-probabilities under the frozen reference, `[P, W, T]`, if the loss
+            has a KL.
+        advantages: Advantages, `[P, W]`, if the loss has any.
         outputs: Groups that the batch was collated from, for the guard.
-        hidden: `[P, W, W]`, True where a row never sees a sibling; None hides nobody.
-        counts: False for a batch that is fed only because other processes feed one.
+        hidden: Mask `[P, W, W]`, True where a row never sees a sibling; None hides nobody.
+        counts: Whether it counts; False for a batch that is fed only because other processes feed
+            one.
     """
 
     width: int
@@ -104,8 +108,9 @@ def collate(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
     """A batch of the engine's groups, all of one width.
 
     Args:
-        groups: what the engine returned.
-        pad_token_id: fills the gaps; its value does not matter, nothing attends to it.
+        groups: Groups that the engine returned.
+        pad_token_id: Token id that fills the gaps; its value does not matter, nothing attends to
+            it.
 
     Raises:
         GroupError: for no groups, or groups of different widths.
@@ -139,12 +144,12 @@ def collate_ids(
     rows.
 
     Args:
-        prompts: `[P]` token ids.
-        completions: `[P][W]` token ids, the one that finished the row included.
-        pad_token_id: fills the gaps.
-        logprobs: of the completions' tokens, from the engine.
-        width: W; by default the largest group's number of completions. Rows that a group lacks are
-            neither alive nor counted.
+        prompts: Token ids, `[P]`.
+        completions: Token ids, `[P][W]`, the one that finished the row included.
+        pad_token_id: Token id that fills the gaps.
+        logprobs: Log-probabilities of the completions' tokens, from the engine.
+        width: Width, W; by default the largest group's number of completions. Rows that a group
+            lacks are neither alive nor counted.
 
     Raises:
         GroupError: for no groups, or more completions than the width.

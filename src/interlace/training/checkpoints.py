@@ -329,12 +329,12 @@ class ResumableTrainer(Trainer):
     """The part of a trainer that concerns runs and checkpoints; see this module's head.
 
     Args:
-        model: the model, attached or not; it trains in place.
-        tokenizer: its tokenizer, saved beside the result.
-        args: the options.
-        callbacks: further Hugging Face callbacks.
-        optimizers: optimizer and schedule of your own, or None for each.
-        eval_dataset: problems to measure on.
+        model: Model, attached or not; it trains in place.
+        tokenizer: Tokenizer, saved beside the result.
+        args: Options.
+        callbacks: Hugging Face callbacks to add.
+        optimizers: Optimizer and schedule of your own, or None for each.
+        eval_dataset: Problems to measure on.
     """
 
     args: GroupArguments
@@ -398,8 +398,8 @@ class ResumableTrainer(Trainer):
 
         Args:
             resume_from_checkpoint: Checkpoint to go on from; True for the last one in `output_dir`.
-            *args: Hugging Face's further arguments.
-            **kwargs: Hugging Face's further arguments.
+            *args: Arguments handed on to Hugging Face's `train`.
+            **kwargs: Arguments handed on to Hugging Face's `train`.
 
         Returns:
             Hugging Face's `TrainOutput`.

@@ -18,7 +18,7 @@ class Skeleton:
     """A model's modules without its weights, made before it is sharded, which cannot be copied.
 
     Args:
-        model: the model, not yet sharded; it is not changed.
+        model: Model, not yet sharded; it is not changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,10 +42,10 @@ class Skeleton:
         Every process calls this, since weights are gathered together.
 
         Args:
-            model: the sharded model.
-            keep: whether this process wants it; the others get None and hold one weight at a time.
-            device: where the copy is.
-            dtype: of the copy; None for that of each weight.
+            model: Model that is sharded.
+            keep: Whether this process wants it; the others get None and hold one weight at a time.
+            device: Device of the copy.
+            dtype: Data type of the copy; None for that of each weight.
         """
         sharded = dict(model.named_parameters(remove_duplicate=False))
         weights: dict[int, object] = {}

@@ -43,14 +43,14 @@ class Plan:
     """How much a stage does, over all processes.
 
     Attributes:
-        optimizer_steps: of the whole stage; of a warm-up counted in epochs the most there can be,
-            since problems without enough correct responses are left out.
-        rollouts: times that a batch of prompts is sampled; one for the warm-up.
-        prompts: prompts sampled, repeats counted.
-        rows: completions sampled.
-        most_tokens: the most tokens sampled.
-        groups: groups that train, repeats counted; for the warm-up those of all steps.
-        problems: distinct problems there are to draw from.
+        optimizer_steps: Number of optimizer steps of the whole stage; at most so many in a warm-up
+            counted in epochs, since problems without enough correct responses are left out.
+        rollouts: Number of times that a batch of prompts is sampled; one for the warm-up.
+        prompts: Number of prompts sampled, repeats counted.
+        rows: Number of completions sampled.
+        most_tokens: Number of tokens sampled, at most.
+        groups: Number of groups that train, repeats counted; for the warm-up those of all steps.
+        problems: Number of distinct problems to draw from.
     """
 
     optimizer_steps: int
@@ -67,23 +67,23 @@ class Subject:
     """A model as an estimate sees it; bytes in the data types of its weights.
 
     Args:
-        old_parameters: of the base, tied weights once.
-        new_parameters: of the blocks.
-        trained_old: of the old ones, those that train (adapters included).
-        trained_new: of the new ones, those that train.
-        weight_bytes: of all weights.
-        trained_bytes: of those that train.
-        linear_bytes: of the linear layers, which the CPU engine packs.
-        layers: decoder layers.
+        old_parameters: Number of the base's parameters, tied weights once.
+        new_parameters: Number of the blocks' parameters.
+        trained_old: Number of old ones that train (adapters included).
+        trained_new: Number of new ones that train.
+        weight_bytes: Bytes of all weights.
+        trained_bytes: Bytes of those that train.
+        linear_bytes: Bytes of the linear layers, which the CPU engine packs.
+        layers: Number of decoder layers.
         hidden_size: D.
         vocabulary: V.
-        itemsize: bytes of a number, as weights have it.
-        per_position: a, bytes kept for the backward pass, a row and position.
-        per_square: b, the same for each pair of positions.
-        eager: whether attention runs eagerly, so that b counts.
-        cache_per_position: bytes of one row's keys and values at one position.
-        tied_bytes: what the backward pass takes at its end if tied embeddings train: a gradient of
-            their use as embeddings and one of their use as head.
+        itemsize: Bytes of a number, as weights have it.
+        per_position: Bytes kept for the backward pass, a row and position: a.
+        per_square: Bytes kept for each pair of positions: b.
+        eager: Whether attention runs eagerly, so that b counts.
+        cache_per_position: Bytes of one row's keys and values at one position.
+        tied_bytes: Bytes that the backward pass takes at its end if tied embeddings train: a
+            gradient of their use as embeddings and one of their use as head.
     """
 
     old_parameters: int
@@ -109,19 +109,19 @@ class Setting:
     """What memory depends on, beside the model.
 
     Args:
-        micro_rows: R, the most rows of one forward pass that trains.
-        live_rows: rows that the engine advances together.
-        group_rows: the widest group.
-        prompt: the longest prompt's positions.
+        micro_rows: Number of rows of one forward pass that trains, at most: R.
+        live_rows: Number of rows that the engine advances together.
+        group_rows: Number of rows of the widest group.
+        prompt: Number of positions of the longest prompt.
         completion: T.
-        mixed: whether passes run in 16 bits over wider weights.
-        checkpointing: whether activations are computed again.
-        optimizer: its name.
-        reference: whether a frozen copy is kept.
-        processes: how many share the work.
-        sharded: whether FSDP shards weights, gradients and states over them.
-        cpu: whether it runs on the CPU.
-        guard: whether the guard of invariant I7 runs.
+        mixed: Whether passes run in 16 bits over wider weights.
+        checkpointing: Whether activations are computed again.
+        optimizer: Name of the optimizer.
+        reference: Whether a frozen copy is kept.
+        processes: Number of processes that share the work.
+        sharded: Whether FSDP shards weights, gradients and states over them.
+        cpu: Whether it runs on the CPU.
+        guard: Whether the guard of invariant I7 runs.
     """
 
     micro_rows: int
@@ -144,10 +144,10 @@ class Memory:
     """Bytes of each process, by part.
 
     Attributes:
-        fixed: what stays all the time.
-        sampling: what comes on top while sampling.
-        training: what comes on top in the largest forward and backward pass.
-        least: what sampling needs at least: one group at a time.
+        fixed: Bytes that stay all the time.
+        sampling: Bytes on top while sampling.
+        training: Bytes on top in the largest forward and backward pass.
+        least: Bytes that sampling needs at least: one group at a time.
     """
 
     fixed: dict[str, int]
@@ -166,9 +166,9 @@ def plan(options: Any, stage: str, problems: int) -> Plan:
     """How much a stage does.
 
     Args:
-        options: its options, as `Recipe.options` gives them.
+        options: Options of the stage, as `Recipe.options` gives them.
         stage: "warmup" or "grpo".
-        problems: how many the task has.
+        problems: Number of problems that the task has.
     """
     if stage == "warmup":
         used = min(options.problems or problems, problems)
@@ -203,12 +203,12 @@ def setting(
     """What memory depends on, from a stage's options.
 
     Args:
-        options: as `Recipe.options` gives them.
+        options: Options as `Recipe.options` gives them.
         stage: "warmup" or "grpo".
-        prompt: the longest prompt's positions.
-        processes: how many train.
-        sharded: whether FSDP shards over them.
-        cpu: whether they run on the CPU.
+        prompt: Number of positions of the longest prompt.
+        processes: Number of processes that train.
+        sharded: Whether FSDP shards over them.
+        cpu: Whether they run on the CPU.
 
     Raises:
         ConfigError: if the processes cannot share the work evenly.
@@ -254,11 +254,11 @@ def probe(
     """Measure a model on the meta device, `requires_grad` set as it will train.
 
     Args:
-        model: with or without blocks.
+        model: Model with or without blocks.
         width: W, of its forward pass.
-        eager: whether it will run eager attention.
-        mixed: whether its passes will run in 16 bits over wider weights; they keep about what
-            those of a model in 16 bits keep.
+        eager: Whether it will run eager attention.
+        mixed: Whether its passes will run in 16 bits over wider weights; they keep about what those
+            of a model in 16 bits keep.
     """
     dtype = torch.bfloat16 if mixed else model.dtype
     new = {id(p) for _, p in new_parameters(model)} if is_attached(model) else set()

@@ -47,9 +47,9 @@ class Gap:
     """Sampled against recomputed log-probabilities, over the tokens that count.
 
     Attributes:
-        largest: the largest absolute difference, in nats.
-        mean: the mean absolute difference.
-        tokens: how many were compared.
+        largest: Largest absolute difference, in nats.
+        mean: Mean absolute difference.
+        tokens: Number of tokens that were compared.
     """
 
     largest: float

@@ -195,8 +195,8 @@ def watching_blocks(model: nn.Module, note: Callable[[float, float], None]) -> I
     happen in one process and not in another, and all must note the same names.
 
     Args:
-        model: the unwrapped model; without blocks nothing is noted.
-        note: `Tally.mean` with its name; is called once.
+        model: Unwrapped model; without blocks nothing is noted.
+        note: Function that is called once, such as `Tally.mean` with its name.
     """
     if not is_attached(model):
         yield

@@ -27,20 +27,20 @@ class LossConfig:
     """Which loss.
 
     Args:
-        kind: "token" is one sum over all tokens of the batch divided by their number (DAPO),
-            "sequence" the mean over rows of each row's mean (the first GRPO), "dr_grpo" the sum
-            divided by rows times the longest completion allowed (Dr. GRPO).
-        clip_low: the ratio is clipped at 1 - clip_low.
-        clip_high: and at 1 + clip_high.
-        ratio_level: "token", or "sequence" for one ratio a row, the exponential of the mean
-            difference of its log-probabilities (GSPO).
-        kl_weight: weight of the KL to the reference (Schulman's k3 estimate); 0 for none.
-        entropy_weight: weight of the entropy bonus, which is normalised as the rest of a token's
+        kind: Kind of the sum: "token" is one over all tokens of the batch divided by their number
+            (DAPO), "sequence" the mean over rows of each row's mean (the first GRPO), "dr_grpo" the
+            sum divided by rows times the longest completion allowed (Dr. GRPO).
+        clip_low: Distance below 1 at which a token's ratio is clipped.
+        clip_high: Distance above 1 at which a token's ratio is clipped.
+        ratio_level: Level of ratios: "token", or "sequence" for one ratio a row, the exponential of
+            the mean difference of its log-probabilities (GSPO).
+        kl_weight: Weight of the KL to the reference (Schulman's k3 estimate); 0 for none.
+        entropy_weight: Weight of the entropy bonus, which is normalised as the rest of a token's
             loss is; 0 for none.
-        kl_corrected: multiply a token's k3 by its own ratio, at either `ratio_level`: then its
-            value and its gradient are, in expectation, those of KL(model, reference), as in
-            DeepSeek-V3.2 (arXiv 2512.02556). Without, as in the first GRPO, the gradient is that
-            of KL(reference, model), even where all ratios are 1.
+        kl_corrected: Whether to multiply a token's k3 by its own ratio, at either `ratio_level`:
+            then its value and its gradient are, in expectation, those of KL(model, reference), as
+            in DeepSeek-V3.2 (arXiv 2512.02556). Without it, as in the first GRPO, the gradient is
+            that of KL(reference, model), even where all ratios are 1.
     """
 
     kind: Kind = "token"
@@ -57,13 +57,13 @@ class LossParts:
     """A loss, and sums over tokens to report; divide by `tokens` of all micro-batches.
 
     Attributes:
-        loss: to call backward on; already divided by the batch's denominator.
-        tokens: completion tokens here.
-        clipped: of them, those whose ratio was clipped.
-        kl: the sum of the KL estimate.
-        entropy: the sum of the entropies.
-        ratio_min: the smallest ratio.
-        ratio_max: the largest.
+        loss: Loss to call `backward` on; already divided by the batch's denominator.
+        tokens: Number of completion tokens here.
+        clipped: Number of them whose ratio was clipped.
+        kl: Sum of the KL estimate.
+        entropy: Sum of the entropies.
+        ratio_min: Smallest ratio.
+        ratio_max: Largest ratio.
     """
 
     loss: Float[Tensor, ""]
@@ -80,9 +80,9 @@ def denominator(kind: Kind, completion_mask: Bool[Tensor, "P W T"], max_completi
     Equation (28).
 
     Args:
-        kind: the loss's kind.
-        completion_mask: of (a part of) the batch.
-        max_completion: the most tokens that a completion could have had.
+        kind: Kind of the loss.
+        completion_mask: Mask of (a part of) the batch.
+        max_completion: Number of tokens that a completion could have had at most.
     """
     rows = completion_mask.shape[0] * completion_mask.shape[1]
     if kind == "token":
@@ -104,14 +104,16 @@ def policy_loss(
     """The clipped policy-gradient loss of (a part of) a batch. Equations (27), (28).
 
     Args:
-        logprobs: of the sampled tokens under the model that trains, with gradients.
-        old_logprobs: under the model that sampled.
-        advantages: one for each row.
-        completion_mask: True where a token counts.
-        config: which loss.
-        batch_denominator: `denominator` of the whole batch, all parts and processes.
-        reference_logprobs: under the frozen reference; needed if `kl_weight` is not 0.
-        entropy: of each position's distribution; needed if `entropy_weight` is not 0.
+        logprobs: Log-probabilities of the sampled tokens under the model that trains, with
+            gradients.
+        old_logprobs: Log-probabilities under the model that sampled.
+        advantages: Advantages, one for each row.
+        completion_mask: Mask, True where a token counts.
+        config: Configuration of the loss.
+        batch_denominator: Result of `denominator` for the whole batch, all parts and processes.
+        reference_logprobs: Log-probabilities under the frozen reference; needed if `kl_weight` is
+            not 0.
+        entropy: Entropy of each position's distribution; needed if `entropy_weight` is not 0.
 
     Raises:
         ConfigError: for a weight without what it weighs.

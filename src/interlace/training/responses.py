@@ -40,8 +40,8 @@ class Item:
     """One prompt with its responses: one group.
 
     Attributes:
-        prompt: token ids.
-        completions: token ids, the end token included.
+        prompt: Token ids.
+        completions: Token ids, the end token included.
     """
 
     prompt: list[int]
@@ -58,10 +58,11 @@ def sample_responses(
     file has already is kept, so a killed run goes on where it ended.
 
     Args:
-        engine: of the base model; blocks that are attached must be fresh, so that it is the base.
-        task: the problems.
-        args: how many, and how.
-        path: the JSONL file.
+        engine: Engine of the base model; blocks that are attached must be fresh, so that it is the
+            base.
+        task: Task with the problems.
+        args: Options of the warm-up.
+        path: Path of the JSONL file.
         share: (index, count) of the process, which samples every count-th problem.
     """
     chosen = draw_indices(int(args.seed), len(task), 0, min(args.problems or len(task), len(task)))
@@ -272,9 +273,9 @@ def read_responses(
 
     Args:
         paths: JSONL files.
-        tokenizer: for texts.
+        tokenizer: Tokenizer, for texts.
         args: `fewest_correct` and `max_new_tokens`.
-        vocabulary: V, what token ids are below.
+        vocabulary: Number that token ids are below, V.
 
     Raises:
         DataFileError: for a file that cannot be read or is no such data set, or if no problem is

@@ -49,7 +49,7 @@ class Verdicts:
     """Verdicts that are reached once, however many rewards and metrics ask.
 
     Attributes:
-        task: the task, but with `verify` of this class; for rewards.
+        task: Task with `verify` of this class, for rewards.
     """
 
     def __init__(self, task: Task) -> None:
@@ -85,9 +85,9 @@ class NamedReward:
     """One term of the reward.
 
     Attributes:
-        name: what it is logged by: the recipe's name, of a function of your own without its place.
-        weight: of it in the sum.
-        function: with TRL's signature.
+        name: Name in the log: the recipe's name, of a function of your own without its place.
+        weight: Weight in the sum.
+        function: Function with TRL's signature.
     """
 
     name: str
@@ -101,9 +101,9 @@ def named_rewards(
     """The rewards that a recipe names.
 
     Args:
-        weights: name -> weight; `module:function` and `file.py:function` are imported.
-        task: judges, for those that need it.
-        warn: whether a self-consistency reward warns that it stands alone; of several processes one
+        weights: Weights by name; `module:function` and `file.py:function` are imported.
+        task: Task that judges, for those that need it.
+        warn: Whether a self-consistency reward warns that it stands alone; one of several processes
             does.
 
     Raises:
@@ -128,8 +128,8 @@ def given_rewards(
     Args:
         functions: Function with TRL's signature, name of a reward, or list of them.
         weights: Numbers, one for each; None for 1 each.
-        task: as in `named_rewards`.
-        warn: as in `named_rewards`.
+        task: Task as in `named_rewards`.
+        warn: Choice as in `named_rewards`.
 
     Raises:
         ConfigError: for something that is no reward, or weights of another number.
@@ -267,13 +267,13 @@ class RolledGroup:
     """A group that was sampled and judged.
 
     Attributes:
-        position: of its prompt in the rollout.
-        example: its problem.
-        group: the engine's.
+        position: Position of its prompt in the rollout.
+        example: Problem that it answers.
+        group: Group as the engine gave it.
         verdicts: `[W]`; None where nothing judges the rows.
         rewards: `[W]`.
         advantages: `[W]`; None until `Rollouts.weigh`.
-        kept: False if it is left out for want of variance.
+        kept: Whether it stays; False if it is left out for want of variance.
         extras: Columns that rewards logged, `[W]` each.
     """
 

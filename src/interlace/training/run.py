@@ -98,11 +98,11 @@ def prepare_folder(
     """Make sure that the stage's folder is this recipe's, and write the resolved recipe there.
 
     Args:
-        recipe: the recipe.
-        stage: the stage.
-        restart: move what is there aside, to the first free `<stage>.before-N`.
-        first: whether this process is the one that changes the folder; others only look.
-        note: is told where it went.
+        recipe: Recipe of the run.
+        stage: Stage of the run.
+        restart: Whether to move what is there aside, to the first free `<stage>.before-N`.
+        first: Whether this process is the one that changes the folder; others only look.
+        note: Function that is told where it went.
 
     Returns:
         Whether something was moved aside, and the folder is a new one.
@@ -255,10 +255,10 @@ def train(
     """Run a stage, or go on with it.
 
     Args:
-        recipe: what to do.
-        stage: "warmup" or "grpo".
-        restart: begin anew; what is in the stage's folder is moved aside, not deleted.
-        note: is told what the user should know, in the first of several processes.
+        recipe: Recipe to carry out.
+        stage: Stage, "warmup" or "grpo".
+        restart: Whether to begin anew; what is in the stage's folder is moved aside, not deleted.
+        note: Function that is told what the user should know, in the first of several processes.
 
     Returns:
         The folder of the trained model, as `interlace.load` takes it.

@@ -76,7 +76,7 @@ class Distribution:
     """What is sampled from, given the head's output.
 
     Args:
-        tail: What the model does with what its head gives.
+        tail: Steps of the model after its head.
         temperature: Divisor of the logits, above 0.
         forbidden: Token ids that are not sampled, sorted or not.
         entropy: Whether entropies are wanted.
@@ -110,11 +110,11 @@ def sampled_logprobs(
     """Each token's log-probability and its position's entropy (zeros where it is not asked for).
 
     Args:
-        hidden: What the head is given.
+        hidden: Hidden states that the head is given.
         weight: Weight of the head.
         bias: Bias of the head, if it has one.
         ids: Tokens that were sampled.
-        distribution: What they were sampled from.
+        distribution: Distribution that they were sampled from.
     """
     logprobs, entropy = _FromHidden.apply(hidden, weight, bias, ids, distribution)
     return logprobs, entropy if distribution.entropy_gradients else entropy.detach()
@@ -234,8 +234,10 @@ class Scores:
     """What a pass says of the sampled tokens; 0 where the completion mask is False.
 
     Attributes:
-        logprobs: under the distribution that was sampled from (temperature, forbidden tokens).
-        entropy: of each position's distribution, in nats; without gradients unless asked for.
+        logprobs: Log-probabilities under the distribution that was sampled from (temperature,
+            forbidden tokens).
+        entropy: Entropy of each position's distribution, in nats; without gradients unless asked
+            for.
     """
 
     logprobs: Float[Tensor, "P W T"]
@@ -255,14 +257,15 @@ def score(
     """The teacher-forced pass: whole groups, with the alive mask of sampling (invariant I7).
 
     Args:
-        model: attached or not.
-        batch: the groups.
-        temperature: as in sampling; above 0.
-        forbidden: token ids that sampling excluded.
-        entropy: also give entropies.
-        entropy_gradients: let gradients flow through them, for an entropy bonus.
-        prompt_once: "auto" computes a group's prompt once for all its rows where that is exact and
-            saves an eighth of the positions; "never" computes it in every row.
+        model: Model, attached or not.
+        batch: Batch of the groups.
+        temperature: Temperature as in sampling; above 0.
+        forbidden: Token ids that sampling excluded.
+        entropy: Whether to give entropies, too.
+        entropy_gradients: Whether gradients flow through them, for an entropy bonus.
+        prompt_once: Passes that compute a prompt once: "auto" computes a group's prompt once for
+            all its rows where that is exact and saves an eighth of the positions; "never" computes
+            it in every row.
     """
     distribution = Distribution(
         temperature=temperature,

@@ -27,7 +27,7 @@ class Accepted:
     """A field with the same name here.
 
     Attributes:
-        note: what it does here, where that is not what it does in TRL.
+        note: Difference to what it does in TRL, if there is one.
     """
 
     note: str = ""
@@ -38,9 +38,9 @@ class Mapped:
     """A field that has another name or other values here.
 
     Attributes:
-        to: the option here.
-        values: TRL's value -> ours; None hands it on.
-        note: what is to know.
+        to: Name of the option here.
+        values: Values here by TRL's values; None hands the value on.
+        note: Remark on it.
     """
 
     to: str
@@ -69,8 +69,8 @@ class Refused:
     """A field that these trainers cannot honour.
 
     Attributes:
-        reason: why, and what to do instead.
-        neutral: values that ask for nothing, which are passed over.
+        reason: Reason, and what to do instead.
+        neutral: Values that ask for nothing, which are passed over.
     """
 
     reason: str
@@ -275,8 +275,8 @@ def translated(given: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]
     """Keywords under TRL's names as those of the config here.
 
     Args:
-        given: keywords, of TRL's `GRPOConfig` or of ours.
-        own: the fields of the config here.
+        given: Keywords, of TRL's `GRPOConfig` or of ours.
+        own: Fields of the config here.
 
     Raises:
         ConfigError: for a field that is refused, an old name, a value without a counterpart, or one

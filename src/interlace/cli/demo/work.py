@@ -65,7 +65,7 @@ class Job:
     """A piece of work; those of a lane run one after the other.
 
     Attributes:
-        kind: What it is.
+        kind: Kind of the job.
         arm: Key of the arm in `LABELS`.
         name: Folder that it writes, in the demo's.
         files: Files there that grow by lines.

@@ -36,12 +36,12 @@ class Record:
     """One prompt of a file.
 
     Attributes:
-        line: its line's number, from 1.
-        id: the line's `id`, else its number and a hash of its prompt.
-        prompt: as the line has it.
-        token_ids: what the engine is given: token ids, or for a server the prompt.
-        sample_id: how often this very prompt came before, so that its groups differ.
-        columns: the line's other fields.
+        line: Number of its line, from 1.
+        id: Id of the line, else its number and a hash of its prompt.
+        prompt: Prompt as the line has it.
+        token_ids: Token ids for the engine, or for a server the prompt.
+        sample_id: Number of times that this very prompt came before, so that its groups differ.
+        columns: Fields of the line besides these.
     """
 
     line: int
@@ -58,10 +58,10 @@ def read_records(
     """All prompts of a file.
 
     Args:
-        path: a file with one JSON object a line; blank lines do not count.
-        field: the name of the prompt's field; for "prompt" also "messages" will do.
-        encode: prompt to token ids; raises GenerationError for what cannot be one.
-        skip_bad: leave out lines that cannot be used.
+        path: Path of a file with one JSON object a line; blank lines do not count.
+        field: Name of the prompt's field; for "prompt" also "messages" will do.
+        encode: Function from a prompt to token ids; raises GenerationError for what cannot be one.
+        skip_bad: Whether to leave out lines that cannot be used.
 
     Returns:
         The records in order, and what is wrong with the lines that were left out.
@@ -154,7 +154,7 @@ class Results:
     Args:
         path: File to write; created if it does not exist.
         ids: Ids of all lines to come, in order.
-        settings: What the lines depend on besides the prompts.
+        settings: Settings that the lines depend on besides the prompts.
         overwrite: Whether to begin anew, whatever the file holds.
 
     Attributes:

@@ -36,8 +36,8 @@ class Aggregation:
     """Makes one response of each group, as the settings say.
 
     Args:
-        settings: `aggregate` and `scorer` count, and for syntheses how to sample.
-        engine: writes syntheses.
+        settings: Settings; `aggregate` and `scorer` count, and for syntheses how to sample.
+        engine: Engine that writes syntheses.
 
     Raises:
         ConfigError: for syntheses by a server, whose context is not known here.

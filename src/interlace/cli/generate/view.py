@@ -148,8 +148,8 @@ class Columns:
     """The rows of one group as they grow.
 
     Args:
-        width: W.
-        title: what stands over them, such as the model.
+        width: Number of rows, W.
+        title: Words that stand over them, such as the model.
     """
 
     width: int

@@ -36,11 +36,11 @@ def dry_run(
     """Print what a stage would do and take.
 
     Args:
-        recipe: the recipe.
-        stage: the stage.
-        processes: how many would train.
-        gibibytes: of each process's device; None for what this machine has.
-        sharded: whether FSDP would shard over the processes.
+        recipe: Recipe of the run.
+        stage: Stage of the run.
+        processes: Number of processes that would train.
+        gibibytes: GiB of each process's device; None for what this machine has.
+        sharded: Whether FSDP would shard over the processes.
 
     Raises:
         ConfigError: if it cannot fit; with what to change.

@@ -29,14 +29,15 @@ class Backend(ABC):
 
     Args:
         model: Hugging Face causal language model, attached or not, or PEFT's wrapper of one.
-        prefill_chunk: Prompt positions computed in one pass.
+        prefill_chunk: Number of prompt positions computed in one pass.
 
     Attributes:
         name: Name by which a user chooses it.
         seats: Seats of couplings that it carries; a coupling at another seat is refused.
         reads: Reaches of blocks that it carries beside the paper's; another is refused.
         base: Hugging Face model itself.
-        context: Most positions that the model gets, if that has an end, and why it ends there.
+        context: Number of positions that the model gets at most, if there is such a number, and its
+            reason.
 
     Raises:
         GenerationError: for a model or a coupling that it cannot run.
@@ -97,7 +98,7 @@ class Backend(ABC):
 
         Args:
             prompt: Prompt that they answer.
-            maxima: The most tokens of each.
+            maxima: Number of tokens that each may get at most.
             hidden: Pairs (row, sibling) of which the row does not see the sibling.
         """
 
@@ -109,7 +110,7 @@ class Backend(ABC):
         whom. It counts only once `advance` says so, so that a step can be done again.
 
         Args:
-            tokens: One for each slot.
+            tokens: Tokens, one for each slot.
             slots: All rows that are open; in the order of their places nothing is gathered.
             recording: Whether to return the couplings' attention.
         """
@@ -154,8 +155,8 @@ def check_model(model: nn.Module, base: PreTrainedModel) -> tuple[int | None, st
     prefill leaves in the cache, and by what its layers ask for in the first step of a call.
 
     Args:
-        model: what the user calls the model, perhaps PEFT's wrapper.
-        base: the Hugging Face model in it.
+        model: Model as the user gave it, perhaps PEFT's wrapper.
+        base: Hugging Face model in it.
 
     Returns:
         The `context` of a backend.
