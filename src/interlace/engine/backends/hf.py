@@ -153,7 +153,7 @@ class HFBackend(Backend):
     def prefill(
         self, prompts: Sequence[Sequence[int]], alone: Sequence[bool] = ()
     ) -> Generator[None, None, list[StoredPrompt]]:
-        """Chunk by chunk, with the attention implementation that the model was loaded with."""
+        """Chunk by chunk, with the attention that the model was loaded with. Equation (12)."""
         lengths = [len(prompt) for prompt in prompts]
         longest, ends = max(lengths), sorted({length - 1 for length in lengths})
         # Padded at their ends: no token sees those after it, so no mask is needed.
