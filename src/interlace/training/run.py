@@ -40,6 +40,11 @@ from interlace.training.trl_fields import RENAMED
 
 RECIPE = "recipe.yaml"
 _CONSTANT = ("constant", "constant_with_warmup")
+# What a run did whose recipe was written before these options were there.
+LATER: dict[str, dict[str, Any]] = {
+    "warmup": {"splice": 0.0, "splice_by": "task"},
+    "grpo": {"sibling_dropout": 0.0},
+}
 Note = Callable[[str], object]
 
 
@@ -205,6 +210,9 @@ def _read(path: Path) -> dict[str, Any]:
     for section in filter(lambda own: isinstance(own, dict), values.values()):
         for old in RENAMED.keys() & section.keys():  # as version 0.1 wrote it
             section[RENAMED[old]] = section.pop(old)
+    for name, options in LATER.items():
+        if isinstance(section := values.get(name), dict):
+            values[name] = options | section
     return values
 
 

@@ -365,3 +365,21 @@ def test_a_warm_up_of_other_blocks_is_refused(tmp_path):
     (model / "interlace.json").touch()
     with pytest.raises(ConfigError, match="'pmatch' before, 'bridge' now"):
         starting_folder(recipe(output_dir=str(tmp_path), attach="bridge"), "grpo")
+
+
+def test_options_that_came_later_do_not_stop_an_older_run(tmp_path):
+    """Fails if an option that is new, at its default, is a difference to a recipe without it."""
+    now = recipe(output_dir=str(tmp_path))
+    for stage in ("warmup", "grpo"):
+        prepare_folder(now, stage)
+        folder = now.folder(stage)
+        (folder / "metrics.jsonl").write_text("{}\n")
+        values = yaml.safe_load((folder / RECIPE).read_text())
+        for name in ("splice", "splice_by", "width", "sibling_dropout"):
+            if (stage, name) != ("grpo", "width"):
+                values[stage].pop(name, None)
+        (folder / RECIPE).write_text(yaml.safe_dump(values))
+        assert prepare_folder(now, stage) is False
+        changed = {"splice": 0.5} if stage == "warmup" else {"sibling_dropout": 0.5}
+        with pytest.raises(RunError, match=f"{next(iter(changed))}: 0.0 before, 0.5 now"):
+            prepare_folder(recipe(output_dir=str(tmp_path), **{stage: changed}), stage)
