@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import time
 from pathlib import Path
 
@@ -223,3 +224,13 @@ def test_smollm2_is_found_without_importing_its_package() -> None:
     assert isinstance(found, source.GgufFile)
     assert found.path.stat().st_size > 90_000_000
     assert source.SMOLLM2_PACKAGE not in sys.modules
+
+
+def test_a_header_with_more_layers_than_weights_is_not_built(file: Path) -> None:
+    head = b"llama.block_count"
+    data = file.read_bytes()
+    two, many = (head + struct.pack("<II", 4, count) for count in (2, 272))
+    assert two in data
+    file.write_bytes(data.replace(two, many))
+    with pytest.raises(LoadError, match=r"num_hidden_layers 272.*do not belong together"):
+        interlace.load(file)

@@ -195,7 +195,7 @@ def test_a_device_or_a_pipe_is_not_read(base: Path, name: str, target: str) -> N
 
 def test_a_configuration_far_larger_than_its_weights_is_not_built(base: Path) -> None:
     values = json.loads((base / "config.json").read_text())
-    for name in ("num_hidden_layers", "vocab_size"):
+    for name in ("num_hidden_layers", "vocab_size", "num_labels"):
         (base / "config.json").write_text(json.dumps(values | {name: 10**9}))
         with pytest.raises(LoadError, match=rf"{name} 1e\+09.*do not belong together"):
             interlace.load(base)
