@@ -25,6 +25,7 @@ from interlace.attaching import (
     is_attached,
     new_parameters,
 )
+from interlace.configuration import defaults_of
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import default_config
 from interlace.errors import ConfigError, RunError
@@ -35,7 +36,7 @@ from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT, held
 from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
 from interlace.training.rewarding import named_rewards
-from interlace.training.sections import OPERATIONAL
+from interlace.training.sections import OPERATIONAL, SECTIONS
 from interlace.training.trl_fields import RENAMED
 
 RECIPE = "recipe.yaml"
@@ -177,6 +178,10 @@ def blocking_differences(
     """What forbids a run to go on: all differences but those of options that change nothing but
     rounding, of where the folder is, and of its length under a constant learning rate."""
     free = {f"{stage}.{name}" for name in OPERATIONAL} | {"output_dir"}
+    if isinstance(written := then.get(stage), Mapping):  # it may lack what is newer than it
+        defaults = defaults_of(SECTIONS[stage].config)
+        newer = {name: defaults.get(name) for name in now[stage] if name not in written}
+        then = {**then, stage: {**newer, **written}}
     if now[stage].get("lr_scheduler_type") in _CONSTANT:
         free |= {f"{stage}.max_steps", f"{stage}.num_train_epochs"}
     return [d for d in differences(then, now) if d.partition(":")[0] not in free]

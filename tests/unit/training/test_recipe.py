@@ -337,6 +337,13 @@ def test_only_what_changes_the_result_stops_a_run_from_going_on(before, after, b
     assert bool(blocking_differences(then, now, "grpo")) is blocked
 
 
+def test_an_option_that_is_newer_than_the_run_counts_as_its_default():
+    then, now = recipe().resolved("grpo"), recipe(grpo={"clip_low": 0.1}).resolved("grpo")
+    del then["grpo"]["clip_low"]
+    assert blocking_differences(then, recipe().resolved("grpo"), "grpo") == []
+    assert blocking_differences(then, now, "grpo") == ["grpo.clip_low: 0.2 before, 0.1 now"]
+
+
 def test_a_run_may_move_to_another_folder():
     then, now = (recipe(output_dir=name).resolved("grpo") for name in ("a", "b"))
     assert blocking_differences(then, now, "grpo") == []
