@@ -36,7 +36,7 @@ def test_the_recipe_freezes_the_model_and_splices() -> None:
     options = recipe.options("warmup")
     assert (recipe.model, recipe.task) == ("mine", "gsm8k")
     assert (options.train, options.splice, options.eval_widths) == ("new", 0.8, [1, 2, 4, 8, 16])
-    with pytest.raises(ConfigError, match="splice_by is one of 'task', 'lines'"):
+    with pytest.raises(ConfigError, match="splice_by takes one of 'task', 'lines'"):
         load_recipe("blocks-last", ["warmup.splice_by=words"]).options("warmup")
 
 
