@@ -26,7 +26,7 @@ from rich.live import Live
 from rich.table import Table as Grid
 from rich.text import Text
 
-from interlace.cli.demo.work import BRIDGE_RUNS, LABELS, RECORDS, WIDTHS, Settings
+from interlace.cli.demo.work import BRIDGE, BRIDGE_RUNS, LABELS, RECORDS, WIDTHS, Settings
 from interlace.evaluation.compare import paired_difference
 from interlace.evaluation.intervals import RESAMPLES, Estimate, resampled_means
 from interlace.evaluation.results import ArmResult
@@ -147,7 +147,7 @@ def _result(folder: Path, arm: str) -> ArmResult:
     """An arm's result; widths that two processes shared, together."""
     from interlace.evaluation.run import load_run
 
-    names = BRIDGE_RUNS if arm == "bridge" else (arm,)
+    names = BRIDGE_RUNS if arm == BRIDGE else (arm,)
     parts = [load_run(folder / "evaluation" / name) for name in names]
     measured = tuple(entry for part in parts for entry in part.measurements)
     return dataclasses.replace(parts[0], measurements=measured)

@@ -25,6 +25,7 @@ SAMPLES = 16  # rows of a problem at every width
 PLAN, METRICS, RECORDS = "plan.json", "metrics.jsonl", "records.jsonl"
 BRIDGE_RUNS = ("bridge-1", "bridge-2")
 # In the order of the tables. P-Match is shown by --quick alone.
+BRIDGE, PMATCH = "bridge", "pmatch"  # arms, which have the names of their blocks
 LABELS = {"base": "base", "rlvr": "RLVR-only", "pmatch": "P-Match", "bridge": "Bridge"}
 STEPS = 4  # optimizer steps on a rollout
 MAX_NEW_TOKENS, BATCH_ROWS = 40, 512
@@ -57,7 +58,7 @@ class Settings:
     @property
     def arms(self) -> list[str]:
         """The arms that are evaluated, by their keys."""
-        return [arm for arm in LABELS if self.quick or arm != "pmatch"]
+        return [arm for arm in LABELS if self.quick or arm != PMATCH]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def lanes(settings: Settings) -> list[list[Job]]:
         return Job("grpo", arm, f"{arm}/grpo", (METRICS,), STEPS * settings.rollouts)
 
     def evaluate(arm: str, widths: tuple[int, ...], name: str) -> Job:
-        sampled = widths if arm == "bridge" else widths[-1:]
+        sampled = widths if arm == BRIDGE else widths[-1:]
         groups = settings.problems * sum(SAMPLES // width for width in sampled)
         return Job("evaluate", arm, f"evaluation/{name}", (RECORDS,), groups, widths)
 
@@ -121,7 +122,7 @@ def lanes(settings: Settings) -> list[list[Job]]:
         lines = settings.warmup_problems + settings.warmup_steps
         first += [Job("warmup", "bridge", "bridge/warmup", files, lines), grpo("bridge")]
         second += [grpo("rlvr")]
-    second += [evaluate(arm, WIDTHS, arm) for arm in settings.arms if arm != "bridge"]
+    second += [evaluate(arm, WIDTHS, arm) for arm in settings.arms if arm != BRIDGE]
     # Every width of Bridge is a run of its own, so the processes can share them.
     given = (2,) if settings.quick else (2, 4, 16)
     kept = tuple(width for width in WIDTHS if width not in given)
