@@ -20,7 +20,8 @@ from units import Config, Places, Unit
 from units import load_config as first_config
 from units import plan as first_plan
 
-from interlace.evaluation.results import ArmResult
+from interlace.evaluation.intervals import seed_interval
+from interlace.evaluation.results import ArmResult, to_json
 
 LEFT_OUT = ("W = 16", "maj@16", "tokens of 16")  # W = 16 is measured in few arms
 SHOWN = (*(c for c in COLUMNS if c[0] not in LEFT_OUT), ("maj@8", "maj", 8, True))
@@ -57,6 +58,7 @@ def measured_values(config: Config, places: Places, queue: str) -> dict[str, Any
         "differences": [
             line for arm, other in pairs(config) for line in difference(results, arm, other)
         ],
+        "widths": widths(places, done),
         "picking": picking(places, done),
         "costs": costs(config, places),
     }
@@ -67,6 +69,7 @@ def sections_of(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[st
     return {
         "arms": arms_table(values["arms"], labels),
         "differences": differences_table(values["differences"], labels),
+        "widths": widths_table(values["widths"], labels),
         "picking": picking_table(values["picking"], labels),
         "costs": costs_table(values["costs"], labels),
     }
@@ -110,6 +113,38 @@ def difference(
 def replaced(result: ArmResult, arm: str) -> ArmResult:
     """The result under this arm's name: a snapshot's is its run's else."""
     return replace(result, arm=arm)
+
+
+def widths(places: Places, units: Sequence[Unit]) -> dict[str, Any]:
+    """Of coupled arms: pass@1 at W = 8 minus W = 1 of the same weights, paired over problems; a t
+    interval over the seeds, of one seed over its problems."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for unit in units:
+        if unit.coupled:
+            right: dict[int, dict[str, list[bool]]] = {1: {}, 8: {}}
+            for record in records(places, unit):
+                if record.width in right:
+                    right[record.width].setdefault(record.example_id, []).extend(record.correct)
+            gains = [
+                sum(rows) / len(rows) - sum(right[1][name]) / len(right[1][name])
+                for name, rows in right[8].items()
+            ]
+            found.setdefault(name_of(unit), {})[unit.seed] = gains
+    lines = {}
+    for arm, by_seed in found.items():
+        means = {str(seed): sum(own) / len(own) for seed, own in by_seed.items()}
+        values = list(means.values()) if len(means) > 1 else next(iter(by_seed.values()))
+        lines[arm] = {"over": to_json(seed_interval(values)), "by_seed": means}
+    return lines
+
+
+def widths_table(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """W = 8 minus W = 1."""
+    rows = [
+        [label(arm, labels), ", ".join(own["by_seed"]), show(own["over"], 100, sign=True)]
+        for arm, own in found.items()
+    ]
+    return markdown(["arm", "seeds", "pass@1, W = 8 minus W = 1"], rows)
 
 
 def picking(places: Places, units: Sequence[Unit]) -> dict[str, Any]:
