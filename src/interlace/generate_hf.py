@@ -72,7 +72,7 @@ class GenerationRecord(StoppingCriteriaList):
             return Groups(self.width, alive, self._starts(self.prompt_length))
         return ContinuedGroups(self, alive)
 
-    def whole(self) -> Groups:
+    def all_groups(self) -> Groups:
         """The groups of one call that feeds all columns again."""
         alive = self.alive.unflatten(0, (-1, self.width))
         return Groups(self.width, alive, self._starts(self.prompt_length))
@@ -226,7 +226,7 @@ class GroupedGeneration:
             **kwargs,
         )
         module: Any = self
-        _LAST[module] = record.whole()
+        _LAST[module] = record.all_groups()
         return sampled
 
     def _beam_search(self, *args: Any, generation_config: GenerationConfig, **kwargs: Any) -> Any:

@@ -51,7 +51,7 @@ RewardFunction = Callable[..., Rewards]
 
 
 class Reward:
-    """A reward function with a name, which TRL's trainer logs it by. A subclass has `values`."""
+    """A reward function with the name that TRL's trainer logs. A subclass has `reward_rows`."""
 
     def __init__(self) -> None:
         self.__name__ = type(self).__name__
@@ -69,11 +69,14 @@ class Reward:
         Raises:
             RewardError: for a column that is needed and absent, or that does not fit.
         """
-        return self.values(completions, columns)
+        return self.reward_rows(completions, columns)
 
-    def values(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
+    def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         """One value a completion."""
-        raise NotImplementedError(f"{type(self).__name__} has neither values nor __call__.")
+        raise NotImplementedError(
+            "A reward needs reward_rows(completions, columns), which was called values before 0.2; "
+            f"{type(self).__name__} has none."
+        )
 
 
 class Correctness(Reward):
@@ -89,7 +92,7 @@ class Correctness(Reward):
         self.task = task
         self.partial = partial
 
-    def values(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
+    def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         """As in `Reward`."""
         rewards: Rewards = []
         for example, text in judged(self.task, completions, columns):
@@ -115,7 +118,7 @@ class StepVerification(Reward):
         super().__init__()
         self.task = task
 
-    def values(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
+    def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         """As in `Reward`."""
         if self.task is None:
             return [_share(_equations(text_of(completion))) for completion in completions]
@@ -132,7 +135,7 @@ class Format(Reward):
     none.
     """
 
-    def values(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
+    def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         """As in `Reward`."""
         texts = (final_part(text_of(completion)) for completion in completions)
         return [float(bool(tagged(text) or marked_answer(text))) for text in texts]
@@ -162,7 +165,7 @@ class Length(Reward):
         self.margin = margin
         self.unit = unit
 
-    def values(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
+    def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         """As in `Reward`."""
         if self.unit == "tokens":
             measured: Sequence[Any] = column("completion_ids", columns, len(completions))
@@ -204,7 +207,7 @@ class SelfConsistency(Reward):
         self.mixed = mixed
         self._warned = False
 
-    def values(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
+    def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         """As in `Reward`."""
         if not self.mixed and not self._warned:
             self._warned = True
@@ -244,7 +247,7 @@ class PassAtK(Reward):
         self.k = k
         self.width = width
 
-    def values(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
+    def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         """As in `Reward`."""
         read = judged(self.task, completions, columns)
         rewards: Rewards = [None] * len(completions)

@@ -28,8 +28,8 @@ from interlace.errors import (
     require_extras,
     shortened,
 )
-from interlace.own_code import own_place, told
 from interlace.terminal import printable
+from interlace.user_code import own_place, told
 
 # Name -> module, and what it does in one line.
 COMMANDS = {

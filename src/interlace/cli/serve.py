@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from interlace.configuration import Parser
-from interlace.own_code import named_function
+from interlace.user_code import named_function
 
 if TYPE_CHECKING:
     from argparse import Namespace

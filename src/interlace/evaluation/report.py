@@ -180,7 +180,7 @@ def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
         Markdown. Shares are in per cent; brackets hold intervals.
     """
     parts = ["# Evaluation", _bullets(f"{key}: {v}" for key, v in report.provenance.items())]
-    for name, tables in sections(report).items():
+    for name, tables in tables_by_section(report).items():
         parts.append(f"## {_alone(name)}")
         parts += [f"### {_alone(table.title)}\n\n{table.markdown()}" for table in tables]
     if figures:
@@ -203,7 +203,7 @@ def print_report(report: Report, console: Console) -> None:
     for name, value in report.provenance.items():
         say(console, f"{name}: {value}", "dim")
     # The comparison holds the arms' own numbers; fits take more room than a terminal has.
-    compared = sections(report)[COMPARISON] if report.comparisons else None
+    compared = tables_by_section(report)[COMPARISON] if report.comparisons else None
     for table in compared or map(_arm, report.results):
         console.print()
         table.print(console)
@@ -211,7 +211,7 @@ def print_report(report: Report, console: Console) -> None:
     say(console, notes(report)[0], "dim")
 
 
-def sections(report: Report) -> dict[str, list[Table]]:
+def tables_by_section(report: Report) -> dict[str, list[Table]]:
     """Tables by what they are of: a task, or the comparison of arms."""
     found = {}
     for task in tasks_of(report.results):

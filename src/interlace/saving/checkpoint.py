@@ -33,7 +33,7 @@ from interlace.errors import CheckpointError, reading
 from interlace.files import CONFIG, locate, writing
 from interlace.layers import Decoder, base_model_of, find_decoder
 from interlace.save_pretrained import WholeSaving
-from interlace.saving.fingerprint import Fingerprint, Origin, fingerprint, origin_of, whole
+from interlace.saving.fingerprint import Fingerprint, Origin, fingerprint, full_tensor, origin_of
 from interlace.saving.manifest import (
     BASE,
     CARD,
@@ -108,7 +108,7 @@ def save(
     origin, found = origin_of(base), fingerprint(base)
     if not full:
         _check_base(origin, found, push_to)
-    blocks = {name: whole(p.detach()).cpu().contiguous() for name, p in new_parameters(base)}
+    blocks = {name: full_tensor(p.detach()).cpu().contiguous() for name, p in new_parameters(base)}
     sharded = any(hasattr(p, "full_tensor") for p in base.parameters())
     state = _whole_state(base) if full and sharded else None
     if _rank() == 0:
@@ -306,7 +306,7 @@ def _whole_state(base: PreTrainedModel) -> dict[str, Tensor]:
     state = {}
     with _without_blocks(base):
         for name, tensor in base.state_dict().items():
-            gathered = whole(tensor)
+            gathered = full_tensor(tensor)
             if _rank() == 0:
                 state[name] = gathered.cpu()
     return state

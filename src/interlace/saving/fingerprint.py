@@ -191,16 +191,16 @@ def _sample(weight: Tensor) -> Tensor | None:
     """Evenly spaced values of a weight; None where it holds no plain values here."""
     if weight.device.type == "meta" or weight.dtype not in COMPUTE_DTYPES or not weight.numel():
         return None
-    flat = whole(weight).reshape(-1)
+    flat = full_tensor(weight).reshape(-1)
     count = flat.numel()
     at = torch.arange(HASHED_VALUES, device=flat.device) * (count - 1) // (HASHED_VALUES - 1)
     return flat[at].cpu()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor of one that FSDP has sharded; every process must ask for it."""
-    full_tensor = getattr(tensor, "full_tensor", None)
-    return full_tensor() if callable(full_tensor) else tensor
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if callable(gather) else tensor
 
 
 def _quantisation(model: PreTrainedModel) -> str | None:

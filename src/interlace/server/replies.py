@@ -85,7 +85,7 @@ class Replier:
         """Whether choices are messages."""
         return isinstance(self.request, ChatRequest)
 
-    def whole(
+    def complete_reply(
         self,
         groups: Sequence[GroupOutput],
         scored: Sequence[Scored] | None = None,

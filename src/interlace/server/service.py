@@ -269,7 +269,7 @@ class Service:
             aggregates = [await self._aggregated(request.aggregation, group) for group in groups]
         replier = Replier(request, self.settings.name, self.texts)
         generated = request.max_tokens != 0
-        return JSONResponse(replier.whole(groups, scored, aggregates, generated))
+        return JSONResponse(replier.complete_reply(groups, scored, aggregates, generated))
 
     async def _groups(self, job: Job) -> list[GroupOutput]:
         found: dict[int, GroupOutput] = {}

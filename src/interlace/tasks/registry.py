@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from interlace.errors import InterlaceError, TaskError, nearest
-from interlace.own_code import named_object, told
 from interlace.tasks.base import Task
+from interlace.user_code import named_object, told
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from torch import Tensor
 from interlace.answers import extract_answer
 from interlace.engine.types import GroupOutput
 from interlace.errors import ConfigError, InterlaceError, RewardError
-from interlace.own_code import named_function
 from interlace.rewards import (
     CombinedReward,
     Correctness,
@@ -32,6 +31,7 @@ from interlace.rewards import (
 from interlace.tasks.base import Example, Task, Verdict
 from interlace.training.data import RowsTask, as_completion, columns_of
 from interlace.training.logging import Tally
+from interlace.user_code import named_function
 
 NAMED: dict[str, Callable[[Task], RewardFunction]] = {
     "correctness": Correctness,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.cli.eval.settings import Settings, settle
 from interlace.cli.running import INTERRUPTED, Bar, load_engine, summary
-from interlace.own_code import named_function
 from interlace.terminal import say
+from interlace.user_code import named_function
 
 if TYPE_CHECKING:
     import argparse

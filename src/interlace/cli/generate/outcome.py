@@ -20,7 +20,7 @@ from interlace.answers import (
     synthesis_prompt,
 )
 from interlace.errors import AggregationError, ConfigError, InterlaceError
-from interlace.own_code import named_function, told
+from interlace.user_code import named_function, told
 
 if TYPE_CHECKING:
     from interlace.cli.generate.settings import Settings

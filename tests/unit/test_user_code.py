@@ -10,8 +10,8 @@ import pytest
 
 from interlace.cli.main import main
 from interlace.errors import ConfigError, TaskError
-from interlace.own_code import named_function, named_object, told
 from interlace.tasks import get_task
+from interlace.user_code import named_function, named_object, told
 
 TASK = """
 from __future__ import annotations
