@@ -185,8 +185,8 @@ def run_groups(
                 _run_call(engine, jobs, params, store, tally, progress)
             except GenerationError as error:
                 raise GenerationError(
-                    f"Sampling for {jobs[0].name} to {jobs[-1].name} failed, which are prompts 0 "
-                    f"to {len(jobs) - 1} here: {error}"
+                    f"Sampling for {jobs[0].name} to {jobs[-1].name} (prompts 0 to "
+                    f"{len(jobs) - 1} of the call) failed: {error}"
                 ) from error
 
 

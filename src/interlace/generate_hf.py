@@ -153,10 +153,10 @@ def last_groups(model: nn.Module) -> Groups:
     found = _LAST.get(inner)
     if found is None:
         raise GenerationError(
-            f"last_groups is of what an attached model sampled last; this {type(inner).__name__} "
-            "has sampled nothing. Attach blocks and call model.generate(..., do_sample=True, "
-            "num_return_sequences=W) first; for what came from an Engine, interlace.collate(groups,"
-            " pad_token_id).groups says it."
+            f"last_groups describes what an attached model sampled last; this "
+            f"{type(inner).__name__} has sampled nothing. Attach blocks and call "
+            "model.generate(..., do_sample=True, num_return_sequences=W) first. For groups of an "
+            "Engine, use interlace.collate(groups, pad_token_id).groups."
         )
     return found
 

@@ -242,8 +242,8 @@ class Groups(Rows):
         if starts is not None and first < 0:
             if alive is None:
                 raise GroupError(
-                    f"Columns from the end shift completion_start by a number that only the alive "
-                    f"mask tells; got start={start} without one. Count from the first column."
+                    "Columns counted from the end need an alive mask, since only its length tells "
+                    f"where they are; got start={start} without one. Count from the first column."
                 )
             first = max(0, first + alive.shape[2])
         return Groups(

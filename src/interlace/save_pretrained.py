@@ -102,7 +102,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if unmet:
         named = ", ".join(f"{name}={options[name]!r}" for name in unmet)
         raise AttachError(
-            f"save_pretrained on an attached model writes a full save of Interlace, and {named} "
+            f"save_pretrained on an attached model writes a full save of Interlace, so {named} "
             f"would be without effect. {_WAYS_OUT}"
         )
 
@@ -110,7 +110,7 @@ def _check_options(options: dict[str, Any]) -> None:
 def _check_whole(model: nn.Module) -> None:
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         raise AttachError(
-            f"save_pretrained is called on one process, and this {type(model).__name__} is sharded "
+            f"save_pretrained runs on one process, and this {type(model).__name__} is sharded "
             "over several. Call interlace.save(model, folder, full=True) on each of them; Trainer "
             "resumes a sharded model from sharded checkpoints (SHARDED_STATE_DICT)."
         )

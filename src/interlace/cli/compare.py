@@ -114,7 +114,7 @@ def load(argument: str, level: float) -> ArmResult:
         found = measure(read_records(path), arm if sign else path.stem, level=level)
         if len(found) != 1:
             tasks = ", ".join(entry.task for entry in found) or "none"
-            raise RunError(f"A records file is of one arm on one task; {path} has {tasks}.")
+            raise RunError(f"A records file holds one arm on one task; {path} has {tasks}.")
         result = found[0]
     elif path.suffix == ".json" and path.is_file():
         raise RunError(

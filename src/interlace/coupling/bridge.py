@@ -231,7 +231,7 @@ class BridgeBlock(Coupling):
         if rows.kept is None:
             raise GroupError(
                 f"Bridge blocks with reads={self.reads!r} read what siblings wrote at earlier "
-                "positions, and nobody keeps it in this step: pass Owners(..., kept=...), or whole "
+                "positions, and this step keeps none of it. Pass Owners(..., kept=...), or whole "
                 "sequences with Groups."
             )
         part = rows.kept.read(self.place, q[0, :, 0], k[0, :, 0], v[0, :, 0])

@@ -426,7 +426,7 @@ class SharedCore:
         """A call from its beginning to its end, however that comes.
 
         Raises:
-            GenerationInterrupted: on Ctrl-C, with what there is.
+            GenerationInterrupted: on Ctrl-C, with the groups that were begun.
         """
         call = Call(self)
         try:
@@ -442,8 +442,8 @@ class SharedCore:
             partial = self.take_out(call)
             raise GenerationInterrupted(
                 f"Interrupted with {len(partial)} groups unfinished and "
-                f"{len(call.open) - len(partial)} not begun; what there is lies in this "
-                "exception's `groups`.",
+                f"{len(call.open) - len(partial)} not begun. This exception's `groups` holds the "
+                "others, finished or not.",
                 call.results | partial,
             ) from None
         finally:

@@ -173,9 +173,9 @@ class Recorder:
             tally.correct = (tally.correct or 0) + sum(record.correct)
         elif (known.texts, known.tokens) != (record.texts, record.tokens):
             tally.note(
-                "A call of the engine that an earlier start left unfinished was sampled again, and "
-                "gave other tokens than were recorded: this is not the same machine or software. "
-                "What was recorded is kept."
+                "An earlier start left a call of the engine unfinished. Sampled again, it gave "
+                "other tokens than were recorded, so the machine or the software has changed. "
+                "The recorded groups are kept."
             )
 
     def end_call(self) -> None:

@@ -156,8 +156,8 @@ class InterlaceLM(HFLM):  # type: ignore[misc]
         if repeats % width:
             raise GenerationError(
                 f"The task {request.task_name!r} wants {repeats} responses to a document, which "
-                f"are no whole groups of width {width}. Set the task's `repeats` to a multiple of "
-                "it, or leave out width."
+                f"do not fill whole groups of width {width}. Set the task's `repeats` to a "
+                "multiple of it, or leave out width."
             )
         context, options = request.args
         params, stop = self._params(options, width, request.task_name)

@@ -113,8 +113,8 @@ def describe(
     saved = source if isinstance(source, SavedBlocks) else None
     if saved is not None and config is not None:
         raise ConfigError(
-            f"{saved.id} has {saved.manifest.config.kind} blocks already; leave out which ones to "
-            "attach."
+            f"{saved.id} has {saved.manifest.config.kind} blocks already; leave out the "
+            "configuration of new ones."
         )
     plain = base_of(saved, base, token) if saved is not None else source
     assert not isinstance(plain, SavedBlocks)

@@ -189,8 +189,8 @@ def _settle_plain(path: Path) -> None:
         settled(path)
     except OSError as error:
         raise LoadError(
-            f"{path} holds a model whose writer was killed while it put the files in place, and "
-            f"they cannot be moved ({error}). Load it once from where the folder may be written."
+            f"A save into {path} was killed while it put its files in place, and they cannot be "
+            f"moved now ({error}). Load it once on a machine that may write there."
         ) from error
 
 

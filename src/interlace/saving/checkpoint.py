@@ -225,8 +225,8 @@ def _check_base(origin: Origin, found: Fingerprint, push_to: str | None) -> None
         )
     elif push_to is not None and Path(origin.id).exists():
         warnings.warn(
-            f"The base model is {origin.id} on this machine, where readers of {push_to} cannot "
-            "load it from. Pass full=True to push it along.",
+            f"The base model is {origin.id} on this machine, so readers of {push_to} cannot "
+            "load it. Pass full=True to push it along.",
             stacklevel=3,
         )
 

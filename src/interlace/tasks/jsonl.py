@@ -80,7 +80,7 @@ class JsonlTask(SourcedTask):
         path = name.removeprefix("jsonl:")
         if not Path(path).is_file():
             raise TaskError(
-                f"jsonl:PATH names a file, a problem a line; there is no {path!r:.200}."
+                f"jsonl:PATH names a file with one problem a line; there is no {path!r:.200}."
             )
         if checker not in INSTRUCTIONS:
             raise TaskError(f"A checker is one of {', '.join(INSTRUCTIONS)}; got {checker!r:.40}.")

@@ -150,7 +150,7 @@ def _own_class(name: str) -> Any:
         raise TaskError(f"The task {name!r} cannot be imported: {error}.") from error
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise TaskError(
-            f"{name!r} is to be a class derived from interlace.tasks.Task; it is {found!r:.80}."
+            f"{name!r} must be a class derived from interlace.tasks.Task; it is {found!r:.80}."
         )
     return found
 

@@ -599,7 +599,7 @@ def _reading(checkpoint: str | None) -> Iterator[None]:
         yield
     except Exception as error:
         raise CheckpointError(
-            f"The checkpoint {checkpoint} cannot be gone on with: {checkpoints.first_line(error)}. "
+            f"The run cannot go on from {checkpoint}: {checkpoints.first_line(error)}. "
             "Move it away to go on from the one before, or begin anew with --restart."
         ) from error
 

@@ -303,7 +303,7 @@ def _trained(
     """Load the model and train it, in a folder that is this run's."""
     if args.process_index == 0:
         model, tokenizer = build_model(recipe, stage, start, note)
-    else:  # the same model, of which the first process says what is to say
+    else:  # the same model; the first process gives the warnings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             model, tokenizer = build_model(recipe, stage, start, note=_say_nothing)

@@ -121,7 +121,10 @@ class SamplingTrainer(ResumableTrainer):
         found: dict[str, float] = {}
         for name, task in self.eval_tasks.items():
             if len(task) < self.args.world_size:
-                raise ConfigError(f"{len(task)} problems are fewer than processes measure.")
+                raise ConfigError(
+                    "An evaluation needs a problem for each process; got "
+                    f"{len(task)} problems for {self.args.world_size} processes."
+                )
             with self.sampling_model() as model:
                 engine, judge = self.sampler(model), self._eval_judges[name]
                 own = measure(engine, task, judge, self.args, self.reduce, self.state)
@@ -334,7 +337,7 @@ class GroupTrainer(SamplingTrainer):
         except (ValueError, TypeError) as error:
             kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
             raise ConfigError(
-                f"lr_scheduler_type={kind} cannot be had with lr_scheduler_kwargs="
+                f"lr_scheduler_type={kind} does not take lr_scheduler_kwargs="
                 f"{self.args.lr_scheduler_kwargs}: {error}."
             ) from error
 

@@ -106,7 +106,7 @@ def test_a_group_that_does_not_fit_the_warm_up_is_refused_with_what_would(tmp_pa
 def test_a_schedule_that_cannot_be_is_refused(tmp_path: Path) -> None:
     rising: dict[str, Any] = {"lr_scheduler_kwargs": {"lr_end": 1e-2}, "learning_rate": 1e-3}
     trainer = grpo(tmp_path, lr_scheduler_type="polynomial", **rising)
-    with pytest.raises(ConfigError, match=r"polynomial cannot be had with .*lr_end"):
+    with pytest.raises(ConfigError, match=r"polynomial does not take .*lr_end"):
         trainer.train()
 
 

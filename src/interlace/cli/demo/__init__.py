@@ -217,7 +217,7 @@ def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator
             if PLAN not in found and found - {LOCK, f".{PLAN}"}:
                 raise RunError(
                     f"{folder} is not empty and holds no demo (no {PLAN}), so it is left alone, "
-                    "with --restart, too. Choose another folder with --output."
+                    "even with --restart. Choose another folder with --output."
                 )
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked_folder(folder, busy))

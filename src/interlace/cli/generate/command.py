@@ -65,7 +65,7 @@ def _framed(settings: Settings, prompt: Any) -> Any:
         return template.replace("{question}", prompt)
     if isinstance(prompt, list) and all(is_message(item) for item in prompt):
         return in_last_message(prompt, lambda text: template.replace("{question}", text))
-    raise GenerationError("Prompt 0 is neither text nor messages, which --template goes around.")
+    raise GenerationError("--template goes around a text or messages; prompt 0 is neither.")
 
 
 def _as_prompt(settings: Settings, engine: Engine | RemoteEngine, prompt: Any) -> Any:

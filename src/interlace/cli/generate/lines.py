@@ -177,8 +177,8 @@ class Results:
         self._settings_path = path.with_name(path.name + ".settings.json")
         if path.exists() and not path.is_file():
             raise DataFileError(
-                f"The output {path} is no file that can be gone on with. Without --output, lines "
-                "go to standard output."
+                f"The output {path} is no regular file, so no run can go on from it. Without "
+                "--output, lines go to standard output."
             )
         now = json.loads(json.dumps(settings))
         if not path.exists():
@@ -215,8 +215,8 @@ class Results:
             return read_object(self._settings_path, DataFileError, _OUT)
         except FileNotFoundError as error:
             raise DataFileError(
-                f"{self.path} is there, but {self._settings_path.name} is not, which says what "
-                f"its lines were made with: the file may be anything, so it is left alone. {_OUT}"
+                f"{self.path} exists, but {self._settings_path.name}, which records the settings "
+                f"of its lines, does not. The file may be anything, so it is left alone. {_OUT}"
             ) from error
 
     def _check(self, ids: Sequence[str | int]) -> int:
@@ -233,7 +233,7 @@ class Results:
             found = parse(line)["id"]
         except (BadLineError, KeyError) as error:
             raise DataFileError(
-                f"Line {number} of {self.path} is no result of this command, so it does not go on "
+                f"Line {number} of {self.path} is no result of this command, so no run can go on "
                 f"from there. {_OUT}"
             ) from error
         if number > len(ids) or found != ids[number - 1]:

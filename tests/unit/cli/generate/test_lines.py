@@ -219,7 +219,7 @@ FOREIGN = [
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(DataFileError, match=r"the file may be anything, so it is left alone"):
+    with pytest.raises(DataFileError, match=r"The file may be anything, so it is left alone"):
         Results(path, IDS, SETTINGS)
     assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["config.json"]
@@ -275,7 +275,7 @@ def test_lines_without_their_settings_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     finish(path)
     (tmp_path / "out.jsonl.settings.json").unlink()
-    with pytest.raises(DataFileError, match=r"is there, but out\.jsonl\.settings\.json is not"):
+    with pytest.raises(DataFileError, match=r"exists, but out\.jsonl\.settings\.json, .* does not"):
         Results(path, IDS, SETTINGS)
 
 
@@ -290,7 +290,7 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
 
 
 def test_places_that_are_no_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match="no file that can be gone on with"):
+    with pytest.raises(DataFileError, match="is no regular file"):
         Results(tmp_path, IDS, SETTINGS)
     with pytest.raises(DataFileError, match="cannot be written"):
         Results(tmp_path / "nowhere" / "out.jsonl", IDS, SETTINGS)
