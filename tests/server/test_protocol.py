@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from interlace.server.playground import VerdictRequest
 from interlace.server.protocol import (
     ApiError,
     ChatRequest,
     CompletionRequest,
+    TokenizeRequest,
     parse,
     sampling_params,
 )
@@ -179,3 +182,37 @@ def test_errors_have_openais_shape() -> None:
             "code": "queue_full",
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (CompletionRequest, {"prompt": [{}] * 5_000}),
+        (CompletionRequest, {"prompt": [[{}] * 5_000] * 2}),
+        (CompletionRequest, {"prompt": "a", "stop": [1] * 5_000}),
+        (CompletionRequest, {"prompt": "a", "stop_token_ids": ["x"] * 5_000}),
+        (ChatRequest, {"messages": [1] * 5_000}),
+        (TokenizeRequest, {"messages": [1] * 5_000}),
+        (VerdictRequest, {"prompt": "a", "pieces": [[1] * 4_000] * 200}),
+    ],
+)
+def test_a_list_that_is_wrong_throughout_is_given_up_at_its_first_fault(
+    kind: type[BaseModel], fields: dict[str, object]
+) -> None:
+    """Each fault is an object: a body of four megabytes held the server up for half a minute."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate_json(json.dumps(fields))
+    assert caught.value.error_count() <= 6
+
+
+@pytest.mark.parametrize("stop", ["x" * 501, ["x" * 501], ["x"] * 33])
+def test_stops_have_limits(stop: object) -> None:
+    """Each row is searched for each of them at each step."""
+    with pytest.raises(ApiError, match="at most"):
+        completion(stop=stop)
+    completion(stop=["x" * 500] * 32)
+
+
+def test_a_penalty_that_overflows_logits_is_the_clients_fault() -> None:
+    with pytest.raises(ApiError, match="repetition_penalty"):
+        completion(repetition_penalty=1e-40)

@@ -87,10 +87,9 @@ class RowText:
 
     def _held(self) -> int:
         """The length of the longest end of the text that a stop string begins with."""
-        return max(
-            (n for s in self._stop for n in range(1, len(s)) if self.text.endswith(s[:n])),
-            default=0,
-        )
+        text, last = self.text, self.text[-1:]  # the last sign first: a long stop stays cheap
+        ends = ((s, n) for s in self._stop for n in range(1, min(len(s), len(text) + 1)))
+        return max((n for s, n in ends if s[n - 1] == last and text.endswith(s[:n])), default=0)
 
     def _decode(self, start: int, end: int | None = None) -> str:
         text: str = self._tokenizer.decode(self._tokens[start:end], skip_special_tokens=True)

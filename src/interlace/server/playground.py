@@ -42,7 +42,9 @@ class VerdictRequest(BaseModel):
 
     model_config = ConfigDict(hide_input_in_errors=True)
     prompt: str
-    pieces: list[Annotated[list[str], Field(max_length=4096)]] = Field(max_length=256)
+    pieces: Annotated[
+        list[Annotated[list[str], Field(fail_fast=True, max_length=4096)]], Field(fail_fast=True)
+    ] = Field(max_length=256)
 
 
 def add_playground(

@@ -98,6 +98,14 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+# Of a list that is wrong throughout only the first fault is told: a million of them would hold the
+# server up for half a minute.
+Ids = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+# Each token of each row is looked at for each of these.
+StopText = Annotated[str, Field(max_length=500)]
+StopTexts = Annotated[list[StopText], Field(fail_fast=True, max_length=32)]
 
 
 class SamplingRequest(BaseModel):
@@ -114,7 +122,7 @@ class SamplingRequest(BaseModel):
         None, description="Share of the probability that the kept tokens reach."
     )
     seed: Seed | None = Field(None, description="Equal seeds give equal texts; without it random.")
-    stop: str | list[str] | None = Field(None, description="Strings that end a choice.")
+    stop: StopText | StopTexts | None = Field(None, description="Strings that end a choice.")
     stream: bool | None = Field(None, description="Send each token as it is sampled.")
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = Field(
@@ -134,8 +142,8 @@ class SamplingRequest(BaseModel):
     min_p: Share | None = Field(
         None, description="Tokens less likely than this share of the likeliest are dropped."
     )
-    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
+    stop_token_ids: Ids | None = None
     ignore_eos: bool | None = Field(None, description="Go on past the model's own end tokens.")
     coupled: bool | None = Field(
         None, description="False samples the rows alone, with the same weights and seeds."
@@ -177,7 +185,7 @@ class SamplingRequest(BaseModel):
 class ChatRequest(SamplingRequest):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[Messages, Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="The same as max_tokens, and stronger."
     )
@@ -193,7 +201,7 @@ class ChatRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """The body of `POST /v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: str | Ids | Texts | Annotated[list[Ids], Field(fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = Field(
         None, description="Return log-probabilities, with so many likely tokens beside each."
     )
@@ -219,7 +227,7 @@ class TokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
 
 
 class TokenizeReply(BaseModel):
