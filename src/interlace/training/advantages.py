@@ -1,6 +1,6 @@
 """From rewards of whole groups to advantages. Computed before any split or sharding.
 
-Axes: P groups, W width. A prompt owns M groups; its rollouts are all their rows, M*W.
+Axes: P groups, W width. A prompt owns M groups; its samples are all their rows, M*W.
 
 A row's tokens change its siblings' rewards, so baselines that contain or leave out single rows of
 the own group are biased for coupled rows; baselines from other groups of the prompt are not
@@ -39,9 +39,9 @@ def advantages(
         rewards: Reward of each row.
         prompts: Number of the prompt that each group answers; groups with the same number share a
             prompt.
-        baseline: Rollouts whose mean is subtracted: all of the prompt ("prompt"), the own group
+        baseline: Samples whose mean is subtracted: all of the prompt ("prompt"), the own group
             ("own"), or the prompt's other groups ("others").
-        scale: Scale: "std" divides by the standard deviation of the rollouts that the row belongs
+        scale: Scale: "std" divides by the standard deviation of the samples that the row belongs
             to: the own group's for "own", else all of the prompt's (never the others' alone, which
             can be zero where the own group is the only one with a reward).
         leave_one_out: Whether the baseline leaves out the row itself (RLOO); "others" does so
@@ -51,7 +51,7 @@ def advantages(
             its siblings.
 
     Returns:
-        `[P, W]`; zero throughout for a prompt whose rollouts all have the same reward.
+        `[P, W]`; zero throughout for a prompt whose samples all have the same reward.
 
     Raises:
         ConfigError: for a choice without meaning here: other groups where a prompt has one, shared
@@ -86,7 +86,7 @@ def advantages(
     if baseline == "others":
         mean = (total - rewards.sum(dim=1, keepdim=True)) / (count - rewards.shape[1])
     elif leave_one_out:
-        _refuse_lone_rollouts(count)
+        _refuse_lone_samples(count)
         mean = (total - rewards) / (count - 1)
     else:
         mean = total / count
@@ -136,7 +136,7 @@ def without_variance(
 
 
 def _sets(prompts: Int[Tensor, " P"], baseline: Baseline) -> Int[Tensor, " P"]:
-    """Which rollouts a group is held against: numbers from 0, one a set."""
+    """Which samples a group is compared with: numbers from 0, one a set."""
     if baseline == "own":
         return torch.arange(len(prompts), device=prompts.device)
     return torch.unique(prompts, return_inverse=True)[1]
@@ -152,9 +152,9 @@ def _total(values: Float[Tensor, "P W"], sets: Int[Tensor, " P"]) -> Float[Tenso
     return _sum_over(values.sum(dim=1), sets)[:, None]
 
 
-def _refuse_lone_rollouts(count: Int[Tensor, "P 1"]) -> None:
+def _refuse_lone_samples(count: Int[Tensor, "P 1"]) -> None:
     if bool((count < 2).any()):
         raise ConfigError(
-            "leave_one_out needs at least two rollouts in the baseline's set; at width 1 with "
+            "leave_one_out needs at least two samples in the baseline's set; at width 1 with "
             "baseline='own' there is one. Use baseline='prompt', or leave_one_out=False."
         )

@@ -76,7 +76,7 @@ def test_choices_without_meaning_are_refused() -> None:
         advantages(REWARDS, PROMPTS, baseline="own", credit="group")
     with pytest.raises(ConfigError, match="leaves its reward in"):
         advantages(REWARDS, PROMPTS, leave_one_out=True, credit="group")
-    with pytest.raises(ConfigError, match="at least two rollouts"):
+    with pytest.raises(ConfigError, match="at least two samples"):
         advantages(REWARDS[:, :1], PROMPTS, baseline="own", leave_one_out=True)
     bad = REWARDS.clone()
     bad[1, 1] = float("nan")
