@@ -187,7 +187,7 @@ class Parser(jsonargparse.ArgumentParser):
     Args:
         prog: Name of the command.
         usage: Lines of usage, without the command's name.
-        description: What the command does.
+        description: Sentence that says what the command does.
         examples: Commands to try, shown last in the help.
         config: Line that a file of --config may have; without one there is no such flag.
     """

@@ -313,7 +313,7 @@ class Groups(Rows):
         nothing.
 
         Args:
-            reads: What a row reads: "finished", all that siblings wrote that are finished, or
+            reads: Reach of a row: "finished", all that siblings wrote that are finished, or
                 "history", all that siblings wrote. Either is of completions only, while alive.
             count: P.
             positions: Number of positions of this call.
@@ -546,7 +546,7 @@ def find_earlier(
     nothing. Equation (31).
 
     Args:
-        reads: What a row reads: "finished" or "history".
+        reads: Reach of a row: "finished" or "history".
         alive: Mask of all positions so far.
         start: First position of each group's completions.
         positions: Number of positions of this call; by default all.

@@ -57,8 +57,8 @@ def named_function(name: str, what: str) -> Callable[..., Any]:
     """A function of the user's own.
 
     Args:
-        name: As in `named_object`.
-        what: What it is for, the beginning of a message: "The reward", "--scorer".
+        name: Name as in `named_object`.
+        what: Words for its purpose, the beginning of a message: "The reward", "--scorer".
 
     Raises:
         ConfigError: if it cannot be imported, or is no function.

@@ -20,8 +20,8 @@ class Penalties:
 
     Args:
         prompt_tokens: Number of tokens of the prompt, which do not count.
-        presence: Taken from each token that is there.
-        frequency: Taken once for each time that a token is there.
+        presence: Number taken from each token that is there.
+        frequency: Number taken once for each time that a token is there.
     """
 
     def __init__(self, prompt_tokens: int, presence: float, frequency: float) -> None:
@@ -41,7 +41,7 @@ class Bias:
     """Adds to the logits of some tokens.
 
     Args:
-        bias: What is added, by token id.
+        bias: Numbers to add to logits, by token id.
     """
 
     def __init__(self, bias: dict[int, float]) -> None:

@@ -54,8 +54,8 @@ def add_playground(
 
     Args:
         app: The application.
-        service: What it stands on.
-        guard: What every endpoint that computes asks first.
+        service: Service that answers it.
+        guard: Check that every endpoint that computes runs first.
     """
     folder = files("interlace.server") / "static"
     task = service.settings.task

@@ -68,7 +68,7 @@ class Replier:
     """Makes the objects of one reply.
 
     Args:
-        request: What was asked.
+        request: Request of the client.
         model: Name of the served model.
         tokens: The tokenizer's tokens, one by one.
     """

@@ -25,9 +25,9 @@ class DrainingServer(uvicorn.Server):
     """A server that lets running requests end before it does.
 
     Args:
-        config: uvicorn's.
-        service: What it serves.
-        ready: Called once it listens.
+        config: Configuration of uvicorn.
+        service: Service that answers.
+        ready: Function called once it listens.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
@@ -75,7 +75,7 @@ def serve(
         engine: Engine that the server owns from now on.
         settings: Limits and names.
         log_level: Level of what is logged; at "warning" and above no request is.
-        ready: Called with the address once it listens.
+        ready: Function called with the address once it listens.
 
     Raises:
         ConfigError: for an address that cannot be listened on.

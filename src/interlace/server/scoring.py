@@ -42,8 +42,8 @@ def scored_tokens(model: nn.Module, token_ids: Sequence[int], top: int) -> list[
 
     Args:
         model: Causal language model, attached or not.
-        token_ids: The prompt.
-        top: How many likely tokens to report at each place.
+        token_ids: Token ids of the prompt.
+        top: Number of likely tokens to report at each place.
     """
     device = next(model.parameters()).device
     ids = torch.tensor([list(token_ids)], device=device)

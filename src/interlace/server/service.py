@@ -59,8 +59,8 @@ class Stream(EventSourceResponse):
     """Server-sent events that let go of what they stand for, however they end.
 
     Args:
-        content: The events.
-        opened: What is to be closed, also where the first event was never asked for.
+        content: Events of the stream.
+        opened: Contexts to close, also if nobody asks for the first event.
     """
 
     def __init__(self, content: AsyncIterator[bytes], opened: contextlib.ExitStack) -> None:

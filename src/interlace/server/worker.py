@@ -37,14 +37,14 @@ class Job:
     """What one HTTP request asks of the engine: one group a prompt, or W groups of one row.
 
     Args:
-        prompts: One prompt a group.
-        params: How to sample each.
+        prompts: Prompts, one a group.
+        params: Parameters of sampling for each.
         coupled: Whether the rows of a prompt read each other.
-        sample_id: What tells groups of one prompt apart; None counts them.
+        sample_id: Id that tells groups of one prompt apart; None counts them.
         streaming: Whether its steps are wanted, and not only the finished groups.
 
     Attributes:
-        requests: What was put into the core; filled in by the worker.
+        requests: Requests that the worker put into the core.
         mailbox: Events with the index of their request, and at last None or an error.
     """
 
@@ -73,7 +73,7 @@ class Worker:
 
     Args:
         engine: Engine that nobody else uses from now on.
-        metrics: Where it counts.
+        metrics: Metrics that it counts in.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
@@ -116,8 +116,8 @@ class Worker:
 
         Args:
             job: The job.
-            check: What raises for requests that the server does not take.
-            change: What a request is replaced by once its prompt's tokens are known.
+            check: Function that raises for requests that the server does not take.
+            change: Function that replaces a request once its prompt's tokens are known.
 
         Raises:
             GenerationError: for prompts or parameters that cannot be carried out.

@@ -40,7 +40,7 @@ class Example:
             problem's canonical form.
         question: Problem as the prompt states it: a text, or chat messages.
         answer: The reference: the answer, or where many count (countdown) one of them.
-        data: What else the task knows of the problem, as JSON values.
+        data: Further facts of the task about the problem, as JSON values.
     """
 
     id: str
@@ -59,9 +59,10 @@ class Verdict:
 
     Attributes:
         correct: Whether the text solves the problem.
-        score: 0 to 1; 1 for a correct answer, in between only where the task gives partial credit.
+        score: Score from 0 to 1; 1 for a correct answer, in between only where the task gives
+            partial credit.
         answer: The answer that was found, as votes compare it; None if there is none.
-        reason: Why, in a few words.
+        reason: Reason in a few words.
     """
 
     correct: bool
@@ -94,9 +95,9 @@ class Task(ABC, Sequence[Example]):
     """Problems with a prompt and a verifier. Tasks derive from this class.
 
     Args:
-        name: The name it was asked for by.
-        examples: The problems, with distinct ids.
-        split: "train", "test" or "all".
+        name: Name it was asked for by.
+        examples: Problems, with distinct ids.
+        split: Name of the split: "train", "test" or "all".
         chat: Whether `prompt` returns chat messages (for models with a chat template) or plain
             text.
         template: Text of the prompt, with `{question}`, `{instruction}` and the names in an
@@ -194,7 +195,7 @@ class Task(ABC, Sequence[Example]):
 
         Args:
             example: The problem.
-            text: What a model wrote.
+            text: Text that a model wrote.
 
         Returns:
             The verdict.
@@ -208,7 +209,7 @@ class Task(ABC, Sequence[Example]):
         """`verify` for many texts: for tasks that judge in child processes, at once.
 
         Args:
-            pairs: Problems, each with what a model wrote.
+            pairs: Problems, each with a text that a model wrote.
 
         Returns:
             One verdict a pair, in the order of the pairs; the same as one by one.

@@ -17,14 +17,14 @@ class TaskInfo:
     """What is known of a task before it is built.
 
     Attributes:
-        name: What `get_task` takes; "rg:NAME", "jsonl:PATH" and "FILE.py:CLASS" stand for whole
+        name: Name for `get_task`; "rg:NAME", "jsonl:PATH" and "FILE.py:CLASS" stand for whole
             families.
-        summary: What its problems are.
-        verdict: How an answer is judged.
-        source: Where its problems come from.
-        extra: The optional dependency (`pip install 'interlace[extra]'`) it needs or may need.
-        module: Where it is defined.
-        builder: The class, in that module.
+        summary: Sentence about its problems.
+        verdict: Sentence about how an answer is judged.
+        source: Origin of its problems.
+        extra: Name of the extra (`pip install 'interlace[extra]'`) that it needs or may need.
+        module: Name of the module that defines it.
+        builder: Name of the class in that module.
     """
 
     name: str
@@ -89,9 +89,9 @@ def get_task(name: str, /, **options: Any) -> Task:
     """A task by name.
 
     Args:
-        name: One of `list_tasks()`; "rg:sudoku", "jsonl:my/file.jsonl" or "my/task.py:MyTask" for
-            the families. The last runs that file.
-        options: As the task's class takes them. All have `split` ("train", "test", "all"), `size`,
+        name: Name, one of `list_tasks()`; "rg:sudoku", "jsonl:my/file.jsonl" or "my/task.py:MyTask"
+            for the families. The last runs that file.
+        options: Options of the task's class. All have `split` ("train", "test", "all"), `size`,
             `chat` and `template`; sets from the hub have `data`, a JSONL file to read instead.
 
     Returns:

@@ -29,10 +29,10 @@ class HubSource:
     """A data set on the hub.
 
     Attributes:
-        hub_id: "owner/name".
-        splits: Interlace's split to the data set's; a split that is not there is refused.
-        config: The data set's configuration, if it has several.
-        note: What must be known to load it: that it is gated, for instance.
+        hub_id: Id of the data set on the hub, "owner/name".
+        splits: Splits of the data set by Interlace's names; a split that is not there is refused.
+        config: Name of the data set's configuration, if it has several.
+        note: Remark for whoever loads it: that it is gated, for instance.
     """
 
     hub_id: str
