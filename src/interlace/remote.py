@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from interlace.engine.request import checked_ids, list_of_prompts, one_each
 from interlace.engine.types import (
     Completion,
     EngineStats,
@@ -124,9 +125,14 @@ class RemoteEngine:
             sample_ids: Ids that tell groups of one prompt apart; by default its occurrence.
             progress: Function called after each group with the call's statistics.
         """
-        listed = list(prompts)
-        found = dict(self.as_completed(listed, params, sample_ids=sample_ids, progress=progress))
-        return [found[index] for index in range(len(listed))]
+        found: dict[int, GroupOutput] = {}
+        try:
+            found.update(
+                self.as_completed(prompts, params, sample_ids=sample_ids, progress=progress)
+            )
+        except GenerationInterrupted as interrupt:  # what was there before is not lost
+            raise GenerationInterrupted(str(interrupt), found | interrupt.groups) from None
+        return [found[index] for index in range(len(found))]
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, sample_id: int | str = 0
@@ -160,9 +166,9 @@ class RemoteEngine:
             GenerationError: for what the server does not carry out.
             GenerationInterrupted: on Ctrl-C; its `groups` hold what was not handed out yet.
         """
-        listed = list(prompts)
-        each = self._params(params, len(listed))
-        ids = _occurrences(listed) if sample_ids is None else list(sample_ids)
+        listed = [self.encode(p, index) for index, p in enumerate(list_of_prompts(prompts))]
+        each = one_each(params, len(listed))
+        ids = _occurrences(listed) if sample_ids is None else checked_ids(sample_ids, len(listed))
         self.stats = stats = EngineStats()
         return self._as_completed(listed, each, ids, stats, progress)
 
@@ -215,7 +221,17 @@ class RemoteEngine:
             if stop.is_set():
                 raise GenerationError("The call has ended.")
             reply = self._ask(prompt, params, sample_id, len(rows))
-            got = [self._completion(choice) for choice in reply.choices]
+            try:
+                choices = sorted(
+                    reply.choices, key=lambda choice: getattr(choice, "index", None) or 0
+                )
+                got = [self._completion(choice) for choice in choices]
+                prompt_ids = prompt_ids or _prompt_ids(reply)
+            except (AttributeError, IndexError, TypeError, ValueError) as error:
+                raise GenerationError(
+                    f"{self.id} gave an answer that is none of OpenAI's: no choices can be read. "
+                    "Does its address end in /v1?"
+                ) from error
             if not got:
                 raise GenerationError(f"{self.id} gave no choice.")
             if len(got) < params.width and self.coupled:
@@ -226,7 +242,6 @@ class RemoteEngine:
             if len(got) < params.width and not rows:
                 _note(stats, f"{self.id} gives {len(got)} choices a request.")
             self._note_what_lacks(got, stats)
-            prompt_ids = prompt_ids or _prompt_ids(reply)
             rows += got
         return GroupOutput(
             prompt=prompt,
@@ -253,7 +268,7 @@ class RemoteEngine:
         except self._openai.APIStatusError as error:
             told = _message(error)
             raise GenerationError(f"{self.id} refuses ({error.status_code}): {told}") from error
-        except self._openai.OpenAIError as error:
+        except (self._openai.OpenAIError, ValueError) as error:  # ValueError: no JSON
             raise GenerationError(
                 f"{self.id} cannot be asked: {type(error).__name__}: {str(error)[:_MOST_TOLD]}"
             ) from error
@@ -265,6 +280,9 @@ class RemoteEngine:
             raise GenerationError(
                 "A server takes one max_new_tokens for all rows, and no logits processors."
             )
+        for name in ("consensus", "hidden", "record_attention", "top_logprobs"):
+            if getattr(params, name):
+                raise GenerationError(f"A server does not carry out {name}: leave it out.")
         extra: dict[str, Any] = {}
         for name, plain in (("top_k", None), ("min_p", 0.0), ("repetition_penalty", 1.0)):
             if getattr(params, name) not in (plain, 0):
@@ -309,24 +327,17 @@ class RemoteEngine:
                 stats, f"{self.id} gives no log-probabilities: neither they nor tokens are counted."
             )
 
-    def _params(self, params: Any, count: int) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [params or SamplingParams()] * count
-        if len(params) != count:
-            raise GenerationError(
-                f"params has one entry for each prompt: {count}; got {len(params)}."
-            )
-        return list(params)
-
     def _find(self, model: str | None) -> dict[str, Any]:
         """The server's entry for the model."""
         base = str(self._client.base_url)
         try:
             entries = [entry.model_dump() for entry in self._client.models.list()]
+            entries = [entry for entry in entries if isinstance(entry.get("id"), str)]
         except self._openai.APIStatusError as error:
             told = _message(error)
             raise GenerationError(f"{base} refuses ({error.status_code}): {told}") from error
-        except self._openai.OpenAIError as error:
+        # What is no JSON, or JSON of another shape, is a ValueError or an AttributeError there.
+        except (self._openai.OpenAIError, ValueError, AttributeError) as error:
             raise GenerationError(
                 f"{base} cannot be reached: {type(error).__name__}: {str(error)[:_MOST_TOLD]}. "
                 "Is it an OpenAI-compatible API, and does its address end in /v1?"

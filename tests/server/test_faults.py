@@ -113,6 +113,25 @@ def test_a_name_that_is_not_this_machines_is_refused_without_a_key(http: httpx.C
     assert reply.status_code == 403
 
 
+@pytest.mark.parametrize("name", ["127.0.0.2", "LOCALHOST", "[::1]"])
+def test_all_names_of_loopback_are_answered(http: httpx.Client, name: str) -> None:
+    """`--host 127.0.0.2` needs no key, so its name must do."""
+    assert http.get("/v1/models", headers={"Host": f"{name}:8000"}).status_code == 200
+    assert http.get("/v1/models", headers={"Host": name}).status_code == 200
+
+
+def test_a_client_that_goes_within_its_body_is_no_error(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = urlsplit(server.address)
+    head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    asked = server.service.metrics.requests.labels("/tokenize", 499)
+    with socket.create_connection((place.hostname, place.port)) as connection:
+        connection.sendall(head + b"Content-Length: 99\r\n\r\n{")
+    until(lambda: asked._value.get() == 1)
+    assert not caplog.records
+
+
 def test_a_key_is_asked_for() -> None:
     with running(api_key="secret") as server, httpx.Client(base_url=server.address) as http:
         assert http.get("/health").status_code == 200
@@ -264,3 +283,12 @@ def test_tokenize_gives_what_the_engine_is_fed(http: httpx.Client) -> None:
     chat = http.post("/tokenize", json={"messages": [{"role": "user", "content": "a"}]}).json()
     assert chat["count"] > reply["count"]
     assert http.post("/tokenize", json={}).status_code == 400
+
+
+def test_a_stream_that_only_echoes_says_that_it_ends(http: httpx.Client) -> None:
+    reply = ask(http, n=2, max_tokens=0, echo=True, stream=True)
+    events = [
+        json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")
+    ]
+    reasons = [(c["index"], c["finish_reason"]) for event in events for c in event["choices"]]
+    assert reasons == [(0, "length"), (1, "length")]

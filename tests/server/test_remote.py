@@ -14,7 +14,7 @@ import pytest
 import interlace
 from interlace import RemoteEngine, SamplingParams
 from interlace.cli.main import main
-from interlace.errors import GenerationError
+from interlace.errors import GenerationError, GenerationInterrupted
 from interlace.evaluation.run import load_run
 from support.server import Running, running
 
@@ -95,6 +95,7 @@ class Plain(http.server.BaseHTTPRequestHandler):
     """A plain server: one choice a request whatever n is, no token ids; it fails now and then."""
 
     asked: ClassVar[list[dict[str, Any]]] = []
+    odd: ClassVar[bytes | None] = None  # sent in place of an answer
     failures = 0
 
     def log_message(self, *arguments: object) -> None:
@@ -110,6 +111,9 @@ class Plain(http.server.BaseHTTPRequestHandler):
             self._send({"error": {"message": "busy"}}, 503)
             return
         Plain.asked.append(body)
+        if Plain.odd is not None:
+            self._send(json.loads(Plain.odd or "null"))
+            return
         text = f"seed {body['seed']}"
         logprobs = {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0], "text_offset": [0, 1],
                     "top_logprobs": [{}, {}]}  # fmt: skip
@@ -156,6 +160,60 @@ def test_a_server_that_splits_a_group_is_refused_where_rows_are_to_be_coupled(pl
     remote = RemoteEngine(plain, chat=False, coupled=True)
     with pytest.raises(GenerationError, match=r"gave 1 of 5 choices.*coupled=False"):
         remote.generate(["a"], PARAMS)
+
+
+ODD = [
+    b"null", b'{"error": {"message": "no credit"}}', b'{"choices": null}', b'{"choices": [7]}',
+    b'{"choices": [{"index": 0, "text": "a", "logprobs": {"token_logprobs": ["a"]}}]}',
+    b'{"choices": [{"index": 0, "text": "a"}], "usage": {}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_answer_of_another_shape_is_one_clear_error(
+    plain: str, monkeypatch: pytest.MonkeyPatch, odd: bytes
+) -> None:
+    monkeypatch.setattr(Plain, "odd", odd)
+    with pytest.raises(GenerationError, match="none of OpenAI's"):
+        RemoteEngine(plain, chat=False).generate(["a"], PARAMS)
+
+
+def test_choices_are_rows_by_their_index(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = [{"index": index, "text": str(index), "logprobs": None} for index in (2, 0, 1)]
+    monkeypatch.setattr(Plain, "odd", json.dumps({"choices": choices}).encode())
+    (group,) = RemoteEngine(plain, chat=False).generate(["a"], PARAMS.replace(width=3))
+    assert group.texts == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "word"),
+    [
+        ("abc", {}, "single one"),
+        ([[]], {}, "empty"),
+        (["a"], {"sample_ids": [1, 2]}, "one entry"),
+        (["a"], {"params": PARAMS.replace(top_logprobs=2)}, "top_logprobs"),
+        (["a"], {"params": PARAMS.replace(record_attention="mean")}, "record_attention"),
+        (["a"], {"params": PARAMS.replace(consensus=str)}, "consensus"),
+    ],
+)
+def test_what_no_server_carries_out_is_refused(
+    plain: str, prompts: Any, options: dict[str, Any], word: str
+) -> None:
+    """It was left out in silence, or ended in another library's error."""
+    with pytest.raises(GenerationError, match=word):
+        RemoteEngine(plain, chat=False).generate(prompts, **options)
+    assert not Plain.asked
+
+
+def test_an_interrupt_gives_what_was_there_before(plain: str) -> None:
+    def interrupt(stats: interlace.EngineStats) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(GenerationInterrupted) as caught:
+        RemoteEngine(plain, chat=False, concurrency=1).generate(
+            ["a", "b"], PARAMS, progress=interrupt
+        )
+    assert 0 in caught.value.groups
 
 
 def test_generate_and_eval_take_an_address(

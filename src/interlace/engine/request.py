@@ -92,8 +92,8 @@ def make_requests(
     Raises:
         GenerationError: for prompts or parameters that cannot be carried out.
     """
-    each = _one_each(params, len(prompts))
-    ids_given = None if sample_ids is None else _sample_ids(sample_ids, len(prompts))
+    each = one_each(params, len(prompts))
+    ids_given = None if sample_ids is None else checked_ids(sample_ids, len(prompts))
     seen: Counter[tuple[int, ...]] = Counter()
     requests = []
     for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
@@ -132,7 +132,12 @@ def list_of_prompts(prompts: Any) -> list[Prompt]:
     return items
 
 
-def _one_each(params: Any, count: int) -> list[SamplingParams]:
+def one_each(params: Any, count: int) -> list[SamplingParams]:
+    """Parameters for each prompt of a call.
+
+    Raises:
+        GenerationError: for what is none, or of another length.
+    """
     if params is None:
         params = SamplingParams()
     each = [params] * count if isinstance(params, SamplingParams) else params
@@ -144,7 +149,7 @@ def _one_each(params: Any, count: int) -> list[SamplingParams]:
     return list(_of_length("params", each, count))
 
 
-def _sample_ids(sample_ids: Any, count: int) -> list[int | str]:
+def checked_ids(sample_ids: Any, count: int) -> list[int | str]:
     """With numbers of NumPy as plain ones, since uniforms depend on them to the letter."""
     try:
         if isinstance(sample_ids, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,11 +34,11 @@ from interlace.server.protocol import (
     parse,
 )
 from interlace.server.service import Service, failure
-from interlace.server.settings import ServerSettings
+from interlace.server.settings import ServerSettings, is_loopback_name
 
 log = logging.getLogger("interlace.server")
 
-_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
+_PORT = re.compile(r":\d*$")
 _REPLIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletion,
     "/v1/completions": Completion,
@@ -139,6 +141,9 @@ def _post(
             response = await answer(parse(kind, await http.body()), http)
             status = response.status_code
             return response
+        except ClientDisconnect:  # within its body
+            status = 499
+            return Response(status_code=status)
         except Exception as error:
             told = failure(error)
             status = told.status
@@ -217,7 +222,7 @@ def _guard(service: Service) -> Callable[[Request], Awaitable[None]]:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        elif http.headers.get("host", "").rsplit(":", 1)[0] not in _LOOPBACK_NAMES:
+        elif not is_loopback_name(_PORT.sub("", http.headers.get("host", ""))):
             # A page elsewhere could give its name this machine's address, and read the answers.
             raise ApiError(403, "Without an API key the server answers to its loopback names only.")
 

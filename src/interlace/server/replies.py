@@ -161,9 +161,10 @@ class Replier:
             yield choice
 
     def echo(self, first: int, prompt: Scored) -> Iterator[dict[str, Any]]:
-        """The prompt before each choice of its group."""
+        """The prompt before each choice of its group; the end too where nothing else is asked."""
+        reason = "length" if self.request.max_tokens == 0 else None
         for index in range(first, first + self.request.width):
-            yield self._delta(index, prompt.text, self._logprobs(prompt.tokens, index), None)
+            yield self._delta(index, prompt.text, self._logprobs(prompt.tokens, index), reason)
 
     def _delta(self, index: int, delta: Any, logprobs: Any, reason: str | None) -> dict[str, Any]:
         name = "delta" if self.is_chat else "text"

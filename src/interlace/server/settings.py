@@ -67,9 +67,14 @@ class ServerSettings:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches the address."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback_name(self.host)
+
+
+def is_loopback_name(name: str) -> bool:
+    """Whether only this machine can be meant: by an address to listen on, or a request's host."""
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
