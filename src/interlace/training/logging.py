@@ -188,7 +188,7 @@ WIDE = (torch.float32, torch.float64)
 
 
 @contextlib.contextmanager
-def watching_blocks(model: nn.Module, note: Callable[[float, float], None]) -> Iterator[None]:
+def measuring_blocks(model: nn.Module, note: Callable[[float, float], None]) -> Iterator[None]:
     """Within this context the blocks of an attached model are watched; at its end `note` is given
     the mean over the blocks of the norm of what they add over the norm of their input, and a count
     of 1. Where no hook saw a block, as in the graph of a compiled model, both are 0: that can

@@ -33,7 +33,7 @@ from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import COUPLINGS, config_from_dict, coupling_class
 from interlace.errors import ConfigError, nearest
 from interlace.tasks.sources import is_file
-from interlace.training.sections import (
+from interlace.training.recipe_sections import (
     ALIASES,
     SECTIONS,
     arguments_of,

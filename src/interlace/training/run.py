@@ -35,8 +35,8 @@ from interlace.models.loading import load
 from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT, held
 from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
+from interlace.training.recipe_sections import OPERATIONAL, SECTIONS
 from interlace.training.rewarding import named_rewards
-from interlace.training.sections import OPERATIONAL, SECTIONS
 from interlace.training.trl_fields import RENAMED
 
 RECIPE = "recipe.yaml"

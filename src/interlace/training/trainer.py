@@ -42,7 +42,7 @@ from interlace.training.data import (
     take_adapters,
 )
 from interlace.training.distributed import gathered, gradient_norm, unwrapped, without_autocast
-from interlace.training.logging import Journal, Tally, watching_blocks
+from interlace.training.logging import Journal, Tally, measuring_blocks
 from interlace.training.measuring import measure
 from interlace.training.parameters import (
     choose_parameters,
@@ -297,7 +297,7 @@ class GroupTrainer(SamplingTrainer):
             part = parts[index] if index < len(parts) else spare
             with self._syncing(model, last=index == passes - 1):
                 with self.compute_loss_context_manager(), self.timed("score"):
-                    watched = self._watching_blocks() if index == 0 else contextlib.nullcontext()
+                    watched = self._measuring_blocks() if index == 0 else contextlib.nullcontext()
                     with watched:
                         loss = self.loss_of(model, part, denominator, index == 0)
                     loss = loss if part.counts else loss * 0
@@ -391,9 +391,9 @@ class GroupTrainer(SamplingTrainer):
             if self.args.device.type == "cuda":
                 torch.cuda.synchronize()
 
-    def _watching_blocks(self) -> contextlib.AbstractContextManager[None]:
+    def _measuring_blocks(self) -> contextlib.AbstractContextManager[None]:
         note = partial(self.tally.mean, "block_output_over_input")
-        return watching_blocks(unwrapped(self.model), note)
+        return measuring_blocks(unwrapped(self.model), note)
 
 
 def _pad_id(model: PreTrainedModel, tokenizer: Any) -> int:

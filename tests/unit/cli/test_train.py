@@ -17,7 +17,7 @@ import yaml
 import interlace
 from interlace.attaching import is_attached
 from interlace.cli.main import main
-from interlace.training.sections import DECISIVE, SECTIONS
+from interlace.training.recipe_sections import DECISIVE, SECTIONS
 from support.number_model import number_folder, number_tokenizer
 
 WARMUP = {

@@ -16,7 +16,7 @@ from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.rows import Groups
 from interlace.tasks.base import Example, Verdict
 from interlace.training import logging
-from interlace.training.logging import Tally, as_markdown, show_in_tensorboard, watching_blocks
+from interlace.training.logging import Tally, as_markdown, measuring_blocks, show_in_tensorboard
 from interlace.training.rewarding import RolledGroup
 from support.training import tiny_model
 
@@ -50,7 +50,7 @@ def test_what_blocks_add_is_measured_of_the_model_alone(kind: str, dtype: torch.
             )
         )
     found: list[tuple[float, float]] = []
-    with torch.no_grad(), watching_blocks(model, lambda *noted: found.append(noted)):
+    with torch.no_grad(), measuring_blocks(model, lambda *noted: found.append(noted)):
         model(ids, groups=groups)
         other = copy.deepcopy(model)
         for name in names:
@@ -71,11 +71,11 @@ def test_blocks_that_no_hook_sees_count_for_nothing() -> None:
     nothing is taken, or if nothing is noted: another process may have seen its blocks, and sums are
     added up over processes by their place."""
     found: list[tuple[float, float]] = []
-    with watching_blocks(tiny_model(), lambda *noted: found.append(noted)):
+    with measuring_blocks(tiny_model(), lambda *noted: found.append(noted)):
         pass
     assert found == [(0.0, 0.0)]
     tally = Tally()
-    with watching_blocks(tiny_model(), partial(tally.mean, "blocks")):
+    with measuring_blocks(tiny_model(), partial(tally.mean, "blocks")):
         pass
     assert tally.collect(lambda values, how: values) == {}
 
