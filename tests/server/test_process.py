@@ -17,7 +17,7 @@ PROMPT = "3 4 9 -> 21 :"
 
 
 def test_the_packaged_model_is_served_and_sigterm_drains() -> None:
-    with serving("--max-tokens", "900") as (process, address):
+    with serving("--max-tokens", "900", "--drain-seconds", "600") as (process, address):
         with httpx.Client(base_url=address) as http:
             assert http.get("/health").json() == {"status": "ok"}
             assert http.get("/v1/models").json()["data"][0]["id"] == "tiny-bridge"
@@ -34,9 +34,9 @@ def test_the_packaged_model_is_served_and_sigterm_drains() -> None:
         for chunk in stream:
             for choice in chunk.choices:
                 counts[choice.index] += 1
-        refused.join(timeout=60)
+        refused.join(timeout=600)
         assert counts == [900] * 8  # nothing of what ran was lost
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=600) == 0
 
 
 def _expect_draining(address: str) -> None:
@@ -64,7 +64,7 @@ def test_a_second_signal_waits_for_nobody() -> None:
             while http.get("/health").status_code == 200:
                 pass
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        process.wait(timeout=600)
         with pytest.raises((openai.APIError, httpx.HTTPError)):
             list(stream)
 
@@ -81,7 +81,7 @@ def test_a_second_signal_waits_for_nobody() -> None:
 def test_what_cannot_be_served_is_one_line(arguments: list[str], word: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "interlace.cli.main", "serve", *arguments],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 2
     assert word in done.stderr

@@ -97,8 +97,8 @@ def save(
     >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
     >>> _ = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05))
     >>> folder = interlace.save(model, tempfile.mkdtemp(), full=True)
-    >>> sorted(path.name for path in folder.iterdir())
-    ['README.md', 'base', 'bridge.safetensors', 'interlace.json', 'model.safetensors.index.json']
+    >>> sorted(path.name for path in folder.iterdir())[:4]
+    ['README.md', 'base', 'bridge.safetensors', 'config.json']
     """
     base, folder = base_model_of(model), Path(folder)
     attachment = get_attachment(base)

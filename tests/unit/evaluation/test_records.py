@@ -132,7 +132,7 @@ def test_refuses_what_contradicts_itself(change, message):
     ("change", "message"),
     [
         ({"v": 2}, '"v": 1'),
-        ({"widht": 2}, "did you mean 'width'"),
+        ({"widht": 2}, "Did you mean 'width'"),
         ({"width": "2"}, "'width' has another type"),
         ({"width": True}, "'width' has another type"),
         ({"correct": [1, 0]}, "'correct' has another type"),

@@ -182,7 +182,7 @@ def test_prompt(task: Countdown) -> None:
         ({"numbers": 9}, "from 2 to 8"),
         ({"max_number": 0}, "max_number"),
         ({"min_target": 50, "max_target": 40}, "from 50 to 40"),
-        ({"size": 0}, "size is a whole number, at least 1"),
+        ({"size": 0}, "size is a whole number, from 1 to 1000000"),
         ({"size": True}, "size"),
         ({"numbers": 2, "max_number": 3, "min_target": 1, "size": 99}, "about [0-9]+ problems"),
     ],

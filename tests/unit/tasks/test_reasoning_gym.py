@@ -68,7 +68,7 @@ def test_unknown_names_and_missing_package(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(TaskError, match=r"no task 'sudoko'\. Did you mean sudoku"):
         get_task("rg:sudoko")
     monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"reasoning-gym.*'interlace\[tasks\]'"):
+    with pytest.raises(MissingDependencyError, match=r'reasoning-gym.*"interlace\[tasks\]"'):
         get_task("rg:sudoku")
 
 
