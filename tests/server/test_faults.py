@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -259,6 +260,29 @@ def test_a_fault_of_ours_fails_what_runs_and_the_next_request_goes_on() -> None:
         assert ask(http).status_code == 500
         until(lambda: http.get("/health").status_code == 503)
         assert ask(http).json()["error"]["code"] == "failed"
+
+
+def test_who_waits_when_the_worker_ends_is_told() -> None:
+    engine, begun, go = byte_engine(), threading.Event(), threading.Event()
+
+    def step() -> Any:
+        begun.set()
+        go.wait(60)
+        raise ZeroDivisionError
+
+    engine.core.step = step  # type: ignore[method-assign]
+    engine.core.abort = lambda number: 1 / 0  # type: ignore[method-assign, assignment]
+    with (
+        running(engine) as server,
+        httpx.Client(base_url=server.address, timeout=20) as http,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        asked = [pool.submit(ask, http)]
+        assert begun.wait(60)
+        asked += [pool.submit(ask, http) for _ in range(2)]
+        until(lambda: server.service.worker._inbox.qsize() == 2)
+        go.set()
+        assert [one.result().status_code for one in asked] == [500, 500, 500]
 
 
 def test_metrics_count_what_was_done() -> None:

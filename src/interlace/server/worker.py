@@ -7,6 +7,7 @@ worker carries out what is there. What comes of jobs is handed to the event loop
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import logging
 import queue
@@ -84,6 +85,7 @@ class Worker:
         metrics.rows_alive.set_function(lambda: sum(list(self._alive.values())))
         metrics.queue.set_function(lambda: len(self._jobs) - len(self._alive))
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = False  # by a fault
         self._thread = threading.Thread(target=self._run, name="interlace-worker", daemon=True)
         # Texts become ids beside the steps, with a tokenizer of their own: two threads in one
         # fast tokenizer raise "Already borrowed".
@@ -127,6 +129,8 @@ class Worker:
         check(job.requests)
         job.requests = [change(request) for request in job.requests]
         self._inbox.put(lambda: self._add(job))
+        if self._ended:  # perhaps after it looked into its inbox for the last time
+            raise RuntimeError("The worker has ended.")
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt."""
@@ -183,6 +187,7 @@ class Worker:
                 log.error("A step failed: %s", type(error).__name__)
                 log.debug("A step failed", exc_info=error)
                 if not self._fail_all():
+                    self._refuse_for_good()
                     return
 
     def _take_commands(self, wait: bool) -> bool:
@@ -198,6 +203,9 @@ class Worker:
             wait = False
 
     def _add(self, job: Job) -> None:
+        if self._ended:
+            self._hand_over([(job, RuntimeError("The worker has ended."))])
+            return
         for index, request in enumerate(job.requests):
             number = self.engine.core.add(request, streaming=True)
             job.numbers[number] = index
@@ -223,6 +231,15 @@ class Worker:
             log.critical("The worker ends: %s", type(error).__name__)
             return False
         return True
+
+    def _refuse_for_good(self) -> None:
+        """Tell those who still come, and who would wait without end, that nobody works here."""
+        self._ended = True
+        while not self._inbox.empty():
+            with contextlib.suppress(Exception):
+                command = self._inbox.get()
+                if command is not None:
+                    command()
 
     def _deliver(self, events: Sequence[Event]) -> None:
         """Hand the events of a step to the loop, all in one call."""
