@@ -429,7 +429,7 @@ def test_logits_that_are_no_numbers_are_reported_with_the_lines(
         *FEW, "--raw", "--batch-size", 2, "--input", prompts, "--output", tmp_path / "out"
     )
     assert status == 2
-    assert "Sampling for line 5 to line 6 failed" in err
+    assert "Sampling for line 5 to line 6 (prompts 0 to 1 of the call) failed" in err
     assert "NaN" in err
     assert len(read_lines(tmp_path / "out")) == 4
 
