@@ -153,8 +153,9 @@ def logprob_weights(
     Raises:
         AggregationError: for a log-probability that is NaN or above 0.
 
-    >>> [round(weight, 3) for weight in logprob_weights([[-1.0, -1.0], [-1.5]])]
-    [1.0, 0.607]
+    Examples:
+        >>> [round(weight, 3) for weight in logprob_weights([[-1.0, -1.0], [-1.5]])]
+        [1.0, 0.607]
     """
     scores = []
     for row, tokens in enumerate(logprobs):

@@ -90,15 +90,16 @@ def save(
             since `interlace.load`, or carries adapters), or would replace a full save.
         OSError: if the files cannot be written.
 
-    >>> import tempfile, interlace
-    >>> from transformers import LlamaConfig, LlamaForCausalLM
-    >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
-    >>> heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
-    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
-    >>> _ = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05))
-    >>> folder = interlace.save(model, tempfile.mkdtemp(), full=True)
-    >>> sorted(path.name for path in folder.iterdir())[:4]
-    ['README.md', 'base', 'bridge.safetensors', 'config.json']
+    Examples:
+        >>> import tempfile, interlace
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
+        >>> heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+        >>> _ = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05))
+        >>> folder = interlace.save(model, tempfile.mkdtemp(), full=True)
+        >>> sorted(path.name for path in folder.iterdir())[:4]
+        ['README.md', 'base', 'bridge.safetensors', 'config.json']
     """
     base, folder = base_model_of(model), Path(folder)
     attachment = get_attachment(base)

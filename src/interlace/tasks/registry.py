@@ -79,8 +79,9 @@ def list_tasks() -> list[TaskInfo]:
     """Every task, generated ones first; "rg:NAME", "jsonl:PATH" and "FILE.py:CLASS" stand for
     whole families.
 
-    >>> [info.name for info in list_tasks()][:3]
-    ['countdown', 'tiny-countdown', 'chain-arithmetic']
+    Examples:
+        >>> [info.name for info in list_tasks()][:3]
+        ['countdown', 'tiny-countdown', 'chain-arithmetic']
     """
     return list(_TASKS.values())
 
