@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP) ## Create .venv and install the package with its development tools
 
-test: $(STAMP) ## Run the default tests (at most 5 minutes on two cores)
+test: $(STAMP) ## Run the default tests (8 to 9 minutes on two cores)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP) ## Run the slow tests too: compile, FSDP2, LoRA, all attention kinds
@@ -54,7 +54,7 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(STAMP) ## Train a tiny model before your eyes and see the method work (about 4 minutes on two cores, at most 8)
+demo: $(STAMP) ## Train a tiny model before your eyes and see the method work (some minutes on two cores)
 	$(BIN)/interlace demo
 
 serve: $(STAMP) ## Serve the packaged model to OpenAI clients, with a page that shows rows reading each other

@@ -34,7 +34,7 @@ from interlace.user_code import own_place, told
 # Name -> module, and what it does in one line.
 COMMANDS = {
     "compare": ("interlace.cli.compare", "Arms over the same problems: gains with intervals"),
-    "demo": ("interlace.cli.demo", "The whole method on a tiny model, in about 4 minutes"),
+    "demo": ("interlace.cli.demo", "The whole method on a tiny model, in some minutes"),
     "eval": ("interlace.cli.eval", "A task at every width: metrics with intervals, and figures"),
     "generate": ("interlace.cli.generate", "W responses side by side, then one; or a whole file"),
     "info": ("interlace.cli.info", "Layers, parameters, and memory at a width, from the config"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import logging
 import time
@@ -88,7 +89,9 @@ class Service:
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.engine, self.worker = engine, Worker(engine, self.metrics)
-        self.texts = TokenTexts(self.worker.tokenizer)
+        # The event loop's own, since the encoder's thread uses the worker's.
+        self._tokenizer = copy.deepcopy(engine.tokenizer)
+        self.texts = TokenTexts(self._tokenizer)
         self.draining = False
         self.born = int(time.time())
         self.open_groups = 0  # accepted and not finished
@@ -114,7 +117,7 @@ class Service:
     @property
     def chats(self) -> bool:
         """Whether messages are taken."""
-        return bool(getattr(self.worker.tokenizer, "chat_template", None))
+        return bool(getattr(self._tokenizer, "chat_template", None))
 
     @property
     def vocabulary(self) -> int:
@@ -318,7 +321,7 @@ class Service:
         scored = []
         for one in job.requests[:: job.groups_a_prompt]:
             ids, top = one.token_ids, request.logprobs
-            text = one.prompt if isinstance(one.prompt, str) else self.worker.tokenizer.decode(ids)
+            text = one.prompt if isinstance(one.prompt, str) else self._tokenizer.decode(ids)
             tokens = []
             if top is not None:
                 act = partial(scored_tokens, self.engine.model, ids, top)

@@ -62,7 +62,7 @@ what happens:
   4. A report with tables, figures and the group is written; its path is printed.
 
 examples:
-  Everything, in about 4 minutes on two free cores:
+  Everything, in some minutes:
     interlace demo
   A look at it without training, in about a minute, at packaged arms (120 rollouts each):
     interlace demo --quick
