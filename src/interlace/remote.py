@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
+from urllib.parse import urlsplit
 
 from interlace.engine.request import checked_ids, list_of_prompts, one_each
 from interlace.engine.types import (
@@ -55,7 +56,8 @@ class RemoteEngine:
         kind: Kind of blocks that the server says its model has, or None.
 
     Raises:
-        GenerationError: if the server cannot be reached, or has no such model.
+        GenerationError: for an address that is none, no requests side by side, and if the server
+            cannot be reached, or has no such model.
     """
 
     def __init__(
@@ -72,6 +74,13 @@ class RemoteEngine:
     ) -> None:
         require("openai", "serve", "RemoteEngine")
         import openai
+
+        if concurrency < 1 or retries < 0 or not timeout > 0:
+            raise GenerationError(
+                "concurrency is at least 1, retries at least 0 and timeout above 0; got "
+                f"{concurrency}, {retries} and {timeout}."
+            )
+        _check_address(base_url)
 
         self._openai = openai
         self._client = openai.OpenAI(
@@ -430,6 +439,20 @@ def _message(error: Any) -> str:
 
 def _succeeded(future: Future[Any]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        found = parts.hostname if parts.scheme in ("http", "https") else None
+        parts.port  # noqa: B018 - it raises for what is none
+    except ValueError:
+        found = None
+    if not found or any(sign.isspace() or not sign.isprintable() for sign in url):
+        raise GenerationError(
+            f"An address begins with http:// or https:// and a host, such as "
+            f"http://127.0.0.1:8000/v1; got {url!r:.200}."
+        )
 
 
 def _key() -> str | None:

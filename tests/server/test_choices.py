@@ -38,7 +38,7 @@ def streamed(client: openai.OpenAI, **fields: Any) -> tuple[dict[int, dict[str, 
     return dict(found), chunks
 
 
-@pytest.mark.parametrize("width", [1, 2, 5, 64])
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 17, 32, 64])
 def test_choices_are_the_engines_group_to_the_token(
     client: openai.OpenAI, twin: interlace.Engine, width: int
 ) -> None:
@@ -77,13 +77,15 @@ def test_rows_read_each_other_unless_they_are_to_be_alone(
     assert ids[False][0] == alone.completions[0].token_ids
 
 
-@pytest.mark.parametrize("stop", [None, ["e", "\n"], "zq"])
+@pytest.mark.parametrize(
+    ("width", "stop"), [(7, None), (7, ["e", "\n"]), (7, "zq"), (1, None), (2, None), (64, "e")]
+)
 def test_a_joined_stream_is_the_unstreamed_text_to_the_byte(
-    client: openai.OpenAI, loose: openai.OpenAI, stop: Any
+    client: openai.OpenAI, loose: openai.OpenAI, width: int, stop: Any
 ) -> None:
     fields: dict[str, Any] = {
         "prompt": PROMPT,
-        "n": 7,
+        "n": width,
         "seed": 5,
         "max_tokens": 40,
         "stop": stop,
@@ -93,7 +95,7 @@ def test_a_joined_stream_is_the_unstreamed_text_to_the_byte(
     whole = client.completions.create(model="bytes", **fields)
     options = {"include_usage": True}
     parts, chunks = streamed(loose, **fields, stream_options=options)
-    assert sorted(parts) == list(range(7))
+    assert sorted(parts) == list(range(width))
     for choice in whole.choices:
         part = parts[choice.index]
         assert part["text"] == choice.text

@@ -92,7 +92,7 @@ def test_messages_that_the_template_refuses_are_not_shown(http: httpx.Client) ->
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/v2", 404), ("GET", "/v1/completions", 405), ("POST", "/health", 405),
-     ("GET", "/v1/models/gpt-9", 404)],
+     ("GET", "/v1/models/gpt-9", 404), ("OPTIONS", "/v1/models", 405), ("TRACE", "/", 405)],
 )  # fmt: skip
 def test_paths_and_methods_that_are_none(
     http: httpx.Client, method: str, path: str, status: int
@@ -100,6 +100,25 @@ def test_paths_and_methods_that_are_none(
     reply = http.request(method, path)
     assert reply.status_code == status
     assert reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/metrics", "/openapi.json"])
+def test_head_is_get_without_a_body(http: httpx.Client, path: str) -> None:
+    """As load balancers ask for health."""
+    reply = http.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert reply.headers["Content-Type"] == http.get(path).headers["Content-Type"]
+    assert http.head("/v1/completions").status_code == 405
+
+
+def test_a_page_elsewhere_may_ask_only_if_its_origin_is_allowed() -> None:
+    asked = {"Origin": "https://mine.example", "Access-Control-Request-Method": "POST"}
+    for allowed, status in (((), 405), (("https://mine.example",), 200), (("https://a.b",), 400)):
+        with running(allow_origin=allowed) as server:
+            reply = httpx.options(f"{server.address}/v1/completions", headers=asked)
+        assert reply.status_code == status
+        granted = reply.headers.get("Access-Control-Allow-Origin")
+        assert granted == (asked["Origin"] if status == 200 else None)
 
 
 def test_a_body_of_another_type_is_refused(http: httpx.Client) -> None:
@@ -183,6 +202,17 @@ def test_a_full_queue_is_429_and_says_when_to_come_back() -> None:
     full = replies[codes.index(429)]
     assert full.headers["Retry-After"] == "1"
     assert full.json()["error"]["code"] == "queue_full"
+
+
+def test_rows_alone_are_groups_of_their_own_in_the_queue() -> None:
+    """They are as many groups in the core; counted as one, they got past the limit."""
+    with running(max_queue=4) as server, httpx.Client(base_url=server.address) as http:
+        assert ask(http, n=5).status_code == 200
+        reply = ask(http, n=5, coupled=False)
+        assert reply.status_code == 400
+        assert "at most 4 groups; got 5" in reply.json()["error"]["message"]
+        assert ask(http, n=2, prompt=["a", "b"], coupled=False).status_code == 200
+        until(lambda: server.service.open_groups == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import interlace
+from interlace.server.playground import _judged
+from interlace.tasks import Verdict
 from support.architectures import attach_random, build
 from support.server import Running, running
 
@@ -213,6 +215,23 @@ def test_static_files_are_a_fixed_table(tiny: Running) -> None:
         assert "access-control-allow-origin" not in http.get(
             "/v1/models", headers={"Origin": "http://evil.example"}
         ).headers  # fmt: skip
+
+
+def test_verdicts_of_long_rows_take_few_looks() -> None:
+    """A verdict of every beginning and every end took the square of a row's length."""
+    looks = []
+
+    class Finds:
+        def verify(self, example: str, text: str) -> Verdict:
+            looks.append(text)
+            return Verdict(example in text, float(example in text), None, "")
+
+    for before in (0, 1, 700):
+        row = [*["x"] * before, *"hit", *["y"] * 900]
+        (found,) = _judged(Finds(), "hit", [row])["rows"]
+        assert (found["start"], found["since"]) == (before, before + 2)
+    assert len(looks) < 3 * 25
+    assert _judged(Finds(), "", [[]])["rows"][0]["since"] is None
 
 
 def test_no_page_where_none_is_wanted() -> None:

@@ -83,6 +83,29 @@ def test_a_server_that_cannot_be_asked_is_one_clear_error(
         RemoteEngine(url or f"{server.address}/v1", retries=0, **options)
 
 
+@pytest.mark.parametrize(
+    ("url", "options", "word"),
+    [
+        ("127.0.0.1:8000/v1", {}, "http://"),
+        ("http://", {}, "http://"),
+        ("http://127.0.0.1:eight/v1", {}, "http://"),
+        ("http://[::1/v1", {}, "http://"),
+        ("ftp://127.0.0.1/v1", {}, "http://"),
+        ("http://127.0.0.1/a b", {}, "http://"),
+        ("", {}, "http://"),
+        ("http://127.0.0.1:9/v1", {"concurrency": 0}, "concurrency is at least 1"),
+        ("http://127.0.0.1:9/v1", {"retries": -1}, "retries at least 0"),
+        ("http://127.0.0.1:9/v1", {"timeout": 0}, "timeout above 0"),
+    ],
+)
+def test_arguments_that_are_none_are_one_clear_error(
+    url: str, options: dict[str, Any], word: str
+) -> None:
+    """They were errors of other libraries, and concurrency=0 one at the first call."""
+    with pytest.raises(GenerationError, match=word):
+        RemoteEngine(url, **options)
+
+
 def test_a_key_is_sent() -> None:
     with running(api_key="secret") as server:
         url = f"{server.address}/v1"

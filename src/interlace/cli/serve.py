@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from interlace.configuration import Parser
+from interlace.server.settings import Address, Limits, ServerSettings
 from interlace.user_code import named_function
 
 if TYPE_CHECKING:
@@ -30,51 +31,20 @@ examples:
 
 
 @dataclass(frozen=True)
-class _Address:
-    """Address.
+class _Memory(Limits):
+    """Memory.
 
     Args:
-        host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        api_key: Key that clients must send; by default INTERLACE_API_KEY, if it is set.
-        allow_origin: Page elsewhere that may call from a browser; the flag may be repeated.
-        served_model_name: Name of the model for clients; by default MODEL's last part.
-        drain_seconds: Seconds for running requests at SIGTERM.
-        log_level: Level of what is logged.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_key: str | None = None
-    allow_origin: tuple[str, ...] = ()
-    served_model_name: str | None = None
-    drain_seconds: float = 30.0
-    log_level: Literal["error", "warning", "info", "debug"] = "warning"
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """Limits.
-
-    Args:
-        max_width: Number of choices of a prompt, at most.
-        max_queue: Number of groups accepted and not finished, at most.
-        max_tokens: Number of tokens of a choice, at most.
-        max_prompt_tokens: Number of tokens of a prompt, at most; by default the context.
         memory: GiB for keys and values; by default half of what is free.
         max_rows: Number of rows in one pass, at most.
     """
 
-    max_width: int = 64
-    max_queue: int = 256
-    max_tokens: int = 4096
-    max_prompt_tokens: int | None = None
     memory: float | None = None
     max_rows: int | None = None
 
 
 @dataclass(frozen=True)
-class Settings(_Address, _Limits):
+class Settings(Address, _Memory):
     """Model and page.
 
     Args:
@@ -82,6 +52,8 @@ class Settings(_Address, _Limits):
             tiny-rlvr, tiny-pmatch (packaged) and smollm2-135m.
         dtype: Type of the weights, such as bfloat16; by default the checkpoint's.
         device: Device to load on, such as cuda:0; by default the CPU.
+        served_model_name: Name of the model for clients; by default MODEL's last part.
+        log_level: Level of what is logged.
         task: Name of the task whose problems the page offers and judges.
         scorer: FILE.py:FUNCTION that `aggregate` may name by FUNCTION; the flag may be repeated.
         no_playground: Serve no page at /.
@@ -90,6 +62,8 @@ class Settings(_Address, _Limits):
     model: str = DEFAULT_MODEL
     dtype: str | None = None
     device: str | None = None
+    served_model_name: str | None = None
+    log_level: Literal["error", "warning", "info", "debug"] = "warning"
     task: str | None = None
     scorer: tuple[str, ...] = ()
     no_playground: bool = False
@@ -111,27 +85,21 @@ def build_parser(prog: str) -> Parser:
 
 def run(arguments: Namespace) -> None:
     """Load the model, and serve it until a signal comes."""
-    settings = Settings(**vars(arguments))
+    given = vars(arguments)
+    given["api_key"] = given["api_key"] or os.environ.get(KEY) or None
+    settings = Settings(**given)  # before a model is loaded for what is refused
     from interlace.engine.engine import Engine
     from interlace.models.loading import load
     from interlace.server.run import serve
-    from interlace.server.settings import ServerSettings
     from interlace.tasks.registry import get_task
 
     task = settings.task or (DEFAULT_TASK if settings.model == DEFAULT_MODEL else None)
     name = settings.served_model_name or settings.model.rstrip("/").rsplit("/", 1)[-1]
-    server = ServerSettings(  # before a model is loaded for what is refused
+    shared = [f.name for part in (Address, Limits) for f in fields(part)]
+    server = ServerSettings(
+        **{option: getattr(settings, option) for option in shared},
         name=name,
-        host=settings.host,
-        port=settings.port,
-        api_key=_key(settings),
-        max_width=settings.max_width,
-        max_queue=settings.max_queue,
-        max_tokens=settings.max_tokens,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        allow_origin=settings.allow_origin,
         playground=not settings.no_playground,
-        drain_seconds=settings.drain_seconds,
         task=None if task is None else get_task(task),
         scorers=_scorers(settings.scorer),
     )
@@ -150,10 +118,6 @@ def run(arguments: Namespace) -> None:
 
     serve(engine, server, log_level=settings.log_level, ready=ready)
     print("interlace: drained", file=sys.stderr)
-
-
-def _key(settings: Settings) -> str | None:
-    return settings.api_key or os.environ.get(KEY) or None
 
 
 def _scorers(places: tuple[str, ...]) -> dict[str, Callable[..., Any]]:

@@ -75,6 +75,7 @@ def build_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     if settings.playground:
         add_playground(app, service, _guard(service))
     app.add_middleware(BodyLimit, most=settings.max_body)
+    app.add_middleware(Heads)
     if settings.allow_origin:
         app.add_middleware(
             CORSMiddleware,
@@ -246,6 +247,22 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(InterlaceError)
     async def own_error(_: Request, error: InterlaceError) -> JSONResponse:
         return answer(ApiError(400, str(error)))
+
+
+class Heads:
+    """HEAD is answered as GET is; uvicorn sends no body then.
+
+    Args:
+        app: The application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Route by the other name."""
+        asks = scope.get("method") == "HEAD"
+        await self._app({**scope, "method": "GET"} if asks else scope, receive, send)
 
 
 class BodyLimit:

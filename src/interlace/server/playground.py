@@ -85,7 +85,7 @@ def add_playground(
 def _judged(task: Any, example: Any, pieces: list[list[str]]) -> dict[str, Any]:
     """What each row answers, since when it is right, and how the rows vote.
 
-    A row is right since the first step at which all that it had written by then was a right answer.
+    A row is right since a step at which all that it had written became a right answer.
     """
     texts = ["".join(row) for row in pieces]
     rows: list[dict[str, Any]]
@@ -95,7 +95,7 @@ def _judged(task: Any, example: Any, pieces: list[list[str]]) -> dict[str, Any]:
     else:
         found = [task.verify(example, text) for text in texts]
         hits = [
-            _hit(task, example, row) if one.correct else (None, None)
+            _hit(task, example, row) if one.correct and row else (None, None)
             for one, row in zip(found, pieces, strict=True)
         ]
         rows = [
@@ -108,20 +108,24 @@ def _judged(task: Any, example: Any, pieces: list[list[str]]) -> dict[str, Any]:
     return {"rows": rows, "winner": vote.winner, "index": vote.index}
 
 
-def _hit(task: Any, example: Any, row: list[str]) -> tuple[int | None, int | None]:
-    """First and last step of the shortest end that is right in itself, where the row hit first."""
-    text = ""
-    for since, piece in enumerate(row):
-        text += piece
-        if piece and task.verify(example, text).correct:
-            ends = (s for s in range(since, -1, -1) if _is_right(task, example, row[s : since + 1]))
-            return next(ends, since), since
-    return None, None
+def _hit(task: Any, example: Any, row: list[str]) -> tuple[int, int]:
+    """First and last step of what made a right row right, each found by halving: a verdict of every
+    beginning and of every end would take the square of the row's length."""
+
+    def is_right(start: int, stop: int) -> bool:
+        return bool(task.verify(example, "".join(row[start:stop])).correct)
+
+    stop = _turn(0, len(row), lambda end: is_right(0, end))
+    start = _turn(stop, 0, lambda begin: is_right(begin, stop))
+    return start, stop - 1
 
 
-def _is_right(task: Any, example: Any, pieces: list[str]) -> bool:
-    correct: bool = task.verify(example, "".join(pieces)).correct
-    return correct
+def _turn(wrong: int, right: int, is_right: Callable[[int], bool]) -> int:
+    """A place that is right, next to one that is wrong, between one of each."""
+    while abs(right - wrong) > 1:
+        middle = (wrong + right) // 2
+        wrong, right = (wrong, middle) if is_right(middle) else (middle, right)
+    return right
 
 
 def _problems(task: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from interlace.answers import Aggregate
+from interlace.engine.state import RowText
 from interlace.engine.types import Completion, GroupOutput, Step
 from interlace.server.protocol import ChatRequest, SamplingRequest
 from interlace.server.scoring import Scored, Token
@@ -30,19 +31,26 @@ class TokenTexts:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._is_byte_level = "ByteLevel" in repr(getattr(backend, "decoder", ""))
+        # Many tokenizers drop the blank of the first token that they decode.
+        self._before = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+        self._start: str = tokenizer.decode(self._before)
         self.text = lru_cache(maxsize=65_536)(self._text)
         self.raw = lru_cache(maxsize=65_536)(self._raw)
 
     def _text(self, number: int) -> str:
-        text: str = self._tokenizer.decode([number])
-        return text
+        """As it stands within a text: with its blank, where it has one."""
+        text: str = self.tokenizer.decode([*self._before, number])
+        if text.startswith(self._start) and number not in self.tokenizer.all_special_ids:
+            return text[len(self._start) :]
+        alone: str = self.tokenizer.decode([number])
+        return alone
 
     def _raw(self, number: int) -> bytes:
         """A part of a character has bytes, though no text."""
-        token = self._tokenizer.convert_ids_to_tokens(number)
+        token = self.tokenizer.convert_ids_to_tokens(number)
         if isinstance(token, str):
             if found := _BYTE.fullmatch(token):
                 return bytes([int(found[1], 16)])
@@ -63,6 +71,24 @@ def _byte_level() -> dict[str, int]:
 _BYTES_OF = _byte_level()
 
 
+class Places:
+    """Where the tokens of one choice stand in its text; parts of a character, where it stands.
+
+    Args:
+        tokenizer: Tokenizer of the model, used by one thread.
+        start: Length of the text before.
+    """
+
+    def __init__(self, tokenizer: Any, start: int = 0) -> None:
+        self._text, self._start = RowText(tokenizer, ()), start
+
+    def next(self, token: int) -> int:
+        """The place of the next token."""
+        place = self._start + len(self._text.text)
+        self._text.add(token)
+        return place
+
+
 @dataclass
 class Replier:
     """Makes the objects of one reply.
@@ -78,7 +104,7 @@ class Replier:
     tokens: TokenTexts
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
-    _offsets: dict[int, int] = field(default_factory=dict)  # end of each choice's text so far
+    _places: dict[int, Places] = field(default_factory=dict)  # by the index of the choice
 
     @property
     def is_chat(self) -> bool:
@@ -164,7 +190,7 @@ class Replier:
         """The prompt before each choice of its group; the end too where nothing else is asked."""
         reason = "length" if self.request.max_tokens == 0 else None
         for index in range(first, first + self.request.width):
-            yield self._delta(index, prompt.text, self._logprobs(prompt.tokens, index), reason)
+            yield self._delta(index, prompt.text, self._echoed(prompt, index), reason)
 
     def _delta(self, index: int, delta: Any, logprobs: Any, reason: str | None) -> dict[str, Any]:
         name = "delta" if self.is_chat else "text"
@@ -185,31 +211,35 @@ class Replier:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = (prompt.text if prompt else "") + text
-        if prompt is not None:
-            tokens = [*prompt.tokens, *tokens]
-        choice["logprobs"] = self._logprobs(tokens, index)
+        before = None if prompt is None else self._echoed(prompt, index)
+        logprobs = self._logprobs(tokens, index)
+        if before and logprobs:
+            logprobs = {name: before[name] + logprobs[name] for name in before}
+        choice["logprobs"] = logprobs
         choice["finish_reason"] = completion.finish_reason if generated else "length"
         if self.request.return_token_ids:
             choice["token_ids"] = completion.token_ids if generated else []
         return choice
 
+    def _echoed(self, prompt: Scored, index: int) -> dict[str, Any] | None:
+        """Of a prompt's tokens; those of the choice come after its text."""
+        logprobs = self._logprobs(prompt.tokens, index)
+        self._places[index] = Places(self.tokens.tokenizer, len(prompt.text))
+        return logprobs
+
     def _logprobs(self, tokens: Sequence[Token], index: int) -> dict[str, Any] | None:
-        """Of the next tokens of a choice; offsets go on where the choice's last ones ended."""
+        """Of the next tokens of a choice."""
         count = self.request.alternatives
         if count is None:
             return None
         if self.is_chat:
             return {"content": [self._chat_token(t, count) for t in tokens], "refusal": None}
-        texts = [self.tokens.text(token.id) for token in tokens]
-        offsets = []
-        for text in texts:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(text)
+        places = self._places.setdefault(index, Places(self.tokens.tokenizer))
         return {
-            "tokens": texts,
+            "tokens": [self.tokens.text(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [self._likely(token, count) for token in tokens],
-            "text_offset": offsets,
+            "text_offset": [places.next(token.id) for token in tokens],
         }
 
     def _likely(self, token: Token, count: int) -> dict[str, float] | None:

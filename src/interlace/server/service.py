@@ -151,7 +151,7 @@ class Service:
             raise ApiError(503, "The server has failed and must be restarted.", code="failed")
         self._check(request)
         job = self._job(request)
-        groups = len(job.prompts)
+        groups = len(job.prompts) * job.groups_a_prompt
         self.open_groups += groups
         opened = contextlib.ExitStack()
         opened.callback(self._close, groups)
@@ -207,26 +207,32 @@ class Service:
         prompts = [request.messages] if isinstance(request, ChatRequest) else request.prompts  # type: ignore[attr-defined]
         if not prompts:
             raise ApiError(400, "prompt holds at least one prompt.", param="prompt")
-        if len(prompts) > self.settings.max_queue:
-            raise ApiError(
-                400,
-                f"A request has at most {self.settings.max_queue} prompts; got {len(prompts)}.",
-                param="prompt",
-            )
-        if self.open_groups + len(prompts) > self.settings.max_queue:
-            raise ApiError(
-                429,
-                f"The queue is full: {self.open_groups} of {self.settings.max_queue} groups.",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            )
-        return Job(
+        job = Job(
             prompts=prompts,
             params=params,
             coupled=request.is_coupled,
             sample_id=request.sample_id,
             streaming=bool(request.stream),
         )
+        self._check_room(len(prompts) * job.groups_a_prompt)
+        return job
+
+    def _check_room(self, groups: int) -> None:
+        most = self.settings.max_queue
+        if groups > most:
+            raise ApiError(
+                400,
+                f"A request has at most {most} groups; got {groups}: one a prompt, or with coupled "
+                "false one a choice.",
+                param="prompt",
+            )
+        if self.open_groups + groups > most:
+            raise ApiError(
+                429,
+                f"The queue is full: {self.open_groups} of {most} groups.",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
 
     async def _submit(self, job: Job, request: SamplingRequest) -> None:
         def check(requests: list[Request]) -> None:
