@@ -1,9 +1,11 @@
 """The orders of training as units of work, for the queue of 01-countdown: an arm's training, which
-may begin where another arm's ended, and its evaluations.
+may begin where another arm's ended, and its evaluations. 05-long-run and 06-width-one use them,
+too: their `config.yaml` says what differs from this folder's.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -14,21 +16,73 @@ import yaml
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "01-countdown"))
 
+from run import carry_out_queue, carry_out_unit, only  # noqa: E402
 from units import HERE as MACHINE  # noqa: E402
-from units import Config, Unit, base_digest, merged  # noqa: E402
+from units import Config, Places, Unit, base_digest, merged, with_needs  # noqa: E402
 
 MAIN, ENDING = QUEUES = ("main", "ending")
+SIZES = ("warmup", "grpo", "evaluation")
+SHARED = ("bases", "task", "blocks", "trainer", *SIZES, "smoke")
 
 
-def load_config(smoke: bool = False, queue: str = MAIN) -> Config:
-    """The settings of `config.yaml`, with the queue's and the preset's on top."""
-    config: Config = yaml.safe_load((HERE / "config.yaml").read_text(encoding="utf-8"))
-    preset, ending = config.pop("smoke"), config.pop(ENDING)
+def main(home: Path, doc: str) -> int:
+    """Do what the command line asks of the experiment in the folder `home`."""
+    given = arguments(doc)
+    if given.unit is not None:
+        return carry_out_unit(given.unit)
+    config = load_config(given.smoke, given.queue, home)
+    out = home / "work" / "smoke" if given.smoke else home
+    places = Places((out if given.queue == MAIN else out / given.queue).resolve())
+    if given.report:
+        from orders_report import write_report
+
+        write_report(config, places, home, given.queue)
+        return 0
+    fetch_bases(config)
+    units = plan(config)
+    chosen = with_needs(only(given.only, units), units)
+    return 0 if carry_out_queue(given, config, places, chosen, (home / "run.py").resolve()) else 1
+
+
+def arguments(doc: str) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--workers", type=int, default=1, help="processes, of one thread each")
+    add("--only", action="append", default=[], help="arm=NAME and seed=N, separated by commas")
+    add("--queue", choices=QUEUES, default=MAIN, help="which arms; default: %(default)s")
+    add("--smoke", action="store_true", help="4 optimizer steps, one seed, a few problems")
+    add("--redo", action="store_true", help="delete units that had other settings, and redo them")
+    add("--list", action="store_true", help="show the units and which are done")
+    add("--report", action="store_true", help="no training: tables from the results there are")
+    add("--unit", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def load_config(smoke: bool = False, queue: str = MAIN, home: Path = HERE) -> Config:
+    """The settings of an experiment's `config.yaml`, with the queue's and the preset's on top."""
+    config = _read(home)
+    if home != HERE:
+        first = _read(HERE)
+        first["smoke"] = {key: first["smoke"][key] for key in SIZES}
+        config = merged({key: first[key] for key in SHARED}, config)
+    preset, ending = config.pop("smoke"), config.pop(ENDING, None)
     if queue == ENDING:
-        replaced = {key: ending.pop(key) for key in ("bases", "arms", "labels", "order")}
+        if ending is None:
+            sys.exit(f"--queue {ENDING} is for rows that end at their find: 07-blocks-last has it.")
+        replaced = {
+            key: ending.pop(key) for key in ("bases", "arms", "labels", "reference", "order")
+        }
         config = merged(config, ending) | replaced
-        preset = {key: preset[key] for key in ("warmup", "grpo", "evaluation")}
+        preset = {key: preset[key] for key in SIZES}
     return merged(config, preset) if smoke else config
+
+
+def _read(home: Path) -> Config:
+    found: Config = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def fetch_bases(config: Config) -> None:

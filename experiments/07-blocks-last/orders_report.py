@@ -1,7 +1,7 @@
 """From the results that there are to `results.json` and the tables of README.md.
 
 An arm stands in a table with the seeds that it has; a difference is of the seeds that both have.
-Today's recipe (plain warm-up, then joint RLVR with mixed widths) is read from 01-countdown.
+Arms that the config names under `reference` are read from 01-countdown.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from orders import HERE, MAIN, plan
@@ -25,23 +26,24 @@ from interlace.evaluation.results import ArmResult, to_json
 
 LEFT_OUT = ("W = 16", "maj@16", "tokens of 16")  # W = 16 is measured in few arms
 SHOWN = (*(c for c in COLUMNS if c[0] not in LEFT_OUT), ("maj@8", "maj", 8, True))
-SPLICED, PLAIN, SFT = "spliced", "plain", "sft"
 
 
-def write_report(config: Config, places: Places, queue: str = MAIN) -> None:
+def write_report(config: Config, places: Places, home: Path = HERE, queue: str = MAIN) -> None:
     """Measure the raw results anew and write all that follows from them."""
-    values = measured_values(config, places, queue)
+    real = places.out in (home.resolve(), (home / queue).resolve())
+    if not real:  # a smoke run measures fewer problems than 01-countdown
+        config = {**config, "reference": {}}
+    values = measured_values(config, places, f"{home.name}, {queue}")
     path = places.out / "results.json"
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     sections = sections_of(values, config["labels"])
     if queue != MAIN:
         sections = {f"{queue}-{name}": section for name, section in sections.items()}
-    home = places.out in (HERE.resolve(), (HERE / queue).resolve())
-    tables = fill(HERE / "README.md", sections) if home else together(places, sections)
+    tables = fill(home / "README.md", sections) if real else together(places, sections)
     print(f"wrote {path} and {tables}")
 
 
-def measured_values(config: Config, places: Places, queue: str) -> dict[str, Any]:
+def measured_values(config: Config, places: Places, name: str) -> dict[str, Any]:
     """The numbers of all evaluations that are done."""
     done = [u for u in plan(config) if u.kind == "evaluate" and places.outcome(u) is not None]
     if not done:
@@ -49,11 +51,11 @@ def measured_values(config: Config, places: Places, queue: str) -> dict[str, Any
     results: dict[str, list[ArmResult]] = {}
     for unit in done:
         results.setdefault(name_of(unit), []).append(load(places, unit))
-    if queue == MAIN:
-        results["today"] = todays_recipe()
-    results = {arm: results[arm] for arm in [*config["arms"], *results] if arm in results}
+    for arm, source in config.get("reference", {}).items():
+        results[arm] = of_first_experiment(source)
+    results = {arm: results[arm] for arm in [*config["labels"], *results] if arm in results}
     return {
-        "experiment": f"07-blocks-last, {queue}",
+        "experiment": name,
         "arms": {arm: table(own) for arm, own in results.items()},
         "differences": [
             line for arm, other in pairs(config) for line in difference(results, arm, other)
@@ -75,10 +77,10 @@ def sections_of(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[st
     }
 
 
-def todays_recipe() -> list[ArmResult]:
-    """Bridge with mixed widths of 01-countdown, final models."""
+def of_first_experiment(arm: str) -> list[ArmResult]:
+    """An arm of 01-countdown, final models."""
     places = Places(MACHINE)
-    units = [u for u in first_plan(first_config()) if u.arm == "bridge-mixed"]
+    units = [u for u in first_plan(first_config()) if u.arm == arm]
     return [load(places, u) for u in units if u.name.endswith("final") and places.outcome(u)]
 
 
@@ -89,15 +91,9 @@ def name_of(unit: Unit) -> str:
 
 
 def pairs(config: Config) -> list[tuple[str, str]]:
-    """Every arm and the one that it starts from; blocks' arms and their controls."""
+    """Every arm and the one that it starts from; then what the config compares."""
     found = [(arm, options["from"]) for arm, options in config["arms"].items() if "from" in options]
-    found += [(SPLICED + "-120", "today"), ("joint-30", "today"), ("spliced-rlvr", "today")]
-    found += [(f"finished-{budget}", f"position-{budget}") for budget in ("base", "120")]
-    for arm in config["arms"]:
-        kind, _, budget = arm.partition("-")
-        controls = (f"{SFT}-{budget}", f"{PLAIN}-{budget}")
-        found += [(arm, c) for c in controls if kind == SPLICED and c in config["arms"]]
-    return found
+    return [*found, *((arm, other) for arm, other in config.get("compare", []))]
 
 
 def difference(
@@ -230,8 +226,6 @@ def costs_table(spent: Mapping[str, Sequence[float]], labels: Mapping[str, str])
 def label(arm: str, labels: Mapping[str, str]) -> str:
     """An arm's name; a snapshot's with its rollouts, of four optimizer steps each."""
     name, _, moment = arm.partition("@")
-    if name == "today":
-        return "plain warm-up, then 120 joint rollouts (01-countdown)"
     named = labels[name]
     named = f"{named} ({name})" if named.startswith("+") else named
     return f"{named}, after {int(moment.rpartition('-')[2]) // 4:,}" if moment else named

@@ -1,4 +1,4 @@
-"""experiments/07-blocks-last: what is run, from what, and in which order."""
+"""experiments/05, 06 and 07, orders of training: what is run, from what, and in which order."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
-from support.experiments import modules_of
+from support.experiments import ROOT, modules_of
 
 NAMES = ("orders", "orders_report", "units")
+# Experiment and queue.
+QUEUES = [
+    ("07-blocks-last", "main"),
+    ("07-blocks-last", "ending"),
+    ("06-width-one", "main"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,21 +31,24 @@ def blocks_last() -> Iterator[Any]:
         sys.path[:] = before
 
 
-def units_of(blocks_last: Any, queue: str, smoke: bool = False) -> dict[str, Any]:
-    config = blocks_last.orders.load_config(smoke, queue)
+def units_of(
+    blocks_last: Any, queue: str, smoke: bool = False, experiment: str = "07-blocks-last"
+) -> dict[str, Any]:
+    config = blocks_last.orders.load_config(smoke, queue, ROOT / experiment)
     units = blocks_last.orders.plan(config)
     assert len({unit.name for unit in units}) == len(units)
     return {unit.name: unit for unit in units}
 
 
 @pytest.mark.parametrize("smoke", [False, True])
-@pytest.mark.parametrize("queue", ["main", "ending"])
+@pytest.mark.parametrize(("experiment", "queue"), QUEUES)
 def test_every_unit_comes_after_what_it_needs_and_has_a_label(
-    blocks_last: Any, queue: str, smoke: bool
+    blocks_last: Any, experiment: str, queue: str, smoke: bool
 ) -> None:
-    config = blocks_last.orders.load_config(smoke, queue)
+    config = blocks_last.orders.load_config(smoke, queue, ROOT / experiment)
+    assert {arm for pair in config["compare"] for arm in pair} <= set(config["labels"])
     seen: set[str] = set()
-    for name, unit in units_of(blocks_last, queue, smoke).items():
+    for name, unit in units_of(blocks_last, queue, smoke, experiment).items():
         assert seen.issuperset(unit.needs), name
         assert unit.arm in config["labels"]
         if smoke and unit.kind == "train":
@@ -69,6 +78,30 @@ def test_controls_differ_from_the_spliced_arm_in_what_they_name_only(blocks_last
     assert (sft.settings["attach"], sft.settings["blocks"]) == (None, None)
 
 
+def test_arms_of_width_one_differ_from_the_first_experiment_in_what_they_name(
+    blocks_last: Any,
+) -> None:
+    first = {u.name: u for u in blocks_last.units.plan(blocks_last.units.load_config())}
+    own = units_of(blocks_last, "main", experiment="06-width-one")
+    theirs = first["seed-2/bridge-mixed/train"].settings
+    changes = {
+        "ones-120": {"width": [1, 1, 1, 2, 4, 8]},
+        "dropout-120": {"sibling_dropout": 0.5},
+        "mixed-180": {"max_steps": 720},
+    }
+    for arm, changed in changes.items():
+        unit = own[f"seed-2/{arm}/train"]
+        assert unit.settings["trainer"] == theirs["trainer"] | changed
+        for key in ("base", "base_weights", "task", "attach"):
+            assert unit.settings[key] == theirs[key], key
+        assert unit.needs == ("seed-2/plain-base/train",)
+    warmup = own["seed-2/plain-base/train"].settings
+    same = ("attach", "base", "blocks", "task")
+    assert {k: warmup[k] for k in same} == {k: theirs["warmup"][k] for k in same}
+    changed = {"save_steps": 50}  # when a killed run goes on from; no result
+    assert warmup["trainer"] == theirs["warmup"]["trainer"] | changed
+
+
 def test_ending_rows_read_finished_siblings_in_one_arm_only(blocks_last: Any) -> None:
     units = units_of(blocks_last, "ending")
     finished, position = (
@@ -78,13 +111,14 @@ def test_ending_rows_read_finished_siblings_in_one_arm_only(blocks_last: Any) ->
     assert {**finished, "blocks": None} == {**position, "blocks": None}
 
 
-def test_the_tables_are_those_of_the_results(blocks_last: Any) -> None:
-    report, orders = blocks_last.orders_report, blocks_last.orders
-    home = (orders.HERE / "README.md").read_text(encoding="utf-8")
-    for queue, folder in (("main", orders.HERE), ("ending", orders.HERE / "ending")):
-        if not (folder / "results.json").exists():
-            continue
-        values = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        labels = orders.load_config(queue=queue)["labels"]
-        for name, table in report.sections_of(values, labels).items():
-            assert table in home, (queue, name)
+@pytest.mark.parametrize(("experiment", "queue"), QUEUES)
+def test_the_tables_are_those_of_the_results(blocks_last: Any, experiment: str, queue: str) -> None:
+    home = ROOT / experiment
+    results = (home if queue == "main" else home / queue) / "results.json"
+    if not results.exists():
+        pytest.skip("not yet run")
+    values = json.loads(results.read_text(encoding="utf-8"))
+    labels = blocks_last.orders.load_config(queue=queue, home=home)["labels"]
+    page = (home / "README.md").read_text(encoding="utf-8")
+    for name, table in blocks_last.orders_report.sections_of(values, labels).items():
+        assert table in page, name

@@ -1,0 +1,23 @@
+"""Width one: what coupled training costs a row that is alone, and what gives it back.
+
+    python experiments/06-width-one/run.py                   # everything, in the config's order
+    python experiments/06-width-one/run.py --only arm=ones-120,seed=0
+    python experiments/06-width-one/run.py --list            # the units and which are done
+    python experiments/06-width-one/run.py --report          # tables from results/ as they are
+    python experiments/06-width-one/run.py --smoke           # all code paths, in minutes
+
+Units, queue and tables are those of 07-blocks-last: killed at any point, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "07-blocks-last"))
+
+from orders import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(HERE, __doc__))
