@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from interlace.attaching import detach as detach
     from interlace.attaching import new_parameters as new_parameters
     from interlace.coupling.bridge import BridgeConfig as BridgeConfig
+    from interlace.coupling.gated import GatedConfig as GatedConfig
     from interlace.coupling.pmatch import PMatchConfig as PMatchConfig
     from interlace.engine.engine import Engine as Engine
     from interlace.engine.types import GroupOutput as GroupOutput
@@ -61,6 +62,7 @@ _EXPORTS = {
     "Engine": "interlace.engine.engine",
     "GRPOConfig": "interlace.training.arguments",
     "GRPOTrainer": "interlace.training.grpo",
+    "GatedConfig": "interlace.coupling.gated",
     "GroupOutput": "interlace.engine.types",
     "Groups": "interlace.rows",
     "InterlaceError": "interlace.errors",

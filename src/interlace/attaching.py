@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interlace.coupling.attention import use_coupled_attention, use_own_attention
-from interlace.coupling.base import AT_MODEL, Coupling, places
+from interlace.coupling.base import AT_MODEL, WITHIN_ATTENTION, Coupling, places
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import coupling_class
 from interlace.errors import AttachError
@@ -146,7 +146,7 @@ def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None)
 
     Args:
         model: Model to attach to: a loaded Hugging Face causal language model, or PEFT's wrapper.
-        config: Configuration of the kind, such as `BridgeConfig` or `PMatchConfig`.
+        config: Configuration of the kind, such as `BridgeConfig` or `GatedConfig`.
         seed: Seed of the new weights alone; without it they come from torch's global generator.
 
     Returns:
@@ -158,7 +158,8 @@ def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None)
     """
     if not isinstance(config, CouplingConfig):
         raise AttachError(
-            f"config is a BridgeConfig or a PMatchConfig; got {type(config).__name__}."
+            "config says the kind and its sizes, such as a BridgeConfig or a PMatchConfig; got "
+            f"{type(config).__name__}."
         )
     base = base_model_of(model)
     if is_attached(base):
@@ -181,7 +182,7 @@ def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None)
             "dimensions.",
             stacklevel=2,
         )
-    if "attention" in coupling.seats:
+    if set(coupling.seats) & set(WITHIN_ATTENTION):
         use_coupled_attention(base)
     handle = Handle(base)
     for spot, block in zip(spots, blocks, strict=True):
@@ -216,7 +217,7 @@ def detach(model: nn.Module) -> None:
             unswap(layer)
     if attachment.config.kind in attachment.block_names:
         delattr(base, attachment.config.kind)
-    if "attention" in attachment.coupling.seats:
+    if set(attachment.coupling.seats) & set(WITHIN_ATTENTION):
         use_own_attention(base)
     unswap(base)
     del base.interlace_attachment

@@ -80,6 +80,10 @@ class Rows:
         axis). None when all rows of a group see all."""
         raise NotImplementedError
 
+    def numbers(self, device: torch.device) -> Int[Tensor, " W"]:
+        """The number in its group of each row of a problem, for couplings that tell rows apart."""
+        raise NotImplementedError
+
     def columns(self, start: int | None, stop: int | None) -> Rows:
         """The rows at the positions `start:stop` of S."""
         raise NotImplementedError
@@ -306,6 +310,10 @@ class Groups(Rows):
             self._seen_by = _alive_or_self(self.alive, self.hidden)
         return self._seen_by
 
+    def numbers(self, device: torch.device) -> Int[Tensor, " W"]:
+        """The number of each row of a group, in order."""
+        return torch.arange(self.width, device=device)
+
     def earlier(
         self, reads: Reads, count: int, positions: int, device: torch.device
     ) -> Earlier | None:
@@ -393,6 +401,7 @@ class Owners(Rows):
         alone: For each row whether its group is of width 1; by default none is.
         kept: Keys and values of earlier steps, for couplings that read them.
         hidden: `[R, R]`, True where a row does not see another, whoever owns it.
+        numbers: Number in its group of each row, for couplings that tell rows apart.
 
     Raises:
         GroupError: for no rows, or owners of another type or shape.
@@ -409,6 +418,7 @@ class Owners(Rows):
         alone: Sequence[bool] = (),
         kept: Kept | None = None,
         hidden: Bool[Tensor, "R R"] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         given = owners if isinstance(owners, Tensor) else torch.tensor(owners)
@@ -430,6 +440,7 @@ class Owners(Rows):
         if any(alone) and not all(alone):
             self._alone = torch.tensor(list(alone), device=self._owners.device)
         self.kept = kept
+        self._numbers = None if numbers is None else torch.tensor(numbers)
 
     def alone(self) -> bool | Bool[Tensor, " R"]:
         """Which rows are groups of width 1; not those whose siblings have all finished."""
@@ -475,6 +486,19 @@ class Owners(Rows):
         if self._one_group:
             return None
         return self._once(torch.bool, lambda: _same_owner(self.owners, self._hidden))
+
+    def numbers(self, device: torch.device) -> Int[Tensor, " R"]:
+        """The number in its group of each row.
+
+        Raises:
+            GroupError: if nobody has said.
+        """
+        if self._numbers is None:
+            raise GroupError(
+                "This coupling tells the rows of a group apart, and these Owners have no numbers. "
+                "Pass Owners(..., numbers=...), each row's number in its group."
+            )
+        return self._numbers.to(device)
 
     def additive_mask(self, dtype: torch.dtype) -> Float[Tensor, "1 1 R R"] | None:
         """`visible` as numbers to add to scores: 0 where seen, else minus infinity."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interlace.coupling.attention import serving
-from interlace.coupling.base import Coupling
+from interlace.coupling.base import WITHIN_ATTENTION, Coupling
 from interlace.errors import AttachError, GroupError
 from interlace.generate_hf import GroupedGeneration
 from interlace.rows import Groups, Owners, Rows
@@ -59,7 +59,7 @@ class LayerWithBlock(Swapped, nn.Module):
         block: Any = self.get_submodule(self._interlace_kind)
         if not torch.compiler.is_compiling():
             groups._reached.append(id(block))
-        if "attention" not in block.seats:
+        if not set(block.seats) & set(WITHIN_ATTENTION):
             output = super().forward(*args, **kwargs)
         else:
             with serving(block, groups):

@@ -44,6 +44,11 @@ the named checks fail.
 | earlier_detached | gradients flow into earlier positions, too | I8-differences |
 | kept_late | generate keeps what a row wrote, each position in its place | I7-generate |
 | kept_freed_early | ... as long as its group lives | I7-generate |
+| side_path_not_zero | of a gated side path, too, U starts at zero | I1 |
+| gate_open | ... whose gate is learned | I3-reach |
+| rows_alike | ... which tells rows apart | I3-reach |
+| rows_turn_positions | ... by features that positions do not turn | I3-reach |
+| side_path_detached | ... and through which gradients flow | I8-differences |
 """
 
 from __future__ import annotations
@@ -62,8 +67,10 @@ from transformers import DynamicCache
 
 import interlace.rows as rows_module
 from interlace.coupling import bridge as block_module
+from interlace.coupling import gated as gated_module
 from interlace.coupling import reach as reach_module
 from interlace.coupling.bridge import BridgeBlock
+from interlace.coupling.gated import GatedBlock
 from interlace.generate_hf import ContinuedGroups, GenerationRecord
 from interlace.rows import Earlier, Groups
 from invariants import checks
@@ -78,6 +85,8 @@ _reset = BridgeBlock.reset_parameters
 _visible = Groups.visible
 _record_init = GenerationRecord.__init__
 _expand = DynamicCache.batch_repeat_interleave
+_reset_gated, _attended = GatedBlock.reset_parameters, GatedBlock.attended
+_turns = gated_module.turns
 _teacher_force = checks.teacher_force
 
 
@@ -90,6 +99,7 @@ class Mutation:
     fault: Callable[..., Any]
     caught_by: tuple[str, ...]
     reads: tuple[str, ...] = ("position",)
+    kinds: tuple[str, ...] = ("bridge",)
 
     def __call__(self) -> AbstractContextManager[Any]:
         return patch.object(self.owner, self.attribute, self.fault)
@@ -294,6 +304,34 @@ def kept_freed_early(self: ContinuedGroups, place: int, keys: Tensor, values: Te
     return keys * lives, values * lives
 
 
+# Gated side paths --------------------------------------------------------------------------------
+
+
+def side_path_not_zero(self: GatedBlock) -> None:
+    _reset_gated(self)
+    nn.init.normal_(self.up_weight, std=0.02)
+
+
+def gate_open(x: Tensor) -> Tensor:
+    return torch.ones_like(x)
+
+
+def rows_alike(self: Groups, device: Any) -> Tensor:
+    return torch.zeros(self.width, dtype=torch.long, device=device)
+
+
+def rows_turn_positions(*args: Any) -> Any:
+    return _turns(*args[:4])
+
+
+def side_path_detached(self: GatedBlock, x: Tensor, groups: Groups) -> Tensor:
+    return x + (_attended(self, x, groups) - x).detach()
+
+
+def _on_gated(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutation:
+    return Mutation(owner, attribute, fault, caught_by, kinds=("gated", "gated-history"))
+
+
 def _on_block(fault: Callable[..., Any], *caught_by: str) -> Mutation:
     return Mutation(BridgeBlock, "forward", fault, caught_by)
 
@@ -356,5 +394,10 @@ _ALL = [
     _on_reach(reach_module, "_gathered", earlier_detached, "I8-differences"),
     _on_reach(ContinuedGroups, "joined", kept_late, "I7-generate"),
     _on_reach(ContinuedGroups, "joined", kept_freed_early, "I7-generate"),
+    _on_gated(GatedBlock, "reset_parameters", side_path_not_zero, "I1"),
+    _on_gated(gated_module.torch, "sigmoid", gate_open, "I3-reach"),
+    _on_gated(Groups, "numbers", rows_alike, "I3-reach"),
+    _on_gated(gated_module, "turns", rows_turn_positions, "I3-reach"),
+    _on_gated(GatedBlock, "attended", side_path_detached, "I8-differences"),
 ]
 MUTATIONS = {mutation.fault.__name__: mutation for mutation in _ALL}

@@ -6,12 +6,15 @@ Axes: P = 2 groups, W = 5 rows, R = 10 rows, S = 13 positions, V = 97.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from support.architectures import ARCHITECTURES, attach_random, build
+from interlace.coupling.config import CouplingConfig
+from interlace.coupling.registry import coupling_class
+from support.architectures import ARCHITECTURES, attach_random, build, config_of
 
 COUNT, WIDTH, POSITIONS = 2, 5, 13
 ROWS = COUNT * WIDTH
@@ -28,12 +31,27 @@ class Subject:
     attn: str = "sdpa"
     dtype: torch.dtype = torch.float32
     reads: str = "position"
+    kind: str = "bridge"
+
+    @property
+    def config(self) -> CouplingConfig:
+        """What is attached."""
+        return config_of(self.kind, **self.options)
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """The invariants that hold for it."""
+        return coupling_class(self.config.kind).claims(self.config)
 
     def base(self) -> PreTrainedModel:
         return build(self.name, self.attn, self.dtype)
 
     def attached(self) -> PreTrainedModel:
-        return attach_random(self.base(), reads=self.reads)
+        return attach_random(self.base(), self.kind, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"reads": self.reads} if self.kind == "bridge" else {}
 
     @property
     def moe(self) -> bool:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from interlace import Engine, SamplingParams
 from interlace.engine.types import GroupOutput
 from invariants.subject import REACHES
-from support.architectures import NAMES, VOCAB, attach_random, build
+from support.architectures import NAMES, RIVALS, VOCAB, attach_random, build
 from support.engine import largest_gap
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [5, 6, 7], [20], [15, 16, 17, 18]]
@@ -58,7 +58,7 @@ def test_I7_engine_and_training_agree_with_nothing_attached(name: str, backend: 
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-@pytest.mark.parametrize("kind", ["bridge", "pmatch"])
+@pytest.mark.parametrize("kind", ["bridge", "pmatch", *RIVALS])
 def test_I7_mixed_widths_in_one_call(name: str, kind: str, backend: str) -> None:
     model = attach_random(build(name), kind)
     groups = sampled(model, backend, [params(w) for w in (4, 1, 7, 2, 3)], max_rows=12)

@@ -31,6 +31,8 @@
 | kept_alone | own and earlier positions share one softmax | I7-finished, I7-history |
 | alone_shares_prompt | width 1 has a prompt of its own where it skips blocks | I7-alone-skips |
 | left_over_is_alone | a row whose siblings are gone is not alone | I7-alone-skips |
+| numbered_by_place | a row's number in its group is not its place among the live ones | I7-gated |
+| all_features_turned | positions turn the features of positions only | I7-gated |
 """
 
 from __future__ import annotations
@@ -91,6 +93,9 @@ CHECKS: dict[str, Callable[[str], None]] = {
         "qwen3", b
     ),
     "I7-mixed": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call("qwen3", "bridge", b),
+    "I7-gated": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call(
+        "llama", "gated-history", b
+    ),
     "I7-trained": i7_trained,
     "I7-finished": lambda b: engine_invariants.test_I7_with_another_reach("llama", "finished", b),
     "I7-history": lambda b: engine_invariants.test_I7_with_another_reach("llama", "history", b),
@@ -117,6 +122,7 @@ _alone = Owners.alone
 _finish, _open, _remove = KeptKeys.finish, KeptKeys.open, KeptKeys._remove
 _mask, _new_step, _to_front = KeptKeys._mask, KeptKeys._new_step, KeptKeys._to_front
 _turned = kept_module.turned
+_kept_init = KeptKeys.__init__
 
 
 @dataclass(frozen=True)
@@ -300,6 +306,14 @@ def _on_kept(attribute: str, fault: Any, *caught_by: str) -> Mutation:
     return Mutation(KeptKeys, attribute, fault, caught_by)
 
 
+def numbered_by_place(self: Owners, device: torch.device) -> Tensor:
+    return torch.arange(len(self.owners), device=device)
+
+
+def all_features_turned(self: KeptKeys, reads: Any = "position", size: int = 0, *_: Any) -> None:
+    _kept_init(self, reads, size)
+
+
 def _on_cache(attribute: str, fault: Any, *caught_by: str) -> Mutation:
     return Mutation(SharedCache, attribute, fault, caught_by)
 
@@ -334,6 +348,8 @@ _ALL = [
     Mutation(block_module, "merged", kept_alone, ("I7-finished", "I7-history")),
     Mutation(Request, "prompt_key", property(alone_shares_prompt), ("I7-alone-skips",)),
     Mutation(Owners, "alone", left_over_is_alone, ("I7-alone-skips",)),
+    Mutation(Owners, "numbers", numbered_by_place, ("I7-gated",)),
+    _on_kept("__init__", all_features_turned, "I7-gated"),
 ]
 MUTATIONS = {(m.fault.fget if isinstance(m.fault, property) else m.fault).__name__: m for m in _ALL}
 PAIRS = [(name, check) for name, m in MUTATIONS.items() for check in m.caught_by]

@@ -10,7 +10,7 @@ import torch
 
 from invariants.checks import CHECKS, Subject
 from invariants.subject import REACHES
-from support.architectures import NAMES, every_architecture
+from support.architectures import NAMES, RIVALS, every_architecture
 
 
 @every_architecture()
@@ -67,6 +67,15 @@ def test_I8_gradients_are_slopes() -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3_moe"])
 def test_invariant_with_another_reach(name: str, reads: str, check: str) -> None:
     CHECKS[check](Subject("starcoder2" if check == "I8-differences" else name, reads=reads))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("kind", RIVALS)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_invariant_of_another_kind(name: str, kind: str, check: str) -> None:
+    subject = Subject("starcoder2" if check == "I8-differences" else name, kind=kind)
+    if check == "I5" or check.split("-")[0] in subject.claims:  # of I5 a part holds for all
+        CHECKS[check](subject)
 
 
 def test_I3_what_is_read_is_what_the_plain_loops_read() -> None:

@@ -11,24 +11,26 @@ from invariants.checks import CHECKS, Subject
 from invariants.mutations import MUTATIONS
 from invariants.subject import REACHES
 
-TRIPLES = [
-    (name, check, reads)
+CASES = [
+    (name, check, reads, kind)
     for name, m in MUTATIONS.items()
     for check in m.caught_by
     for reads in m.reads
+    for kind in m.kinds
 ]
 
 
-def subject(check: str, reads: str) -> Subject:
+def subject(check: str, reads: str, kind: str = "bridge") -> Subject:
     """Wide heads, sliding windows and an untied head; layer norms that compute in float64."""
-    return Subject("starcoder2" if check == "I8-differences" else "qwen3", reads=reads)
+    name = "starcoder2" if check == "I8-differences" else "qwen3"
+    return Subject(name, reads=reads, kind=kind)
 
 
-@pytest.mark.parametrize(("mutation", "check", "reads"), TRIPLES)
-def test_mutation_is_caught(mutation: str, check: str, reads: str) -> None:
+@pytest.mark.parametrize(("mutation", "check", "reads", "kind"), CASES)
+def test_mutation_is_caught(mutation: str, check: str, reads: str, kind: str) -> None:
     invariant = check.split("-")[0]
     with MUTATIONS[mutation](), pytest.raises(AssertionError, match=f"^{invariant}"):
-        CHECKS[check](subject(check, reads))
+        CHECKS[check](subject(check, reads, kind))
 
 
 @pytest.mark.parametrize("reads", ["position", *REACHES])
@@ -38,7 +40,7 @@ def test_check_passes_without_mutation(check: str, reads: str) -> None:
 
 
 def test_every_invariant_has_a_mutation() -> None:
-    assert {check for _, check, _ in TRIPLES} == set(CHECKS)
+    assert {check for _, check, *_ in CASES} == set(CHECKS)
 
 
 def test_docs_list_every_mutation_with_its_invariants() -> None:

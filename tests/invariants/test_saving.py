@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import interlace
 from interlace import Groups
 from support.architectures import (
+    RIVALS,
     attach_random,
     every_architecture,
     random_alive,
@@ -46,12 +47,20 @@ def test_I9_saved_blocks_give_the_same_outputs(name: str, kind: str, tmp_path: P
     assert_same_weights(weights(loaded), plain)
 
 
-@pytest.mark.parametrize("options", [{"reads": "finished"}, {"reads": "history", "alone": "skip"}])
-def test_I9_reach_and_width_1_are_saved_with_the_blocks(
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reads": "finished"},
+        {"reads": "history", "alone": "skip"},
+        *({"kind": kind} for kind in RIVALS),
+    ],
+    ids=str,
+)
+def test_I9_reach_width_1_and_options_are_saved_with_the_blocks(
     options: dict[str, str], tmp_path: Path
 ) -> None:
     model, tokenizer = interlace.load(base_folder(tmp_path / "base"))
-    attach_random(model, **options)
+    attach_random(model, **options)  # type: ignore[arg-type]
     alive = random_alive(2, 3, 5)
     groups = [Groups(1), Groups(3, alive, torch.tensor([1, 2]))]
     with torch.no_grad():

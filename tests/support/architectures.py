@@ -21,8 +21,9 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from interlace import BridgeConfig, PMatchConfig, attach
+from interlace import BridgeConfig, GatedConfig, PMatchConfig, attach
 from interlace.attaching import new_parameters
+from interlace.coupling.config import CouplingConfig
 
 VOCAB, WINDOW, LAYERS = 97, 5, 3
 HIDDEN, HEADS, KV_HEADS, MLP = 24, 6, 2, 37
@@ -133,6 +134,13 @@ NAMES = list(ARCHITECTURES)
 
 BRIDGE = BridgeConfig(num_heads=8, num_kv_heads=4, head_dim=7)
 PMATCH = PMatchConfig(num_heads=8, num_kv_heads=4, head_dim=7)
+GATED = GatedConfig(rank=12, num_heads=2, layers="all", gate_bias=0.5)
+# Kinds beside the Bridge with its reaches, and what they can be set to, by the names of tests.
+RIVALS: dict[str, CouplingConfig] = {
+    "gated": GATED,
+    "gated-feature": dataclasses.replace(GATED, gate="feature", row_features=0),
+    "gated-history": dataclasses.replace(GATED, reads="history"),
+}
 
 
 def every_architecture(names: Iterable[str] = NAMES) -> pytest.MarkDecorator:
@@ -174,13 +182,20 @@ def bridge_config(**options: Any) -> BridgeConfig:
     return dataclasses.replace(BRIDGE, **(even | options))
 
 
+def config_of(kind: str, **options: Any) -> CouplingConfig:
+    """The tests' configuration of a kind, or of a rival by its name in `RIVALS`."""
+    if kind == "bridge":
+        return bridge_config(**options)
+    return PMATCH if kind == "pmatch" else dataclasses.replace(RIVALS[kind], **options)
+
+
 def attach_fresh(
     model: PreTrainedModel, kind: str = "bridge", seed: int = 2, **options: Any
 ) -> PreTrainedModel:
     """Attach fresh blocks without the warning that they are many for so small a model."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The blocks add")
-        attach(model, bridge_config(**options) if kind == "bridge" else PMATCH, seed=seed)
+        attach(model, config_of(kind, **options), seed=seed)
     return model
 
 

@@ -131,6 +131,26 @@ class ToyAttention(Coupling):
 
 
 @dataclass(frozen=True)
+class ToyAttendedConfig(ToyConfig):
+    kind: ClassVar[str] = "toyattended"
+
+
+class ToyAttended(ToyLayer):
+    """What a row's heads give and a share of what its siblings' give."""
+
+    kind, Config, seats = "toyattended", ToyAttendedConfig, ("attended",)
+
+    @classmethod
+    def build(
+        cls, config: Any, base: Any, layer: int | None, device: Any = None, dtype: Any = None
+    ) -> ToyAttended:
+        return cls(config, base.num_attention_heads * base.head_dim, device, dtype)
+
+    def attended(self, out: Tensor, rows: Rows) -> Tensor:
+        return ToyLayer.layer(self, out, rows)
+
+
+@dataclass(frozen=True)
 class ToyBothConfig(ToyConfig):
     kind: ClassVar[str] = "toyboth"
 
@@ -147,4 +167,11 @@ class ToyBoth(ToyHead):
         return cls(config, base.vocab_size if layer is None else base.hidden_size, device, dtype)
 
 
-TOYS: tuple[type[Coupling], ...] = (ToyInput, ToyAttention, ToyLayer, ToyHead, ToyBoth)
+TOYS: tuple[type[Coupling], ...] = (
+    ToyInput,
+    ToyAttention,
+    ToyAttended,
+    ToyLayer,
+    ToyHead,
+    ToyBoth,
+)

@@ -19,6 +19,7 @@ PUBLIC = [
     "Engine",
     "GRPOConfig",
     "GRPOTrainer",
+    "GatedConfig",
     "GroupOutput",
     "Groups",
     "InterlaceError",

@@ -1,5 +1,5 @@
-"""The attention seat in Hugging Face's attention interface: a further part beside the base model's
-own attention.
+"""The seats within a layer's attention, in Hugging Face's attention interface: a further part
+beside the base model's own attention, and what is made of the result.
 
 Axes: R rows, H query heads, G key-value heads, S positions of this call, U positions so far (those
 of the cache included), C head dim.
@@ -51,12 +51,22 @@ def further_part(
 ) -> tuple[Float[Tensor, "R H S C"], Float[Tensor, "R H S"]] | None:
     """What the coupling of the layer in hand adds; None where there is none."""
     served = _serving.get()
-    if served is None:
+    if served is None or "attention" not in served[0].seats:
         return None
     coupling, rows = served
     rows.check(query.shape[0], query.shape[2])
     attend = coupling.attention_step if isinstance(rows, Owners) else coupling.attention
     return attend(query, key, value, rows, scale)
+
+
+def attended(out: Float[Tensor, "R S H C"]) -> Float[Tensor, "R S H C"]:
+    """What attention gives, as the coupling of the layer in hand changes it."""
+    served = _serving.get()
+    if served is None or "attended" not in served[0].seats:
+        return out
+    coupling, rows = served
+    changed: Tensor = coupling(out.flatten(2), rows)
+    return changed.view_as(out)
 
 
 def merged(
@@ -128,7 +138,7 @@ def coupled_attention(
             module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs
         )
         if part is None:
-            return out, None
+            return attended(out), None
         scores = _scores(module, query, key, attention_mask, scale, softcap)
     else:
         scores = _scores(module, query, key, attention_mask, scale, softcap)
@@ -137,9 +147,10 @@ def coupled_attention(
         values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         out = (weights @ values).transpose(1, 2).contiguous()
         if part is None:
-            return out, None
+            return attended(out), None
     lse = scores.float().logsumexp(dim=-1)
-    return merged(out.transpose(1, 2), lse, *part).transpose(1, 2).contiguous(), None
+    out = merged(out.transpose(1, 2), lse, *part).transpose(1, 2).contiguous()
+    return attended(out), None
 
 
 def _check_history(earlier: int) -> None:

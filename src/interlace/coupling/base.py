@@ -3,7 +3,7 @@
 Axes: P groups, W width, R rows, S positions of this call, D hidden size, V vocabulary, H query
 heads, G key-value heads, C head dim of the base model's attention.
 
-A kind takes one or more of four seats. For each it has a teacher-forced form, which sees all
+A kind takes one or more of five seats. For each it has a teacher-forced form, which sees all
 positions of whole groups at once, and a decode form, which sees one new token of every live row; a
 form that reads its siblings at the same position only is the same in both.
 
@@ -11,6 +11,7 @@ form that reads its siblings at the same position only is the same in both.
 | --- | --- | --- | --- |
 | input | before the first layer | embeddings | embeddings of what the rows are fed |
 | attention | within a layer's attention | queries, keys, values | a further part, its log-sum-exp |
+| attended | behind a layer's attention | what its heads give | what goes into their projection |
 | layer | after a decoder layer | hidden states | hidden states |
 | head | after the last layer | logits | logits that are sampled from |
 """
@@ -29,12 +30,17 @@ from interlace.coupling.config import CouplingConfig
 from interlace.errors import GenerationError
 from interlace.rows import Owners, Reads, Rows
 
-Seat = Literal["input", "attention", "layer", "head"]
-AT_LAYERS: tuple[Seat, ...] = ("attention", "layer")  # a module for each layer that carries one
+Seat = Literal["input", "attention", "attended", "layer", "head"]
+WITHIN_ATTENTION: tuple[Seat, ...] = ("attention", "attended")
+AT_LAYERS: tuple[Seat, ...] = (
+    *WITHIN_ATTENTION,
+    "layer",
+)  # a module for each layer that carries one
 AT_MODEL: tuple[Seat, ...] = ("input", "head")  # one module for the model
 
 NORM_EPS = 1e-6
 PAPER = "https://arxiv.org/abs/2510.01143"
+INVARIANTS = frozenset(f"I{n}" for n in range(1, 10))
 
 
 class Coupling(nn.Module):
@@ -57,6 +63,8 @@ class Coupling(nn.Module):
             keeps itself.
         place: Layer that this one stands at; 0 for the one of the model as a whole.
         reads: Reach of its rows among their siblings.
+        turned_features: Number of features of a head that positions turn, where it reads earlier
+            ones; None for all.
         PROJECTIONS: Names of weights that it applies through `_linear`, which backends may replace
             by a faster product.
     """
@@ -72,6 +80,18 @@ class Coupling(nn.Module):
     PROJECTIONS: ClassVar[tuple[str, ...]] = ()
     place: int = 0
     reads: Reads = "position"
+    turned_features: int | None = None
+
+    @classmethod
+    def claims(cls, config: CouplingConfig) -> frozenset[str]:
+        """The invariants of docs/invariants.md that hold for a model with this configuration, of
+        those that depend on the kind, I1 to I9."""
+        return INVARIANTS
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of one row's keys and values of one position, of a kind that reads earlier ones."""
+        return 0
 
     @classmethod
     def build(
@@ -97,8 +117,13 @@ class Coupling(nn.Module):
         return made
 
     def forward(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """The layer seat: `step` for the live rows of a decode step, `layer` for all else."""
-        return self.step(x, rows) if isinstance(rows, Owners) else self.layer(x, rows)
+        """The layer seat, or the attended one, of which a kind has one at most: the decode form for
+        the live rows of a decode step, the teacher-forced one for all else."""
+        name = "layer" if "layer" in self.seats else "attended"
+        step = "step" if name == "layer" else "attended_step"
+        form: Any = getattr(self, step if isinstance(rows, Owners) else name)
+        changed: Tensor = form(x, rows)
+        return changed
 
     # The layer seat -------------------------------------------------------------------------------
 
@@ -125,7 +150,7 @@ class Coupling(nn.Module):
         return None
 
     def reference(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """`layer` in plain loops, straight from the equation: the oracle of tests."""
+        """`layer` or `attended` in plain loops, straight from the equation: the oracle of tests."""
         raise NotImplementedError
 
     # The other seats ------------------------------------------------------------------------------
@@ -168,6 +193,14 @@ class Coupling(nn.Module):
     ) -> tuple[Float[Tensor, "R H S C"], Float[Tensor, "R H S"]]:
         """`attention` in a decode step."""
         return self.attention(query, key, value, rows, scale)
+
+    def attended(self, out: Float[Tensor, "R S HC"], rows: Rows) -> Float[Tensor, "R S HC"]:
+        """What the heads of a layer's attention give to what goes into their projection."""
+        raise NotImplementedError
+
+    def attended_step(self, out: Float[Tensor, "R S HC"], rows: Rows) -> Float[Tensor, "R S HC"]:
+        """`attended` in a decode step."""
+        return self.attended(out, rows)
 
     def head(self, logits: Float[Tensor, "R S V"], rows: Rows) -> Float[Tensor, "R S V"]:
         """Logits of the rows to those that are sampled from."""

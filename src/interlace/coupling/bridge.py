@@ -20,8 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interlace.coupling.attention import merged
-from interlace.coupling.base import NORM_EPS, PAPER, Coupling
-from interlace.coupling.config import BlockConfig
+from interlace.coupling.base import INVARIANTS, NORM_EPS, PAPER, Coupling
+from interlace.coupling.config import BlockConfig, check_word
 from interlace.coupling.reach import attend_with_earlier, attend_with_lse
 from interlace.errors import ConfigError, GroupError
 from interlace.rows import Groups, Owners, Reads, Rows
@@ -66,10 +66,8 @@ class BridgeConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, words in (("reads", get_args(Reads)), ("alone", ("block", "skip"))):
-            if getattr(self, name) not in words:
-                known = ", ".join(map(repr, words))
-                raise ConfigError(f"{name} is one of {known}; got {getattr(self, name)!r}.")
+        check_word(self, "reads", get_args(Reads))
+        check_word(self, "alone", ("block", "skip"))
         if self.reads != "position" and self.head_dim % 2:
             raise ConfigError(
                 "Rotary positions turn pairs of features, so with reads="
@@ -147,6 +145,11 @@ class BridgeBlock(Coupling):
         )
         self.reset_parameters()
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of one position's keys and values."""
+        return 2 * self.kv_size * self.qkv_weight.element_size()
+
     def reset_parameters(self) -> None:
         """Unit-variance projections of a normalised input; W_O zero, so that the attached model is
         the base model. Equation (5)."""
@@ -162,6 +165,11 @@ class BridgeBlock(Coupling):
             return x + self._nothing() if torch.is_grad_enabled() else x
         out = super().forward(x, rows)
         return out if alone is False else torch.where(alone[:, None, None], x, out)
+
+    @classmethod
+    def claims(cls, config: Any) -> frozenset[str]:
+        """All; but with "history" a row reads siblings where it does not read itself."""
+        return INVARIANTS - ({"I5"} if config.reads == "history" else set())
 
     def _nothing(self) -> Tensor | float:
         """Zero, with a gradient of zeros for every parameter, which data-parallel reducers need."""
@@ -191,55 +199,8 @@ class BridgeBlock(Coupling):
             )
         else:
             q, k, v = self._project(normed, count)
-            mixed = self._mixed(q, k, v, rows)
+            mixed = read_siblings(self, q, k, v, rows)
         return self._linear(mixed, "o_weight")
-
-    def _mixed(
-        self,
-        q: Float[Tensor, "P W S H C"],
-        k: Float[Tensor, "P W S G C"],
-        v: Float[Tensor, "P W S G C"],
-        rows: Rows,
-    ) -> Float[Tensor, "R S HC"]:
-        """What each row reads, heads concatenated. Equations (3), (30)."""
-        if self.reads == "position":
-            return _attend(q, k, v, rows.visible())
-        if isinstance(rows, Owners):
-            return self._mixed_in_step(q, k, v, rows)
-        assert isinstance(rows, Groups)
-        keys, values = rows.joined(self.place, k, v)
-        earlier = rows.earlier(self.reads, q.shape[0], q.shape[2], q.device)
-        visible = rows.visible()
-        if earlier is None:
-            return _attend(q, k, v, visible)
-        mixed = attend_with_earlier(q, keys, values, visible, earlier)
-        if earlier.first == 0:
-            return mixed
-        before = slice(earlier.first)
-        q, k, v = (t[:, :, before] for t in (q, k, v))
-        own = _attend(q, k, v, None if visible is None else visible[:, before])
-        return torch.cat([own, mixed], dim=1)
-
-    def _mixed_in_step(
-        self,
-        q: Float[Tensor, "1 R 1 H C"],
-        k: Float[Tensor, "1 R 1 G C"],
-        v: Float[Tensor, "1 R 1 G C"],
-        rows: Owners,
-    ) -> Float[Tensor, "R 1 HC"]:
-        """`_mixed` in a decode step, the parts merged by their log-sum-exp. Equation (13)."""
-        if rows.kept is None:
-            raise GroupError(
-                f"Bridge blocks with reads={self.reads!r} read what siblings wrote at earlier "
-                "positions, and this step keeps none of it. Pass Owners(..., kept=...), or whole "
-                "sequences with Groups."
-            )
-        part = rows.kept.read(self.place, q[0, :, 0], k[0, :, 0], v[0, :, 0])
-        visible = rows.visible()
-        if part is None:
-            return _attend(q, k, v, visible)
-        own, lse = attend_with_lse(q[0, :, 0], k[0, :, 0], v[0, :, 0], visible)
-        return merged(own, lse, *part).flatten(1).unsqueeze(1)
 
     def attention_weights(
         self, x: Float[Tensor, "R S D"], rows: Rows
@@ -273,6 +234,55 @@ class BridgeBlock(Coupling):
 
     def extra_repr(self) -> str:
         return f"heads={self.num_heads}, kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
+
+
+def read_siblings(
+    block: Coupling,
+    q: Float[Tensor, "P W S H C"],
+    k: Float[Tensor, "P W S G C"],
+    v: Float[Tensor, "P W S G C"],
+    rows: Rows,
+) -> Float[Tensor, "R S HC"]:
+    """What each row reads with the reach of a block, heads concatenated. Equations (3), (30)."""
+    if block.reads == "position":
+        return _attend(q, k, v, rows.visible())
+    if isinstance(rows, Owners):
+        return _read_in_step(block, q, k, v, rows)
+    assert isinstance(rows, Groups)
+    keys, values = rows.joined(block.place, k, v)
+    earlier = rows.earlier(block.reads, q.shape[0], q.shape[2], q.device)
+    visible = rows.visible()
+    if earlier is None:
+        return _attend(q, k, v, visible)
+    mixed = attend_with_earlier(q, keys, values, visible, earlier, block.turned_features)
+    if earlier.first == 0:
+        return mixed
+    before = slice(earlier.first)
+    q, k, v = (t[:, :, before] for t in (q, k, v))
+    own = _attend(q, k, v, None if visible is None else visible[:, before])
+    return torch.cat([own, mixed], dim=1)
+
+
+def _read_in_step(
+    block: Coupling,
+    q: Float[Tensor, "1 R 1 H C"],
+    k: Float[Tensor, "1 R 1 G C"],
+    v: Float[Tensor, "1 R 1 G C"],
+    rows: Owners,
+) -> Float[Tensor, "R 1 HC"]:
+    """`read_siblings` in a decode step, the parts merged by their log-sum-exp. Equation (13)."""
+    if rows.kept is None:
+        raise GroupError(
+            f"{block.title} blocks with reads={block.reads!r} read what siblings wrote at earlier "
+            "positions, and this step keeps none of it. Pass Owners(..., kept=...), or whole "
+            "sequences with Groups."
+        )
+    part = rows.kept.read(block.place, q[0, :, 0], k[0, :, 0], v[0, :, 0])
+    visible = rows.visible()
+    if part is None:
+        return _attend(q, k, v, visible)
+    own, lse = attend_with_lse(q[0, :, 0], k[0, :, 0], v[0, :, 0], visible)
+    return merged(own, lse, *part).flatten(1).unsqueeze(1)
 
 
 def _attend(

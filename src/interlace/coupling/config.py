@@ -6,6 +6,7 @@ Letters: D hidden size, H query heads, q, k, v, o the projection widths (k = v <
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -100,6 +101,29 @@ class CouplingConfig:
         return {"kind": self.kind} | dataclasses.asdict(self)
 
 
+def check_whole(config: CouplingConfig, *names: str, least: int = 1) -> None:
+    """Refuse fields that are no whole numbers from `least` on.
+
+    Raises:
+        ConfigError: for the first that is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} is a whole number, at least {least}; got {value!r}.")
+
+
+def check_word(config: CouplingConfig, name: str, words: Sequence[str]) -> None:
+    """Refuse a field that is none of some words.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if getattr(config, name) not in words:
+        known = ", ".join(map(repr, words))
+        raise ConfigError(f"{name} is one of {known}; got {getattr(config, name)!r}.")
+
+
 @dataclass(frozen=True)
 class BlockConfig(CouplingConfig):
     """What Bridge and P-Match share: their size, and the layers they go to.
@@ -125,10 +149,7 @@ class BlockConfig(CouplingConfig):
     parameter_share: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "num_kv_heads", "head_dim"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is a whole number, at least 1; got {value!r}.")
+        check_whole(self, "num_heads", "num_kv_heads", "head_dim")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 "Query heads share key-value heads evenly: num_heads must be a multiple of "

@@ -24,12 +24,26 @@ _MASK_ENTRIES = 2**24  # of a block of queries, over all groups of a call
 
 
 def turns(
-    positions: Int[Tensor, "*axes"], head_dim: int, dtype: torch.dtype
+    positions: Int[Tensor, "*axes"],
+    head_dim: int,
+    dtype: torch.dtype,
+    features: int | None = None,
+    first: int = 0,
 ) -> tuple[Float[Tensor, "*axes half"], Float[Tensor, "*axes half"]]:
-    """Cosine and sine by which the features at each position are turned. Equation (30)."""
+    """Cosine and sine by which the features at each position are turned. Equation (30).
+
+    Args:
+        positions: Positions, or other numbers that a score shall depend on the difference of.
+        head_dim: Dimension of a head.
+        dtype: Data type of the features.
+        features: Number of features that turn; None for all. The others stay as they are.
+        first: Pair of features that is the first to turn.
+    """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    half = torch.arange(head_dim // 2, device=positions.device, dtype=exact)
-    angles = positions.unsqueeze(-1) * ROTARY_BASE ** (-2 * half / head_dim)
+    features = head_dim if features is None else features
+    pair = torch.arange(head_dim // 2, device=positions.device, dtype=exact) - first
+    speed = ROTARY_BASE ** (-2 * pair / max(features, 1))
+    angles = positions.unsqueeze(-1) * speed * ((pair >= 0) & (pair < features // 2))
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -45,13 +59,15 @@ def attend_with_earlier(
     values: Float[Tensor, "P W L G C"],
     visible: Bool[Tensor, "P S W W"] | None,
     earlier: Earlier,
+    features: int | None = None,
 ) -> Float[Tensor, "R B HC"]:
     """What the rows read at this call's positions from `earlier.first` on, heads concatenated.
+    Positions turn so many `features` of a head; None: all.
 
     Blocks of queries bound the mask; the backward pass makes each block's mask again.
     """
     width, length, heads = q.shape[1], keys.shape[2], q.shape[3]
-    cos, sin = turns(earlier.positions[:, None, :, None], q.shape[-1], q.dtype)
+    cos, sin = turns(earlier.positions[:, None, :, None], q.shape[-1], q.dtype, features)
     offset = length - q.shape[2]
     q, keys = turned(q, cos[:, :, offset:], sin[:, :, offset:]), turned(keys, cos, sin)
     keys, values = (t.repeat_interleave(heads // t.shape[3], dim=3) for t in (keys, values))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from interlace.coupling.base import NORM_EPS
 from interlace.coupling.bridge import BridgeBlock
+from interlace.coupling.gated import GatedBlock
 from interlace.coupling.pmatch import PMatchBlock
 from interlace.coupling.reach import ROTARY_BASE
 
@@ -89,6 +90,65 @@ def bridge_reads(
             continue
         pairs += [(w, at) for at in range(start, s) if mine[at]]
     return pairs
+
+
+def gated_reference(
+    block: GatedBlock,
+    x: Float[Tensor, "R S A"],
+    width: int,
+    alive: Bool[Tensor, "P W S"] | None = None,
+    completion_start: Int[Tensor, " P"] | None = None,
+) -> Float[Tensor, "R S A"]:
+    """What `block.attended(x, Groups(width, alive, completion_start))` must return, one row,
+    position and head at a time."""
+    heads, dim = block.num_heads, block.head_dim
+    w_q, w_k, w_v = block.qkv_weight.chunk(3)
+    rows, positions, _ = x.shape
+    out = x.clone()
+    for s in range(positions):
+        for row in range(rows):
+            group, me = divmod(row, width)
+            living = [
+                [alive is None or bool(alive[group, w, at]) for at in range(positions)]
+                for w in range(width)
+            ]
+            start = 0 if completion_start is None else int(completion_start[group])
+            read = bridge_reads(block.reads, living, me, s, start)
+            low = [block.down_weight @ x[group * width + w, at] for w, at in read]
+            mine = block.down_weight @ x[row, s]
+            mixed = []
+            for head in range(heads):
+                part = slice(head * dim, (head + 1) * dim)
+                scores = torch.stack(
+                    [
+                        (w_q[part] @ mine)
+                        @ _apart(block, w_k[part] @ z, s - at, me - w)
+                        / math.sqrt(dim)
+                        for z, (w, at) in zip(low, read, strict=True)
+                    ]
+                )
+                weights = torch.exp(scores - scores.max())
+                weights = weights / weights.sum()
+                mixed.append(sum(a * (w_v[part] @ z) for a, z in zip(weights, low, strict=True)))
+            gate = 1 / (1 + torch.exp(-(block.gate_weight @ x[row, s] + block.gate_bias)))
+            out[row, s] = x[row, s] + gate * (block.up_weight @ torch.cat(mixed))
+    return out
+
+
+def _apart(block: GatedBlock, key: Float[Tensor, " C"], far: int, rows: int) -> Tensor:
+    """A key that lies so many positions back and belongs to a row so many numbers before: of its
+    pairs of features the first turn with the positions, the others with the rows."""
+    half, by_position = len(key) // 2, (len(key) - block.row_features) // 2
+    out = key.clone()
+    for i in range(half):
+        if i < by_position:
+            angle = -far * ROTARY_BASE ** (-i / by_position)
+        else:
+            angle = -rows * ROTARY_BASE ** (-(i - by_position) / (half - by_position))
+        a, b = key[i], key[i + half]
+        out[i] = a * math.cos(angle) - b * math.sin(angle)
+        out[i + half] = b * math.cos(angle) + a * math.sin(angle)
+    return out
 
 
 def _moved(key: Float[Tensor, " C"], far: int) -> Float[Tensor, " C"]:

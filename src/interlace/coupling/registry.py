@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COUPLINGS: dict[str, str] = {
     "bridge": "interlace.coupling.bridge.BridgeBlock",
     "pmatch": "interlace.coupling.pmatch.PMatchBlock",
+    "gated": "interlace.coupling.gated.GatedBlock",
 }
 DEFAULT_KIND = "bridge"
 

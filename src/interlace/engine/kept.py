@@ -48,9 +48,16 @@ class KeptKeys(Kept):
     Args:
         reads: Reach of the blocks; with "position" nothing is kept.
         bytes_per_entry: Number of bytes that one position of one row takes, in all layers.
+        features: Number of features of a head that positions turn; None for all.
     """
 
-    def __init__(self, reads: Reads = "position", bytes_per_entry: int = 0) -> None:
+    def __init__(
+        self,
+        reads: Reads = "position",
+        bytes_per_entry: int = 0,
+        features: int | None = None,
+    ) -> None:
+        self._features = features
         self._keeps, self._ended_only = reads != "position", reads == "finished"
         self._bytes = bytes_per_entry
         self._groups: dict[int, _Group] = {}  # by owner, in the order of their places
@@ -179,7 +186,7 @@ class KeptKeys(Kept):
             where[1],
             coupled,
             longest,
-            turns=turns(positions, like.shape[-1], like.dtype),
+            turns=turns(positions, like.shape[-1], like.dtype, self._features),
             members=torch.tensor([own + own[:1] * (most - len(own)) for own in members]).to(device),
             back=torch.tensor([max(at, 0) for at in back], device=device),
             nothing=torch.tensor(alone, device=device)[:, None] if any(alone) else None,
@@ -251,7 +258,8 @@ class KeptKeys(Kept):
             entries[first : len(writers)] = entries[torch.tensor([*own, *rest], device=data.device)]
             keys = entries[first:last, : data.shape[2] // 2]
             positions = torch.arange(len(own), device=data.device)[:, None]
-            keys.copy_(turned(keys, *turns(positions, keys.shape[-1], keys.dtype)))
+            angles = turns(positions, keys.shape[-1], keys.dtype, self._features)
+            keys.copy_(turned(keys, *angles))
         group.writers = writers[:first] + [writers[n] for n in (*own, *rest)]
         group.readable = last
 

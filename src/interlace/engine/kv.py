@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from interlace.coupling.attention import further_part
+from interlace.coupling.attention import attended, further_part
 from interlace.errors import GenerationError
 
 ATTENTION = "interlace"  # the name under which Hugging Face models find `shared_attention`
@@ -46,12 +46,13 @@ class StoredPrompt:
 @dataclass(eq=False)
 class Slot:
     """A live row: its place in the store, the prompt it answers, the number of its group (rows of
-    one owner see each other), the most tokens that it may get, whether its group is of width 1, the
-    tokens it was fed, and siblings that it does not see."""
+    one owner see each other) and its own there, the most tokens that it may get, whether its group
+    is of width 1, the tokens it was fed, and siblings that it does not see."""
 
     place: int
     prompt: StoredPrompt
     owner: int
+    number: int
     maximum: int
     alone: bool = False
     length: int = 0
@@ -125,7 +126,7 @@ class SharedCache(Cache):
         each maximum of tokens."""
         first = len(self.rows)
         alone = len(maxima) == 1
-        added = [Slot(first + n, prompt, owner, most, alone) for n, most in enumerate(maxima)]
+        added = [Slot(first + n, prompt, owner, n, most, alone) for n, most in enumerate(maxima)]
         self.rows += added
         prompt.users += len(added)
         return added
@@ -344,7 +345,7 @@ def shared_attention(
         cache.note_asking(layer_idx, key, value, sliding_window or 0)
     further = further_part(query, key, value, scale) if cache.has_further_part else None
     out = cache.attend(layer_idx, query, scale, sliding_window or 0, softcap, s_aux, further)
-    return out, None
+    return attended(out), None
 
 
 _ROOM = 64  # stores grow in steps of this many positions

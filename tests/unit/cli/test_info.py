@@ -55,6 +55,8 @@ def test_the_table_tells_base_blocks_and_memory(
 def test_options_change_what_is_described(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert info(capsys, folder, "--kind", "pmatch")["MLP size"] == "1,056"
     assert "MLP size" not in info(capsys, folder)
+    gated = info(capsys, folder, "--kind", "gated")
+    assert (gated["rank"], gated["layers with a block"]) == ("64", "1 of 3")
     assert info(capsys, folder, "--layers", "2")["layers with a block"] == "2 of 3"
     assert info_json(capsys, folder, "--layers", "0,2")["blocks"]["layers"] == [0, 2]
     assert info_json(capsys, folder, "--layers", "all")["blocks"]["layers"] == [0, 1, 2]

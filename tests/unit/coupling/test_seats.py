@@ -19,11 +19,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import interlace
 from interlace import Groups
 from interlace.attaching import get_attachment, new_parameters
-from interlace.coupling.base import Coupling, check_carried
+from interlace.coupling.base import AT_LAYERS, AT_MODEL, Coupling, check_carried
 from interlace.coupling.registry import COUPLINGS, coupling_class
 from interlace.engine import backends
 from interlace.errors import AttachError, GenerationError, GroupError
-from support.architectures import build, checkpointed, random_alive, random_ids, randomise
+from support.architectures import (
+    RIVALS,
+    attach_random,
+    build,
+    checkpointed,
+    random_alive,
+    random_ids,
+    randomise,
+)
 from support.engine import largest_gap
 from support.evaluation import quick
 from support.number_model import number_folder, number_tokenizer, sums
@@ -75,8 +83,7 @@ def test_a_fresh_toy_changes_nothing_and_a_detached_one_neither(toy: type[Coupli
     added = [name for name, _ in new_parameters(model)]
     assert set(model.state_dict()) == before | set(added)
     assert all(toy.kind in name for name in added)
-    at_layers = {"attention", "layer"} & set(toy.seats)
-    at_model = {"input", "head"} & set(toy.seats)
+    at_layers, at_model = set(AT_LAYERS) & set(toy.seats), set(AT_MODEL) & set(toy.seats)
     assert len(added) == (3 if at_layers else 0) + (1 if at_model else 0)
     assert torch.equal(model(IDS, groups=Groups(W)).logits, expected)
     learn(model)
@@ -202,15 +209,21 @@ def test_attention_that_gives_no_place_beside_it_is_refused() -> None:
 
 
 def test_unknown_kinds_name_the_known_ones() -> None:
-    with pytest.raises(interlace.InterlaceError, match=r"'mystery'; known are bridge, pmatch, toy"):
+    with pytest.raises(
+        interlace.InterlaceError, match=r"'mystery'; known are bridge, pmatch, gated, toy"
+    ):
         coupling_class("mystery")
 
 
-def test_a_toy_at_layers_trains_saves_loads_generates_and_is_evaluated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["toylayer", *RIVALS])
+def test_a_kind_trains_saves_loads_generates_and_is_evaluated(kind: str, tmp_path: Path) -> None:
     """All that a user does, with nothing of it written for this kind."""
     model, _ = interlace.load(number_folder(tmp_path / "base"))
-    attach(stopping(model), ToyLayer)
-    learn(model)
+    if kind == "toylayer":
+        attach(stopping(model), ToyLayer)
+        learn(model)
+    else:
+        attach_random(stopping(model), kind)
     before = weights_of_toy(model)
     warmup(tmp_path / "warm", model).train()
     warmed = weights_of_toy(model)
@@ -222,13 +235,15 @@ def test_a_toy_at_layers_trains_saves_loads_generates_and_is_evaluated(tmp_path:
     loaded, tokenizer = interlace.load(tmp_path / "saved")
     assert weights_of_toy(loaded).keys() == before.keys()
     engine = interlace.Engine(stopping(loaded), tokenizer)
-    params = interlace.SamplingParams(width=3, max_new_tokens=6, seed=4, record_attention="mean")
+    params = interlace.SamplingParams(width=3, max_new_tokens=6, seed=4)
     groups = engine.generate(["7 8", "9"], params)
     assert largest_gap(loaded, groups) < 2e-5
-    assert groups[0].attention is not None
+    if kind == "toylayer":
+        recorded = engine.generate(["7 8"], params.replace(record_attention="mean"))
+        assert recorded[0].attention is not None
 
     result = quick(engine, sums(3), [1, 2], output=tmp_path / "evaluation")
-    assert (result.arm, result.coupled) == ("Toy", True)
+    assert (result.arm, result.coupled) == (get_attachment(model).coupling.title, True)
     assert result.widths == [1, 2]  # a part of a group of 2 is no group of 1: both were sampled
 
 
@@ -282,8 +297,8 @@ def test_what_no_backend_gives_yet_is_refused_by_name(
 
 def test_the_table_of_seats_is_that_of_the_backends() -> None:
     text = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    _, *rows = re.findall(r"^\| (\S+) \| (\w+) \| (\w+) \| (\w+) \| (\w+) \|$", text, re.M)
-    seats = ("input", "attention", "layer", "head")
+    _, *rows = re.findall(r"^\| (\S+) \| (\w+) \| (\w+) \| (\w+) \| (\w+) \| (\w+) \|$", text, re.M)
+    seats = (*AT_LAYERS, *AT_MODEL)
     table = {
         name.strip("`"): {seat for seat, cell in zip(seats, cells, strict=True) if cell == "yes"}
         for name, *cells in rows

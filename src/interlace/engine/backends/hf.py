@@ -60,7 +60,7 @@ class HFBackend(Backend):
     """Hugging Face's modules with our attention; keys and values in a `SharedCache`."""
 
     name = "hf"
-    seats = ("input", "attention", "layer", "head")
+    seats = ("input", "attention", "attended", "layer", "head")
     reads = ("finished", "history")
 
     def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
@@ -115,8 +115,8 @@ class HFBackend(Backend):
         if self._attachment is None or self._attachment.config.reads == "position":
             return None
         blocks: list[Any] = [self.base.get_submodule(n) for n in self._attachment.block_names]
-        sizes = (2 * b.kv_size * b.qkv_weight.element_size() for b in blocks)
-        return KeptKeys(self._attachment.config.reads, sum(sizes))
+        size, features = sum(b.kept_bytes for b in blocks), blocks[0].turned_features
+        return KeptKeys(self._attachment.config.reads, size, features)
 
     def _fresh_host(self) -> Twin | Borrowed:
         if not self._is_fresh:  # by whoever calls the core without the engine
@@ -220,8 +220,14 @@ class HFBackend(Backend):
         cache = self._cache
         if self._owners is None:
             owners, alone = [r.owner for r in cache.rows], [r.alone for r in cache.rows]
-            hidden = hidden_pairs(cache.rows)
-            self._owners = Owners(owners, self.device, alone=alone, kept=self._kept, hidden=hidden)
+            self._owners = Owners(
+                owners,
+                self.device,
+                alone=alone,
+                kept=self._kept,
+                hidden=hidden_pairs(cache.rows),
+                numbers=[r.number for r in cache.rows],
+            )
         cache.begin_step()
         if self._kept is not None:
             self._kept.begin_step(cache.rows)
