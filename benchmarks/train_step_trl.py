@@ -249,15 +249,18 @@ class _Turns(TrainerCallback):
         self._training._hand_over(control)
 
 
-def smollm2_shape() -> LlamaForCausalLM:
-    """SmolLM2-135M without its weights."""
+def smollm2_shape(**changes: int) -> LlamaForCausalLM:
+    """SmolLM2-135M without its weights, or a model of which some sizes differ."""
+    sizes = {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "vocab_size": 49152,
+    }
     config = LlamaConfig(
-        hidden_size=576,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        intermediate_size=1536,
-        vocab_size=49152,
+        **(sizes | changes),
         tie_word_embeddings=True,
         attn_implementation="sdpa",
         bos_token_id=None,

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Sequence
 
 import interlace
+from interlace import huge_pages
 from interlace.errors import (
     LONGEST,
     ConfigError,
@@ -52,6 +53,14 @@ EXTRAS = {
 }
 USAGE_ERROR, INTERRUPTED = 2, 130
 DEBUG = "INTERLACE_DEBUG"
+COMPUTING = ("eval", "generate", "serve", "train")  # a demo's children do it themselves
+
+
+def console() -> int:
+    """`main` as a program of its own: one that will hold a model asks for huge pages first."""
+    if sys.argv[1:2] and sys.argv[1] in COMPUTING:
+        huge_pages.restart()
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--debug" in arguments:
         debug = True
         arguments.remove("--debug")
+    verbose = "--verbose" in arguments
+    if verbose:
+        arguments.remove("--verbose")
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()  # here, so that a reader who has left is noticed here
@@ -98,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USAGE_ERROR
+    finally:
+        if verbose:
+            print(f"interlace: {huge_pages.report()}", file=sys.stderr)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -137,10 +152,11 @@ def _help() -> str:
             "  interlace eval --model tiny --task tiny-countdown --widths 1,8",
             "",
             "`interlace COMMAND --help` explains a command. --debug (or INTERLACE_DEBUG=1) adds",
-            "the traceback to an error. --version prints the version.",
+            "the traceback to an error, --verbose what memory the command had at its end.",
+            "--version prints the version.",
         ]
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

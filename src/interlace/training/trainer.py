@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
+from interlace import huge_pages
 from interlace.engine.engine import Engine
 from interlace.engine.request import forbidden_token_ids, stop_ids_of
 from interlace.engine.types import SamplingParams
@@ -240,6 +241,7 @@ class GroupTrainer(SamplingTrainer):
         # Of the optimizer's groups, which checkpoints bring back as they were, without names.
         self._group_names: list[str] = []
         self._rates: dict[str, float] = {}  # of the last step's old and new weights
+        self._has_moved = False
         self.make_ready()
 
     def settle_steps(self, args: Any) -> None:
@@ -282,6 +284,7 @@ class GroupTrainer(SamplingTrainer):
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
         """Forward and backward over all parts of this optimizer step."""
+        self._move_to_huge_pages()
         model.train()
         parts, spare = self.parts_of(self.state.global_step)
         weight = torch.tensor([sum(map(self.weight_of, parts))], dtype=torch.float64)
@@ -362,6 +365,16 @@ class GroupTrainer(SamplingTrainer):
     def derived(self, logs: dict[str, float]) -> dict[str, float]:
         """Numbers that follow from those tallied."""
         return logs
+
+    def _move_to_huge_pages(self) -> None:
+        """Weights and the optimizer's states, once those are there: every step reads them all."""
+        states = list(self.optimizer.state.values())
+        if self._has_moved or not states:
+            return
+        self._has_moved = True
+        tensors = [*self.model.parameters(), *(t for state in states for t in state.values())]
+        plain = [t for t in tensors if type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu"]
+        huge_pages.collapse([(t.data_ptr(), t.nbytes) for t in plain])
 
     # Several processes.
 

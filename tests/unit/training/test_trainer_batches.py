@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from interlace import huge_pages
 from interlace.attaching import new_parameters
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
@@ -50,6 +51,21 @@ def test_I10_micro_batches_give_the_gradients_of_one_batch(loss: str, tmp_path: 
     assert len(fed) > 3
     assert max(rows for rows, _ in fed) <= 6
     assert len({width for _, width in fed}) > 1
+
+
+def test_weights_and_the_optimizer_s_states_are_moved_to_huge_pages_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if they are asked for before there are states, in every step, or in part."""
+    trainer = grpo(tmp_path, max_steps=3)
+    asked: list[list[huge_pages.Span]] = []
+    monkeypatch.setattr(huge_pages, "collapse", lambda spans: asked.append(list(spans)))
+    trainer.train()
+    moments = [state["exp_avg_sq"] for state in trainer.optimizer.state.values()]
+    wanted = {(t.data_ptr(), t.nbytes) for t in [*trainer.model.parameters(), *moments]}
+    # The engine asks for what it has packed.
+    assert sum((moments[0].data_ptr(), moments[0].nbytes) in spans for spans in asked) == 1
+    assert any(wanted <= set(spans) for spans in asked)
 
 
 def test_I10_micro_batches_of_the_warm_up(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from interlace import huge_pages
 from interlace.files import is_complete, locate, settled
 
 WIDTHS = (1, 2, 4, 8, 16)
@@ -189,6 +190,7 @@ def evaluate(folder: Path, settings: Settings, job: Job) -> None:
 
 def main() -> None:
     """Carry out one lane."""
+    huge_pages.restart()
     folder, lane = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with _alone(folder / f".lane-{lane}.lock"):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interlace import huge_pages
 from interlace.coupling.base import Coupling
 from interlace.coupling.bridge import BridgeBlock
 from interlace.engine.backends.hf import Borrowed, HFBackend, Patch, Twin, can_have_twin
@@ -108,6 +109,13 @@ class PackedWeights:
             elif names:
                 product = functools.partial(_product, fresh[path, names[0]])
                 patches.append((module, "forward", product))
+        # What was kept lies there already.
+        new = [p for key, p in fresh.items() if self._packed.get(key) is not p]
+        copies = [packed.packed for packed in new]
+        for path, step in steps.items():
+            copies += step.step.packed if self._steps.get(path) is not step else ()
+        weights = [packed.weight for packed in new]
+        huge_pages.collapse([*map(_span, copies), *((w.data_ptr(), w.nbytes) for w in weights)])
         self._packed, self._steps = fresh, steps
         return patches
 
@@ -140,7 +148,7 @@ class PackedWeights:
 def why_not_packed(model: nn.Module) -> str | None:
     """Why a model's weights cannot be packed: torch lacks the private operators that this needs, or
     weights are not on the CPU. None if they can."""
-    operators = ("_reorder_linear_weight", "_linear_pointwise")
+    operators = ("_reorder_linear_weight", "_linear_pointwise", "_nbytes", "data_ptr")
     if not torch.backends.mkldnn.is_available() or not all(
         hasattr(torch.ops.mkldnn, name) for name in operators
     ):
@@ -182,6 +190,11 @@ def _sums(weight: Tensor) -> Tensor:
     return torch.cat([bits.sum(0), bits.sum(1)])
 
 
+def _span(packed: Tensor) -> huge_pages.Span:
+    """Where a packed copy lies."""
+    return int(torch.ops.mkldnn.data_ptr(packed)), int(torch.ops.mkldnn._nbytes(packed))
+
+
 def _product(packed: _Packed, x: Tensor) -> Tensor:
     if x.dtype == torch.float32 and x.numel() < _FEWEST_FP32_ROWS * x.shape[-1]:
         return F.linear(x, packed.weight, packed.bias)
@@ -212,6 +225,11 @@ class BridgeStep:
         self._per_dim = 1 / block.norm.weight.shape[0]
         self._heads = [block.num_heads, block.num_kv_heads, block.num_kv_heads]
         self._scale = block.head_dim**-0.5
+
+    @property
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """The packed copies."""
+        return self._qkv, self._o
 
     @property
     def nbytes(self) -> int:
