@@ -1,6 +1,7 @@
 """Make a tiny base model: a Llama of 0.4 M parameters that searches for countdown solutions.
 
     python experiments/00-tiny-base/make.py --seed 0     # minutes on one core
+    python experiments/00-tiny-base/make.py --seed 0 --max-number 25   # for 05-long-run
 
 Trains on search traces (`traces.py`) of problems of the split "train" only, then measures on the
 held-out ones. Seed 0 with the default settings becomes the packaged model `tiny`.
@@ -37,6 +38,7 @@ from interlace.saving.fingerprint import remember_origin
 from interlace.tasks import get_task
 
 HERE = Path(__file__).parent
+MEASURED = 400  # of the problems held out, where there are more than 395
 PACKAGED = HERE.parents[1] / "src" / "interlace" / "models" / "packaged" / "tiny"
 
 
@@ -54,6 +56,17 @@ class Settings:
     odd: float = 0.1
     guided: float = 0.2
     reach: float = 10.0
+    max_number: int = 9
+
+    @property
+    def folder(self) -> Path:
+        """Where results go, and the model unless it is the packaged one."""
+        home = HERE if self.max_number == 9 else HERE / f"up-to-{self.max_number}"
+        return home / f"seed-{self.seed}"
+
+    def task(self, split: Any, size: int | None = None) -> Any:
+        """The problems of a split."""
+        return get_task("tiny-countdown", split=split, max_number=self.max_number, size=size)
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
@@ -96,9 +109,7 @@ def train(settings: Settings) -> LlamaForCausalLM:
     """The trained model: next-token loss on fresh traces, prompts left out."""
     torch.manual_seed(settings.seed)
     model = new_model().train()
-    problems = [
-        (e.data["numbers"], e.data["target"]) for e in get_task("tiny-countdown", split="train")
-    ]
+    problems = [(e.data["numbers"], e.data["target"]) for e in settings.task("train")]
     policy = Policy(
         problems,
         odd=settings.odd,
@@ -148,9 +159,10 @@ def rate(step: int, settings: Settings) -> float:
     return 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
 
 
-def measure(folder: Path, seed: int, output: Path) -> dict[str, Any]:
-    """Sample all held-out problems, 16 rows each; records and report go to `output`."""
-    task = get_task("tiny-countdown")
+def measure(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Sample held-out problems, 16 rows each; records and report go into the results."""
+    task = settings.task("test", None if settings.max_number == 9 else MEASURED)
+    output = settings.folder / "evaluation"
     model, tokenizer = interlace.load(folder)
     # By name, not by where the repository happens to be.
     name = (
@@ -163,7 +175,7 @@ def measure(folder: Path, seed: int, output: Path) -> dict[str, Any]:
         widths=[1, 8, 16],
         params=interlace.SamplingParams(max_new_tokens=TRIES * TRY_TOKENS),
         arm="base",
-        training_seed=seed,
+        training_seed=settings.seed,
         timed=0,
         output=output,
         overwrite=True,
@@ -199,7 +211,7 @@ def options() -> tuple[Settings, Path]:
     folder = given.pop("out")
     settings = Settings(**given)
     packaged = settings == Settings()
-    return settings, folder or (PACKAGED if packaged else HERE / f"seed-{settings.seed}" / "model")
+    return settings, folder or (PACKAGED if packaged else settings.folder / "model")
 
 
 def main() -> None:
@@ -210,15 +222,14 @@ def main() -> None:
     seconds = time.monotonic() - started
     model.save_pretrained(folder)
     new_tokenizer().save_pretrained(folder)
-    results = HERE / f"seed-{settings.seed}"
     outcome = {
         "settings": asdict(settings),
         "parameters": model.num_parameters(),
         "vocabulary": len(VOCABULARY),
         "training_seconds": round(seconds),
-        **measure(folder, settings.seed, results / "evaluation"),
+        **measure(folder, settings),
     }
-    (results / "outcome.json").write_text(json.dumps(outcome, indent=1) + "\n")
+    (settings.folder / "outcome.json").write_text(json.dumps(outcome, indent=1) + "\n")
     print(json.dumps(outcome))
 
 

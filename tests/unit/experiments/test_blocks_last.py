@@ -18,6 +18,7 @@ QUEUES = [
     ("07-blocks-last", "main"),
     ("07-blocks-last", "ending"),
     ("06-width-one", "main"),
+    ("05-long-run", "main"),
 ]
 
 
@@ -46,7 +47,8 @@ def test_every_unit_comes_after_what_it_needs_and_has_a_label(
     blocks_last: Any, experiment: str, queue: str, smoke: bool
 ) -> None:
     config = blocks_last.orders.load_config(smoke, queue, ROOT / experiment)
-    assert {arm for pair in config["compare"] for arm in pair} <= set(config["labels"])
+    compared = {arm.partition("@")[0] for pair in config["compare"] for arm in pair}
+    assert compared <= set(config["labels"])
     seen: set[str] = set()
     for name, unit in units_of(blocks_last, queue, smoke, experiment).items():
         assert seen.issuperset(unit.needs), name
@@ -100,6 +102,19 @@ def test_arms_of_width_one_differ_from_the_first_experiment_in_what_they_name(
     assert {k: warmup[k] for k in same} == {k: theirs["warmup"][k] for k in same}
     changed = {"save_steps": 50}  # when a killed run goes on from; no result
     assert warmup["trainer"] == theirs["warmup"]["trainer"] | changed
+
+
+def test_arms_of_the_long_run_share_all_but_what_they_name(blocks_last: Any) -> None:
+    units = units_of(blocks_last, "main", experiment="05-long-run")
+    rlvr, mixed = (units[f"seed-1/{arm}-1080/train"].settings for arm in ("rlvr", "mixed"))
+    assert mixed["trainer"] == rlvr["trainer"] | {"width": [1, 2, 4, 8]}
+    assert mixed["snapshots"] == rlvr["snapshots"] == [240, 480, 1440, 2880]  # four a rollout
+    assert rlvr["task"] == {"name": "tiny-countdown", "max_number": 25}
+    for rollouts in (60, 120, 360, 720, 1080):
+        blocks = units[f"seed-1/spliced-{rollouts}/train"].settings
+        step = "final" if rollouts == 1080 else f"step-{4 * rollouts}"
+        assert (blocks["moment"], blocks["from"]) == (step, rlvr)
+        assert blocks["trainer"]["splice"] == 0.8
 
 
 def test_ending_rows_read_finished_siblings_in_one_arm_only(blocks_last: Any) -> None:
