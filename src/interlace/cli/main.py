@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": ("interlace.cli.compare", "Arms over the same problems: gains with intervals"),
     "demo": ("interlace.cli.demo", "The whole method on a tiny model, in some minutes"),
     "eval": ("interlace.cli.eval", "A task at every width: metrics with intervals, and figures"),
+    "export": ("interlace.cli.export", "The model in the form that vLLM serves"),
     "generate": ("interlace.cli.generate", "W responses side by side, then one; or a whole file"),
     "info": ("interlace.cli.info", "Layers, parameters, and memory at a width, from the config"),
     "serve": ("interlace.cli.serve", "An OpenAI-compatible server: n choices are one group"),

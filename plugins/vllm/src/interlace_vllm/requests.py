@@ -1,0 +1,125 @@
+"""The front end: children of a request learn their group, and what cannot be served is refused
+where it is an error of the request (400), not of the engine."""
+
+from __future__ import annotations
+
+import functools
+from copy import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.parallel_sampling import ParentRequest
+
+from interlace_vllm.supported import ARCHITECTURE
+
+KEY = "interlace"  # of a request's extra_args
+GROUP_SALT = "interlace-group"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Which row of which group a request is.
+
+    Args:
+        group: Name of the group: its parent's request id.
+        width: Number of rows of the group.
+        row: Number of this row.
+    """
+
+    group: str
+    width: int
+    row: int
+
+
+def membership(request_id: str, sampling_params: Any) -> Membership:
+    """The membership of a request, as the front end wrote it; a group of its own otherwise."""
+    found = ((sampling_params and sampling_params.extra_args) or {}).get(KEY)
+    return Membership(**found) if found else Membership(request_id, 1, 0)
+
+
+def install() -> None:
+    """Have vLLM's front end do it; twice is once."""
+    if getattr(InputProcessor.process_inputs, "_interlace", False):
+        return
+    InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
+    ParentRequest.get_child_info = _telling(ParentRequest.get_child_info)
+
+
+def _checking(before: Any) -> Any:
+    @functools.wraps(before)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = before(self, *args, **kwargs)
+        if ARCHITECTURE in (self.model_config.hf_config.architectures or ()):
+            _check(self.vllm_config, request)
+        return request
+
+    process_inputs._interlace = True  # type: ignore[attr-defined]
+    return process_inputs
+
+
+def _check(config: Any, request: Any) -> None:
+    """Mark a request of several rows as a group.
+
+    Raises:
+        VLLMValidationError: if it cannot be served.
+    """
+    params = request.sampling_params
+    if KEY in (params.extra_args or {}):
+        raise VLLMValidationError(
+            f"extra_args[{KEY!r}] is the server's own; leave it out.", parameter="extra_args"
+        )
+    if request.resumable:
+        raise VLLMValidationError("A model with blocks takes no streams of prompts.")
+    if params.n == 1:
+        return
+    if params.stop:
+        raise VLLMValidationError(
+            "Stop strings are found some steps after the text that holds them, and until then the "
+            f"other rows of a group would read a row that has ended. With n > 1 (here "
+            f"{params.n}) pass stop_token_ids.",
+            parameter="stop",
+        )
+    rows = config.scheduler_config.max_num_seqs
+    if params.n > rows:
+        raise VLLMValidationError(
+            f"A group of n rows takes a step together, and a step has at most {rows} rows here "
+            f"(max_num_seqs); got n = {params.n}.",
+            parameter="n",
+        )
+    _check_length(config, request)
+    params.extra_args = {**(params.extra_args or {}), KEY: {}}
+    if config.model_config.hf_config.interlace["blocks"].get("alone") == "skip":
+        # Prompts of groups go through the blocks, others do not: they share no prefix.
+        request.cache_salt = (request.cache_salt or "") + GROUP_SALT
+
+
+def _check_length(config: Any, request: Any) -> None:
+    """Groups are given room up to max_tokens before they begin, since a part of one cannot be
+    computed again."""
+    params, cache = request.sampling_params, config.cache_config
+    prompt = len(request.prompt_token_ids)
+    tokens = min(prompt + params.max_tokens, config.model_config.max_model_len)
+    block = cache.block_size
+    needed = params.n * -(-tokens // block) * block
+    if cache.kv_cache_size_tokens is not None and needed > cache.kv_cache_size_tokens:
+        raise VLLMValidationError(
+            f"A group of n rows needs room for all its tokens: {params.n} x {tokens} (prompt "
+            f"{prompt}, max_tokens {params.max_tokens}), and the KV cache has "
+            f"{cache.kv_cache_size_tokens}. Ask for fewer rows or a smaller max_tokens.",
+            parameter="max_tokens",
+        )
+
+
+def _telling(before: Any) -> Any:
+    @functools.wraps(before)
+    def get_child_info(self: Any, index: int) -> tuple[str, Any]:
+        name, params = before(self, index)
+        if KEY in (params.extra_args or {}):
+            params = copy(params)  # children without a seed share one object
+            member = Membership(self.request_id, self.n, index)
+            params.extra_args = {**params.extra_args, KEY: asdict(member)}
+        return name, params
+
+    return get_child_info

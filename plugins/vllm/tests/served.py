@@ -1,0 +1,140 @@
+"""Tiny random models that vLLM's CPU build can run, their exports, and the log-probabilities that
+they should give: Interlace's own, of whole groups in one pass."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+# Before vLLM is imported: one process, so that tests see the scheduler.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import torch
+from transformers import PreTrainedModel
+
+from interlace import Groups
+from interlace.saving.vllm import export_for_vllm
+from support.architectures import attach_random, build
+from support.words import tiny_tokenizer
+
+SIZES = {
+    "hidden_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "sliding_window": 40,
+}
+ENDS = list(range(1, 8))  # tokens that end rows in tests: one in twelve
+TOLERANCE = 1e-4
+
+
+def exported(folder: Path, name: str = "llama", **blocks: Any) -> PreTrainedModel:
+    """A tiny attached model, written to `folder` as vLLM serves it."""
+    sizes = SIZES if name != "llama" else {k: v for k, v in SIZES.items() if k != "sliding_window"}
+    model = attach_random(build(name, **sizes), **blocks)
+    export_for_vllm(model, folder, tiny_tokenizer())
+    # vLLM decorates the decoder's class in place, and every model of it in this process.
+    model.get_decoder().do_not_compile = True
+    return model
+
+
+@torch.no_grad()
+def logprobs_of(
+    model: PreTrainedModel, prompt: list[int], rows: list[list[int]], blind_to_ends: bool = False
+) -> list[list[float]]:
+    """What each token of a sampled group should have got, in one teacher-forced pass.
+
+    Args:
+        model: Model with its blocks.
+        prompt: Tokens of the prompt.
+        rows: Tokens of each row; the last one ended it and was fed to nobody.
+        blind_to_ends: Whether rows read siblings that have ended, as they must not.
+    """
+    longest = max(map(len, rows))
+    ids = torch.tensor([prompt + row + [0] * (longest - len(row)) for row in rows])
+    fed = torch.tensor([len(prompt) + len(row) - 1 for row in rows])
+    alive = torch.arange(ids.shape[1]) < fed[:, None]
+    groups = Groups(len(rows), None if blind_to_ends else alive[None])
+    scores = model(ids, groups=groups).logits.float().log_softmax(-1)
+    start = len(prompt) - 1
+    return [
+        [float(scores[w, start + at, token]) for at, token in enumerate(row)]
+        for w, row in enumerate(rows)
+    ]
+
+
+def largest_gap(model: PreTrainedModel, outputs: list[Any], **options: Any) -> float:
+    """The largest difference of a log-probability between vLLM and Interlace."""
+    gap = 0.0
+    for output in outputs:
+        rows = [list(choice.token_ids) for choice in output.outputs]
+        expected = logprobs_of(model, list(output.prompt_token_ids), rows, **options)
+        for choice, wanted in zip(output.outputs, expected, strict=True):
+            steps = zip(choice.token_ids, choice.logprobs, strict=True)
+            found = [step[token].logprob for token, step in steps]
+            gap = max(gap, *(abs(a - b) for a, b in zip(found, wanted, strict=True)))
+    return gap
+
+
+def prompts(count: int, shortest: int = 3, longest: int = 60, seed: int = 0) -> list[list[int]]:
+    """Prompts of different lengths, without a token that ends rows."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
+        ids = torch.randint(8, 97, (length,), generator=generator)
+        found.append(ids.tolist())
+    return found
+
+
+def served(folder: Path, **options: Any) -> Any:
+    """vLLM's engine on an export, in this process."""
+    from vllm import LLM
+
+    settings: dict[str, Any] = {
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "dtype": "float32",
+        "max_model_len": 256,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 64,  # so that prompts come in chunks
+        "kv_cache_memory_bytes": 32 * 2**20,
+        "block_size": 32,
+        "seed": 1,
+        "disable_log_stats": True,
+    }
+    return LLM(str(folder), **(settings | options))
+
+
+def params(n: int, **options: Any) -> Any:
+    """Sampling of one group, with log-probabilities, and rows that end early."""
+    from vllm import SamplingParams
+
+    settings: dict[str, Any] = {
+        "n": n,
+        "max_tokens": 24,
+        "logprobs": 0,
+        "detokenize": False,
+        "stop_token_ids": ENDS,
+    }
+    return SamplingParams(**(settings | options))
+
+
+def sampled(llm: Any, asked: list[list[int]], widths: list[int], **options: Any) -> list[Any]:
+    """Outputs of all prompts together, each at its width."""
+    tokens = [{"prompt_token_ids": ids} for ids in asked]
+    return llm.generate(tokens, [params(n, **options) for n in widths], use_tqdm=False)
+
+
+def scheduler_of(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def runner_of(llm: Any) -> Any:
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner

@@ -1,0 +1,112 @@
+"""What cannot be served is refused: options and versions at start, requests as requests."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vllm
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
+
+from interlace_vllm import supported
+from served import TOLERANCE, exported, largest_gap, prompts, sampled, scheduler_of
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"async_scheduling": True}, "feeds a row once more after its end"),
+        ({"pipeline_parallel_size": 2}, "several batches in flight"),
+        ({"data_parallel_size": 2}, "run one server a rank"),
+        ({"scheduling_policy": "priority"}, "scheduling by priority would preempt"),
+        ({"enable_lora": True}, "LoRA has not been tested"),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "splits groups"),
+        ({"worker_cls": "vllm.v1.worker.cpu_worker.CPUWorker"}, "does not tell blocks"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            "speculative decoding",
+        ),
+    ],
+)
+def test_options_are_refused_by_name(tmp_path: Path, options: dict[str, Any], why: str) -> None:
+    exported(tmp_path)
+    engine = EngineArgs(str(tmp_path), enforce_eager=True, max_model_len=64, **options)
+    with pytest.raises(ValueError, match=f"{why}.*interlace serve"):
+        engine.create_engine_config()
+
+
+def test_the_plugs_own_choices_need_no_flags(tmp_path: Path) -> None:
+    exported(tmp_path)
+    config = EngineArgs(str(tmp_path), max_model_len=64).create_engine_config()
+    assert config.scheduler_config.scheduler_cls == supported.SCHEDULER
+    assert not config.scheduler_config.async_scheduling
+    assert config.parallel_config.worker_cls.startswith("interlace_vllm.")
+
+
+def test_another_version_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert supported.why_not_version(vllm.__version__) is None
+    monkeypatch.setattr(vllm, "__version__", "0.33.0")
+    with pytest.raises(ImportError, match=r"runs with vLLM 0\.32 .*this is vLLM 0\.33\.0"):
+        importlib.import_module("interlace_vllm.refused")
+
+
+def test_another_version_runs_other_models(tmp_path: Path) -> None:
+    """Nothing of vLLM's is touched then, and the model's class says why it is not there."""
+    script = """
+import vllm
+vllm.__version__ = "0.33.0"
+from vllm.v1.engine.input_processor import InputProcessor
+import interlace_vllm
+interlace_vllm.register()
+assert not hasattr(InputProcessor.process_inputs, "_interlace")
+from vllm import ModelRegistry
+try:
+    ModelRegistry.models["InterlaceForCausalLM"].load_model_cls()
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "this is vLLM 0.33.0" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("n", "prompt", "options", "why"),
+    [
+        (17, 5, {}, r"at most 16 rows here \(max_num_seqs\); got n = 17"),
+        (4, 5, {"stop": ["x"], "detokenize": True}, "Stop strings are found some steps after"),
+        (2, 5, {"extra_args": {"interlace": {"group": "mine"}}}, "the server's own"),
+        (1, 5, {"extra_args": {"interlace": {"group": "mine"}}}, "the server's own"),
+    ],
+)
+def test_requests_are_refused_and_the_engine_goes_on(
+    llama: tuple[Any, Any], n: int, prompt: int, options: dict[str, Any], why: str
+) -> None:
+    model, llm = llama
+    with pytest.raises(VLLMValidationError, match=why):
+        sampled(llm, prompts(1, prompt, prompt), [n], **options)
+    assert not scheduler_of(llm).requests
+    assert largest_gap(model, sampled(llm, prompts(1), [2])) < TOLERANCE
+
+
+def test_a_group_longer_than_the_cache_is_refused(
+    llama: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, llm = llama
+    cache = llm.llm_engine.vllm_config.cache_config
+    monkeypatch.setattr(cache, "kv_cache_size_tokens", 1000)
+    with pytest.raises(VLLMValidationError, match=r"8 x 150 \(prompt 50, max_tokens 100\).*1000"):
+        sampled(llm, prompts(1, 50, 50), [8], max_tokens=100)
+    sampled(llm, prompts(1, 50, 50), [6], max_tokens=100)
+
+
+def test_a_part_of_a_refused_batch_is_taken_back(llama: tuple[Any, Any]) -> None:
+    _, llm = llama
+    with pytest.raises(VLLMValidationError, match="max_num_seqs"):
+        sampled(llm, prompts(3), [2, 99, 4])
+    assert not scheduler_of(llm).requests
+    assert not scheduler_of(llm).groups
