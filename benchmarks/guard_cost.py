@@ -24,22 +24,17 @@ from typing import Any
 
 import torch
 from train_step import OurTraining
-from train_step_trl import random_prompts, smollm2_shape, word_tokenizer
-
-import interlace
-from interlace.attaching import new_parameters
+from train_step_trl import (
+    arguments,
+    random_prompts,
+    short_smollm2_with_bridge,
+    word_tokenizer,
+)
 
 
 def trainers(args: argparse.Namespace) -> dict[str, OurTraining]:
     """One with the guard and one without, each with a copy of the same weights."""
-    model = smollm2_shape()
-    del model.model.layers[args.layers :]
-    model.config.num_hidden_layers = args.layers
-    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=0)
-    for name, parameter in new_parameters(model):
-        if name.endswith("o_weight"):
-            torch.nn.init.normal_(parameter, std=0.01)
-    model = model.to(torch.bfloat16)
+    model = short_smollm2_with_bridge(args.layers).to(torch.bfloat16)
     tokenizer = word_tokenizer(model.config.vocab_size)
     prompts = random_prompts(args.prompts, args.prompt_tokens, model.config.vocab_size)
     sizes = (tokenizer, prompts, args.generations, args.tokens, args.generations)
@@ -52,17 +47,16 @@ def trainers(args: argparse.Namespace) -> dict[str, OurTraining]:
 
 def main() -> None:
     """Measure both kinds of rollouts."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, default=32)
-    parser.add_argument("--generations", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="4 rows of 4 tokens, 2 layers")
-    args = parser.parse_args()
-    if args.quick:
-        args.prompts, args.generations, args.tokens, args.layers, args.repeats = 2, 2, 4, 2, 1
+    args = arguments(
+        __doc__,
+        {"prompts": 2, "generations": 2, "tokens": 4, "layers": 2, "repeats": 1},
+        prompts=8,
+        prompt_tokens=32,
+        generations=8,
+        tokens=32,
+        layers=6,
+        repeats=2,
+    )
     torch.set_num_threads(1)
     torch.manual_seed(0)
     both = trainers(args)

@@ -23,23 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from train_step_trl import smollm2_shape
+from train_step_trl import arguments, short_smollm2_with_bridge
 
 import interlace
-from interlace.attaching import new_parameters
 from interlace.training.batch import GroupBatch, collate_ids
-
-
-def build(args: argparse.Namespace) -> nn.Module:
-    """The model that trains."""
-    model = smollm2_shape()
-    del model.model.layers[args.layers :]
-    model.config.num_hidden_layers = args.layers
-    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=0)
-    for name, parameter in new_parameters(model):
-        if name.endswith("o_weight"):
-            torch.nn.init.normal_(parameter, std=0.01)
-    return model.to(getattr(torch, args.dtype)).train()
 
 
 def made(args: argparse.Namespace, vocabulary: int) -> GroupBatch:
@@ -74,21 +61,20 @@ def compare(model: nn.Module, batch: GroupBatch) -> dict[str, float]:
 
 def main() -> None:
     """Measure both ways."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--groups", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="2 layers, 64 and 16 tokens")
-    args = parser.parse_args()
-    if args.quick:
-        args.layers, args.prompt, args.tokens, args.repeats = 2, 64, 16, 1
+    args = arguments(
+        __doc__,
+        {"layers": 2, "prompt": 64, "tokens": 16, "repeats": 1},
+        prompt=512,
+        tokens=128,
+        width=8,
+        groups=1,
+        layers=6,
+        dtype="float32",
+        repeats=2,
+    )
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = build(args)
+    model = short_smollm2_with_bridge(args.layers).to(getattr(torch, args.dtype)).train()
     batch = made(args, int(model.config.vocab_size))
     apart = compare(model, batch)
     ratios, seconds = [], []

@@ -271,6 +271,32 @@ def smollm2_shape(**changes: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def short_smollm2_with_bridge(layers: int) -> LlamaForCausalLM:
+    """The same cut to a few layers, with blocks that do something."""
+    import interlace  # which the environment of TRL's own step need not have
+    from interlace.attaching import new_parameters
+
+    model = smollm2_shape()
+    del model.model.layers[layers:]
+    model.config.num_hidden_layers = layers
+    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=0)
+    for name, parameter in new_parameters(model):
+        if name.endswith("o_weight"):
+            torch.nn.init.normal_(parameter, std=0.01)
+    return model
+
+
+def arguments(doc: str, quick: dict[str, Any], **sizes: Any) -> argparse.Namespace:
+    """Flags of a benchmark: its sizes with their defaults, and --quick with those that it sets."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    said = ", ".join(f"{name} {value}" for name, value in quick.items())
+    parser.add_argument("--quick", action="store_true", help=said)
+    args = parser.parse_args()
+    return argparse.Namespace(**vars(args) | (quick if args.quick else {}))
+
+
 def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
     """One token a word: token i is `w{i}`, but for padding, the end and the unknown."""
     words = ["<pad>", "<end>", "<unk>", *(f"w{i}" for i in range(3, size))]

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import interlace
-from interlace.evaluation.results import to_json
+from interlace.jsonl import to_json
 from interlace.saving.fingerprint import remember_origin
 from interlace.tasks import get_task
 

@@ -19,7 +19,7 @@ from units import Config, Places, Unit, plan
 
 from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.records import GroupRecord
-from interlace.evaluation.results import to_json
+from interlace.jsonl import to_json
 from interlace.tasks import Task, get_task
 from interlace.tasks.tiny_countdown import tries_of
 

@@ -19,8 +19,9 @@ from units import RECORDS, Config, Places, Unit, plan
 from interlace.evaluation.compare import average_seeds, compare
 from interlace.evaluation.intervals import Estimate, seed_interval
 from interlace.evaluation.records import GroupRecord, read_records
-from interlace.evaluation.results import ArmResult, Measurement, arms_of, to_json
+from interlace.evaluation.results import ArmResult, Measurement, arms_of
 from interlace.evaluation.run import load_run
+from interlace.jsonl import to_json
 
 BASE, REFERENCE = "base", "rlvr"
 FINAL = "final"

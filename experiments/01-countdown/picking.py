@@ -22,7 +22,8 @@ from units import Config, Places, plan
 from interlace.answers import majority_vote
 from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.records import GroupRecord
-from interlace.evaluation.results import ArmResult, to_json
+from interlace.evaluation.results import ArmResult
+from interlace.jsonl import to_json
 
 YES = " yes "
 MORE = 2 * ROWS

@@ -22,7 +22,8 @@ from units import load_config as first_config
 from units import plan as first_plan
 
 from interlace.evaluation.intervals import seed_interval
-from interlace.evaluation.results import ArmResult, to_json
+from interlace.evaluation.results import ArmResult
+from interlace.jsonl import to_json
 
 LEFT_OUT = ("W = 16", "maj@16", "tokens of 16")  # W = 16 is measured in few arms
 SHOWN = (*(c for c in COLUMNS if c[0] not in LEFT_OUT), ("maj@8", "maj", 8, True))

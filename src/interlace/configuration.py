@@ -25,7 +25,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
-from interlace.errors import ConfigError, nearest
+from interlace.errors import ConfigError, nearest, shown
 
 FRAME = {"config": str, "print_config": bool}  # every command's, and in no file
 MODE = "interlace"  # jsonargparse's name for how texts are read here
@@ -37,15 +37,6 @@ _WORDS: dict[Any, str] = {
     str: "a text",
     types.NoneType: "null",
 }
-
-
-def shown(value: Any) -> str:
-    """A value for a message: short, whatever it is."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, a loop
-        return f"a {type(value).__name__} that is too large to show"
-    return text if len(text) <= 200 else f"{text[:150]} ... ({len(text):,} characters)"
 
 
 def wanted(hint: Any) -> str:

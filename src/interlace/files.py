@@ -1,9 +1,13 @@
-"""Folders that change all at once or not at all, whatever stops the writer.
+"""Files and folders that change all at once or not at all, whatever stops the writer; and locks.
 
 `writing(folder)` collects new files in a staging folder, and one rename makes them count. After
 it the files move to their places one by one; whoever reads in between finds them through
 `locate`, or has them moved by `settled` where all must lie in one folder. A full disk, an error or
 a kill at any moment leaves either all old or all new files.
+
+Locks are the system's, on open files (`flock`): they end with the process that holds them, so no
+stale lock ever has to be removed by hand. Where the system or the file system has none, two at once
+are the user's care.
 """
 
 from __future__ import annotations
@@ -11,12 +15,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 WRITING = ".interlace-writing"  # being filled: does not count, and the next writer throws it away
 WRITTEN = ".interlace-written"  # complete: its entries count and are on their way to their places
 
+LOCK = ".lock"
 MANIFEST, CONFIG = "interlace.json", "config.json"  # what says that a folder holds a model
 
 
@@ -70,7 +76,7 @@ def settled(folder: Path) -> None:
     written = folder / WRITTEN
     if not written.exists():
         return
-    with _alone(written):
+    with alone(written):
         for entry in sorted(written.iterdir()) if written.exists() else ():
             target = folder / entry.name
             if target.is_dir() or entry.is_dir():  # a rename replaces files only
@@ -82,26 +88,84 @@ def settled(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a reader that settles what a kill left from meeting a writer that is at work: two that
-    move the same entries could delete what the other has just put in place. The lock ends with its
-    process."""
+def alone(path: Path) -> Iterator[None]:
+    """Hold a file or folder, once whoever holds it lets it go: of two that settle the same folder,
+    one could delete what the other has just put in place."""
     try:
-        import fcntl
-    except ImportError:  # Windows: there readers must not come while a writer is at work
-        yield
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:  # another process has just settled it
         yield
         return
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try_lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
+
+
+def try_lock(stream: IO[Any] | int, wait: bool = False) -> bool:
+    """Lock an open file until it is closed.
+
+    Args:
+        stream: File to lock, or its descriptor.
+        wait: Whether to wait while another holds it.
+
+    Returns:
+        Whether it is ours; False while another holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems know no locks
+        return True
+    return True
+
+
+@contextmanager
+def locked_folder(folder: Path, refusal: Exception) -> Iterator[None]:
+    """Hold a folder by a lock file in it.
+
+    Args:
+        folder: Folder to hold; it exists.
+        refusal: Error to raise while another holds it.
+    """
+    path = folder / LOCK
+    with path.open("a") as stream:
+        try:
+            # What was opened may have been moved aside since: then the new folder is another's.
+            mine = try_lock(stream) and os.path.samestat(os.fstat(stream.fileno()), path.stat())
+        except FileNotFoundError:
+            mine = False
+        if not mine:
+            raise refusal
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, which a kill leaves as it was or whole.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def move_aside(folder: Path) -> Path:
+    """Rename a folder to the first free `<name>.before-N`, which is returned."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    return folder.rename(target)
 
 
 def _delete(path: Path) -> None:

@@ -13,11 +13,12 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from interlace.errors import DataFileError, InterlaceError
-from interlace.locks import try_lock
+from interlace.errors import DataFileError, InterlaceError, shortened
+from interlace.files import try_lock
 
 BOM = b"\xef\xbb\xbf"
 _BLOCK = 2**16
@@ -45,7 +46,7 @@ def parse(content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # numbers with too many digits; deep nesting
         raise BadLineError(f"is not JSON that can be read: {error}") from error
     if not isinstance(value, dict):
-        raise BadLineError(f"is {_short(value)} and not an object")
+        raise BadLineError(f"is {shortened(json.dumps(value), 40)} and not an object")
     return value
 
 
@@ -205,29 +206,32 @@ class Store:
 
 
 def as_line(value: Any) -> str:
-    """A value as one line of JSON; numbers that JSON lacks (infinite, NaN) become null.
+    """A value as one line of JSON, by `to_json`.
 
     >>> as_line({"score": float("-inf"), "text": "a"})
     '{"score": null, "text": "a"}\\n'
     """
-    line = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    line = json.dumps(to_json(value), ensure_ascii=False, allow_nan=False)
     try:
         line.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can carry
-        line = json.dumps(_finite(value), allow_nan=False)
+        line = json.dumps(to_json(value), allow_nan=False)
     return line + "\n"
 
 
-def _finite(value: Any) -> Any:
+def to_json(value: Any) -> Any:
+    """A value as JSON has it: dataclasses by their fields, tuples as lists; numbers that JSON lacks
+    (infinite, NaN) are null.
+
+    >>> to_json({"pair": (1, float("nan"))})
+    {'pair': [1, None]}
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [to_json(item) for item in value]
+    if is_dataclass(value):
+        return {entry.name: to_json(getattr(value, entry.name)) for entry in fields(value)}
     return value
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

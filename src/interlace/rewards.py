@@ -93,7 +93,6 @@ class Correctness(Reward):
         self.partial = partial
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
-        """As in `Reward`."""
         rewards: Rewards = []
         for example, text in judged(self.task, completions, columns):
             if example is None:
@@ -119,7 +118,6 @@ class StepVerification(Reward):
         self.task = task
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
-        """As in `Reward`."""
         if self.task is None:
             return [_share(_equations(text_of(completion))) for completion in completions]
         return [
@@ -136,7 +134,6 @@ class Format(Reward):
     """
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
-        """As in `Reward`."""
         texts = (final_part(text_of(completion)) for completion in completions)
         return [float(bool(tagged(text) or marked_answer(text))) for text in texts]
 
@@ -166,7 +163,6 @@ class Length(Reward):
         self.unit = unit
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
-        """As in `Reward`."""
         if self.unit == "tokens":
             measured: Sequence[Any] = column("completion_ids", columns, len(completions))
         else:
@@ -208,7 +204,6 @@ class SelfConsistency(Reward):
         self._warned = False
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
-        """As in `Reward`."""
         if not self.mixed and not self._warned:
             self._warned = True
             warnings.warn(
@@ -248,7 +243,6 @@ class PassAtK(Reward):
         self.width = width
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
-        """As in `Reward`."""
         read = judged(self.task, completions, columns)
         rewards: Rewards = [None] * len(completions)
         for rows in group_rows(completions, columns, self.width):
@@ -298,7 +292,6 @@ class CombinedReward(Reward):
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
     ) -> Rewards:
-        """See `Reward`."""
         totals: Rewards = [None] * len(completions)
         for reward, weight in zip(self.rewards, self.weights, strict=True):
             values = reward(prompts, completions, **columns)

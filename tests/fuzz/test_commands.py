@@ -29,7 +29,7 @@ import pytest
 from transformers.utils import logging
 
 from interlace.cli.main import COMMANDS, main
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 SEED, CASES, SAMPLE = 20261130, 5_000, 120
 SECONDS = 5.0  # of processor time for one command line

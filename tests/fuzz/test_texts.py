@@ -46,7 +46,7 @@ from interlace.tasks import Task, get_task
 from interlace.tasks.choices import choice_letter, chosen, lone_letter
 from interlace.training.recipe import load_recipe
 from support.task_files import ARTICLES, CHOICES, FORMULAS, PUZZLES, WORD_PROBLEMS, write_jsonl
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 SEED, CASES, SAMPLE = 20261129, 10_000, 150
 SECONDS = 5.0  # of processor time for one input

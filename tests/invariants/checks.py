@@ -36,7 +36,7 @@ from support.architectures import (
     random_ids,
     randomise,
 )
-from support.lockstep import (
+from support.engine import (
     chosen_logprobs,
     expand,
     left_pad,

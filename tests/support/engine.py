@@ -1,14 +1,21 @@
-"""The engine's oracle: a group fed again whole, with teacher forcing.
+"""The engine's oracles: a group fed again whole, the plainest possible lockstep sampling, and how
+large the tensors get that a piece of code makes.
 
-Axes: P groups, W width, S positions.
+The sampling is written against Hugging Face's cache alone and nothing of Interlace but `Groups`, so
+that it can judge the rest. Axes: P groups, W width, R = P*W rows, S positions, T positions of a
+completion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, PreTrainedModel
 
 from interlace.attaching import is_attached
 from interlace.engine.backends.base import Backend
@@ -83,3 +90,190 @@ def prefilled(backend: Backend, prompts: Sequence[Sequence[int]]) -> list[Stored
         except StopIteration as end:
             stored: list[StoredPrompt] = end.value
             return stored
+
+
+PAD = 0
+
+
+@dataclass
+class Sampled:
+    """Rows as they were fed, and what was recorded on the way."""
+
+    input_ids: Tensor  # [R, S] prompts (left-padded) and completions
+    attention_mask: Tensor  # [R, S]
+    alive: Tensor  # [P, W, S]
+    logits: Tensor  # [R, T, V] from which each token was drawn
+    completion_mask: Tensor  # [R, T]
+    width: int
+
+    @property
+    def prompt_length(self) -> int:
+        return self.input_ids.shape[1] - self.completion_mask.shape[1]
+
+    @property
+    def logprobs(self) -> Tensor:
+        """`[R, T]`, zero where nothing was sampled."""
+        return chosen_logprobs(self.logits, self.input_ids[:, self.prompt_length :]).where(
+            self.completion_mask, 0
+        )
+
+
+def left_pad(prompts: Sequence[Sequence[int]], width: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask `[R, S]`, each prompt `width` times in a row."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (longest - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    return ids.repeat_interleave(width, 0), mask.repeat_interleave(width, 0)
+
+
+def positions_of(attention_mask: Tensor, last: int) -> Tensor:
+    """Position ids of the last columns: the first real token of a row is at 0."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -last:]
+
+
+def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log p(token), from logits `[R, T, V]` and tokens `[R, T]`."""
+    return logits.float().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+
+
+def expand(cache: DynamicCache, width: int) -> None:
+    """From one row a prompt to `width` rows a prompt, group-major."""
+    cache.batch_repeat_interleave(width)
+
+
+@torch.no_grad()
+def sample_lockstep(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    width: int,
+    lengths: Tensor,
+    *,
+    share_prefill: bool = False,
+    seed: int = 5,
+) -> Sampled:
+    """Sample one token a step for all rows; row r finishes with its `lengths[r]`-th token.
+
+    The lengths are given rather than left to chance: whatever finishes a row counts the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids, mask = left_pad(prompts, width)
+    alive = torch.ones_like(ids, dtype=torch.bool)
+    cache = DynamicCache(config=model.config)
+    attachment = getattr(model, "interlace_attachment", None)
+    reads = "position" if attachment is None else attachment.config.reads
+    if reads != "position":
+        logits = _feed_again(model, ids, mask, alive, ids.shape[1], width)
+    elif share_prefill:
+        out = _feed(model, ids[::width], mask[::width], cache, Groups(1))
+        expand(cache, width)
+        logits = out[:, -1].repeat_interleave(width, 0)
+    else:
+        logits = _feed(model, ids, mask, cache, Groups(width))[:, -1]
+    steps = int(lengths.max())
+    seen, counted = [], []
+    for step in range(steps):
+        token = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)[:, 0]
+        counts, finished = step < lengths, step + 1 >= lengths
+        token = token.where(counts, PAD)
+        seen.append(logits)
+        counted.append(counts)
+        ids = torch.cat([ids, token[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        alive = torch.cat([alive, ~finished[:, None]], 1)
+        if step + 1 < steps and reads != "position":
+            logits = _feed_again(model, ids, mask, alive, ids.shape[1] - step - 1, width)
+        elif step + 1 < steps:
+            groups = Groups(width, alive[:, -1:].unflatten(0, (-1, width)))
+            logits = _feed(model, ids[:, -1:], mask, cache, groups)[:, -1]
+    return Sampled(
+        ids,
+        mask,
+        alive.unflatten(0, (-1, width)),
+        torch.stack(seen, 1),
+        torch.stack(counted, 1),
+        width,
+    )
+
+
+def _feed(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache, groups: Groups
+) -> Tensor:
+    return model(
+        ids,
+        attention_mask=mask,
+        position_ids=positions_of(mask, ids.shape[1]),
+        past_key_values=cache,
+        use_cache=True,
+        groups=groups,
+    ).logits
+
+
+def _feed_again(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, alive: Tensor, prompt: int, width: int
+) -> Tensor:
+    """The last logits of a pass over all that there is, for blocks that read earlier positions."""
+    groups = Groups(width, alive.unflatten(0, (-1, width)), starts(len(ids) // width, prompt))
+    return model(
+        ids,
+        attention_mask=mask,
+        position_ids=positions_of(mask, ids.shape[1]),
+        use_cache=False,
+        groups=groups,
+    ).logits[:, -1]
+
+
+def starts(count: int, column: int) -> Tensor:
+    """`completion_start` of groups whose completions all begin in one column."""
+    return torch.full((count,), column)
+
+
+def teacher_force(
+    model: PreTrainedModel, sampled: Sampled, alive: Tensor | None = None, seed: int = 6
+) -> Tensor:
+    """The logits `[R, T, V]` of a training pass, in micro-batches of one group.
+
+    What a finished row is fed differs between sampling and training, so the pads are replaced by
+    random tokens here, and half of them leave the attention mask.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids, mask = sampled.input_ids.clone(), sampled.attention_mask.clone()
+    after = torch.zeros_like(mask, dtype=torch.bool)
+    after[:, sampled.prompt_length :] = ~sampled.completion_mask
+    noise = torch.randint(1, model.config.vocab_size, ids.shape, generator=generator)
+    ids = ids.where(~after, noise)
+    mask = mask * (~after | (noise % 2 == 0))
+    alive = sampled.alive if alive is None else alive
+    groups = Groups(sampled.width, alive, starts(len(alive), sampled.prompt_length))
+    parts = []
+    for rows, part in groups.micro_batches(ids.shape[0], size=sampled.width):
+        logits = model(
+            ids[rows],
+            attention_mask=mask[rows],
+            position_ids=positions_of(mask[rows], ids.shape[1]),
+            use_cache=False,
+            groups=part,
+        ).logits
+        parts.append(logits[:, sampled.prompt_length - 1 : -1])
+    return torch.cat(parts)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operator makes.
+
+    Args:
+        last_axis: Size of the last axis of those that are looked at; None for all.
+    """
+
+    def __init__(self, last_axis: int | None = None) -> None:
+        super().__init__()
+        self.elements, self._last_axis = 0, last_axis
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor) and self._counts(tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+    def _counts(self, tensor: torch.Tensor) -> bool:
+        return self._last_axis is None or (tensor.ndim > 0 and tensor.shape[-1] == self._last_axis)

@@ -19,7 +19,7 @@ from typing import Any
 import transformers
 
 from interlace.errors import CheckpointError, RunError
-from interlace.locks import LOCK
+from interlace.files import LOCK
 from support.training import at_step, grpo, metrics, same_bits, weights
 
 

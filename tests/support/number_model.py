@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import interlace
 from interlace.tasks import Task, get_task
 from support.architectures import attach_random, build
-from support.words import TEMPLATE
+from support.text import TEMPLATE
 
 WORDS = ["<pad>", "<unk>", "<end>", *map(str, range(19))]
 

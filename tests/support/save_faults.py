@@ -27,7 +27,7 @@ import interlace
 from interlace.files import is_complete, locate
 from interlace.training.checkpoints import save_result
 from support.architectures import attach_fresh, build
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 WRITES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 

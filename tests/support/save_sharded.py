@@ -17,7 +17,7 @@ import interlace
 from interlace.attaching import get_attachment
 from support.architectures import attach_random
 from support.saves import assert_same_weights, outputs, weights
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 
 def main(folder: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from interlace import Groups
 from support.architectures import build, random_ids
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 
 def base_folder(folder: Path, name: str = "llama", **options: Any) -> Path:

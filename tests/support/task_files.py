@@ -1,9 +1,9 @@
-"""Small data files in the layout of the sets that tasks read. All problems are made up."""
+"""JSONL files, and small ones in the layout of the sets that tasks read, all problems made up."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +63,15 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Writes the rows, and returns the path as text."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> Path:
+    """A file with one value a line, as JSON unless it is bytes already."""
+    lines = [v if isinstance(v, bytes) else json.dumps(v).encode() for v in values]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The values of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

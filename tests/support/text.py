@@ -6,6 +6,8 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from support import architectures
+
 PAD, BOS, EOS, END = range(4)
 BYTES = 4  # the first of the 256 tokens that are single bytes
 VOCAB = BYTES + 256
@@ -77,3 +79,19 @@ def _byte_characters() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+WORDS = ["<pad>", "<unk>", "<end>", *(f"w{i}" for i in range(3, architectures.VOCAB))]
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} <end> {% endfor %}"
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose token i is the word `w{i}`, with a chat template."""
+    model = models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer

@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from interlace.training.batch import GroupBatch, collate_ids
 from support.architectures import build, randomise
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 PROMPTS = ["w20 w21 w22 w23 w24 w25 w26", "w30 w31", "w40 w41 w42 w43"]
 ROLLOUTS = 4

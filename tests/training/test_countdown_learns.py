@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.held_out import held_out
-from support.processes import run_program
+from support.processes import held_out, run_program
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import interlace
 from support.architectures import attach_random, build
 from support.saves import assert_same_weights, weights
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 pytest.importorskip("trl", reason="needs the extra trl: pip install trl")
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from support.architectures import build
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 pytest.importorskip("trl", reason="needs the extra trl: pip install trl")
 

@@ -23,7 +23,7 @@ from support.architectures import (
     random_alive,
     random_ids,
 )
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 SMALL = {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = random_ids(6, 11)

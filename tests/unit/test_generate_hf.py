@@ -27,7 +27,7 @@ import interlace
 from interlace import Groups
 from interlace.errors import GenerationError
 from support.architectures import attach_random, build, every_architecture, random_ids
-from support.lockstep import left_pad, positions_of
+from support.engine import left_pad, positions_of
 
 WIDTH, NEW = 4, 9
 PROMPTS = [[11, 12, 13, 14, 15, 16, 17], [21, 22, 23]]

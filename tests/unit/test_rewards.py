@@ -20,7 +20,7 @@ from interlace.rewards import (
     StepVerification,
 )
 from interlace.tasks import Task, get_task
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 W = 4
 

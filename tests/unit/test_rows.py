@@ -19,7 +19,7 @@ from interlace.coupling.bridge import BridgeBlock
 from interlace.errors import GroupError, InterlaceError
 from interlace.rows import Owners, Prompts, Reads
 from support.architectures import BRIDGE, HIDDEN, randomise
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 P, W, S = 3, 5, 7
 ALIVE = torch.arange(P * W * S).view(P, W, S) % 4 != 0

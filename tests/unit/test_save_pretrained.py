@@ -28,7 +28,7 @@ from interlace import Groups
 from interlace.errors import AttachError, CheckpointError
 from support.architectures import attach_random, build, random_ids
 from support.saves import assert_same_weights, weights
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 WIDTH, ROWS, POSITIONS = 3, 6, 7
 DATA = [{"input_ids": row} for row in random_ids(24, POSITIONS)]

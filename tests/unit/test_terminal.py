@@ -16,7 +16,7 @@ from interlace.evaluation.compare import compare
 from interlace.evaluation.report import Report, print_report, to_markdown
 from interlace.terminal import Table, facts, printable, say
 from support.architectures import tiny_config
-from support.made_results import made
+from support.evaluation import made
 
 HOSTILE = "\x1b[31m[/foo] [bold]\x9b2J\x07 \u202egnp.exe\u2066\u200f :skull: a|b"
 STEERS = re.compile("[\x1b\x9b\x07\u202e\u2066\u200f]")

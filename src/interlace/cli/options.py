@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from interlace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from interlace.engine.types import SamplingParams
 
 FigureType = Literal["pdf", "svg", "png"]
 
@@ -65,3 +70,33 @@ class SamplingOptions:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+
+    def sampling(self, **changes: Any) -> SamplingParams:
+        """How to sample: the options that are parameters of sampling.
+
+        Args:
+            **changes: Parameters that are no options, or have another value.
+
+        Raises:
+            GenerationError: for a value out of its range.
+        """
+        from interlace.engine.types import SamplingParams
+
+        names = {field.name for field in fields(SamplingParams)}
+        values = {name: value for name, value in vars(self).items() if name in names}
+        return SamplingParams(**values | changes)
+
+
+def check_loading(settings: Any) -> None:
+    """Check that the options of a command name a model, and leave room for it.
+
+    Args:
+        settings: Settings with `ModelOptions` and `DeviceOptions`.
+
+    Raises:
+        ConfigError: without a model, or for memory that is none.
+    """
+    if not settings.model:
+        raise ConfigError("Say which model: --model Qwen/Qwen2.5-1.5B-Instruct, or a folder.")
+    if settings.memory is not None and not settings.memory > 0:
+        raise ConfigError(f"--memory is a number of GiB above 0; got {settings.memory}.")

@@ -1,8 +1,9 @@
-"""What `generate` and `eval` share: loading an engine, and showing how far a run is."""
+"""What commands share: the task and the engine that their options name, and how far a run is."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from interlace.terminal import printable, say
@@ -13,9 +14,24 @@ if TYPE_CHECKING:
     from interlace.batch import Tally
     from interlace.engine.engine import Engine
     from interlace.remote import RemoteEngine
+    from interlace.tasks import Task
 
 INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def task_of(name: str, settings: Any, options: Mapping[str, Any]) -> Task:
+    """The task that a command's settings ask for.
+
+    Args:
+        name: Name of the task.
+        settings: Settings with `data` and `split`.
+        options: Options of the task besides these.
+    """
+    from interlace.tasks import get_task
+
+    given = {key: getattr(settings, key) for key in ("data", "split")}
+    return get_task(name, **{**options, **{k: v for k, v in given.items() if v is not None}})
 
 
 def load_engine(settings: Any, notes: Console) -> Engine | RemoteEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from interlace.cli.running import task_of
 from interlace.configuration import Parser
 from interlace.errors import TaskError
 from interlace.terminal import say
@@ -96,13 +97,7 @@ def _list(console: Console) -> None:
 
 
 def _show(console: Console, name: str, arguments: Namespace) -> None:
-    from interlace.tasks import get_task
-
-    options = dict(arguments.option)
-    for option in ("data", "split"):
-        if getattr(arguments, option) is not None:
-            options[option] = getattr(arguments, option)
-    task = get_task(name, **options)
+    task = task_of(name, arguments, arguments.option)
     if not -len(task) <= arguments.index < len(task):
         raise TaskError(f"--index is from 0 to {len(task) - 1}; got {arguments.index}.")
     example = task[arguments.index]

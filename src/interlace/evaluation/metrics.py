@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import ceil, comb
 from typing import overload
 
@@ -213,26 +213,21 @@ def _over_counts(
     k: npt.ArrayLike,
     coupled: bool,
 ) -> float | Float[np.ndarray, "*shape"]:
-    """Broadcast n, c, k and evaluate each different triple once."""
+    """The metric of each triple, broadcast."""
     arrays = [np.asarray(counts) for counts in (n, c, k)]
     if any(not np.issubdtype(counts.dtype, np.integer) for counts in arrays):
         raise MetricError(
             f"n, c and k are whole numbers; got n = {n!r}, c = {c!r}, k = {k!r}. "
             "Count rows, not shares: c = round(share * n)."
         )
-    stacked = np.stack(np.broadcast_arrays(*arrays)).astype(np.int64)
-    flat = stacked.reshape(3, -1)
-    # Ranks as one number for a triple: finding different numbers is much faster than columns.
-    ranks = [np.unique(row, return_inverse=True)[1] for row in flat]
-    keys = np.ravel_multi_index(tuple(ranks), tuple(rank.max(initial=0) + 1 for rank in ranks))
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    values = np.empty(len(first))
-    for index, (rows, correct, subset) in enumerate(flat[:, first].T.tolist()):
-        _check(rows, correct, subset, coupled)
-        values[index] = metric(rows, correct, subset)
-    if stacked.ndim == 1:
-        return float(values[0])
-    return values[inverse].reshape(stacked.shape[1:])
+
+    @cache
+    def checked(n: int, c: int, k: int) -> float:
+        _check(n, c, k, coupled)
+        return metric(n, c, k)
+
+    values = np.vectorize(checked, otypes=[float])(*arrays)
+    return values if values.ndim else float(values)
 
 
 def _check(n: int, c: int, k: int, coupled: bool) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from interlace.errors import DataFileError, nearest
 from interlace.jsonl import BadLineError, as_line, parse, raw_lines, read
@@ -122,13 +123,7 @@ class GroupRecord:
                 f'A record is a JSON object with "v": {RECORD_VERSION}; got {line[:80]!r}. '
                 "Read files of another version with the release that wrote them."
             )
-        _check_fields(values)
-        for name in _ROWS:
-            if values.get(name) is not None:
-                values[name] = tuple(values[name])
-        values["scorers"] = {
-            name: tuple(numbers) for name, numbers in values.get("scorers", {}).items()
-        }
+        values = _fields(cls, values)
         return cls(**values)
 
     def _refuse(self, rule: str, got: object) -> None:
@@ -139,27 +134,6 @@ class GroupRecord:
 
 
 _OPTIONAL_ROWS = ("logprob_sums", "texts", "finish_reasons")
-_ROWS = ("answers", "correct", "scores", "tokens", *_OPTIONAL_ROWS)
-_NUMBER = (int, float)
-_TYPES: dict[str, tuple[type, ...]] = {
-    "task": (str,),
-    "example_id": (str,),
-    "width": (int,),
-    "group": (int,),
-    "seed": (int,),
-    "coupled": (bool,),
-    "seconds": _NUMBER,
-}
-_ROW_TYPES: dict[str, tuple[type, ...]] = {
-    "answers": (str, type(None)),
-    "correct": (bool,),
-    "scores": _NUMBER,
-    "tokens": (int,),
-    "logprob_sums": _NUMBER,
-    "texts": (str,),
-    "finish_reasons": (str,),
-}
-_OPTIONAL = {*_OPTIONAL_ROWS, "scorers", "seconds"}
 
 
 def read_records(path: str | Path, *, drop_partial: bool = False) -> list[GroupRecord]:
@@ -213,39 +187,49 @@ def check_records(records: Iterable[GroupRecord]) -> None:
             )
 
 
-def _check_fields(values: dict[str, Any]) -> None:
-    known = [entry.name for entry in fields(GroupRecord)]
+def _fields(kind: type[GroupRecord | Timing], values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass in JSON values, lists as tuples.
+
+    Raises:
+        DataFileError: for a field that is unknown, missing or of another type.
+    """
+    hints = get_type_hints(kind)
     for name in values:
-        if name not in known:
+        if name not in hints:
             raise DataFileError(
-                f"A record has no field {name!r}; it has {', '.join(known)}.{nearest(name, known)}"
+                f"A record has no field {name!r}; it has {', '.join(hints)}.{nearest(name, hints)}"
             )
-    for name in known:
-        if name in values:
-            if not _fits(name, values[name]):
+    found = {}
+    for entry in fields(kind):
+        if entry.name in values:
+            found[entry.name] = _fitting(hints[entry.name], values[entry.name])
+            if found[entry.name] is None:
                 raise DataFileError(
-                    f"A record's {name!r} has another type; got {values[name]!r:.80}."
+                    f"A record's {entry.name!r} has another type; got {values[entry.name]!r:.80}."
                 )
-        elif name not in _OPTIONAL:
-            raise DataFileError(f"A record needs the field {name!r}; it is missing.")
+        elif entry.default is MISSING and entry.default_factory is MISSING:
+            raise DataFileError(f"A record needs the field {entry.name!r}; it is missing.")
+    return found
 
 
-def _fits(name: str, value: Any) -> bool:
-    if name == "scorers":
-        return isinstance(value, dict) and all(
-            isinstance(row, list) and _all_of(row, _NUMBER) for row in value.values()
-        )
-    if name in _ROW_TYPES:
-        return isinstance(value, list) and _all_of(value, _ROW_TYPES[name])
-    return _all_of([value], _TYPES[name])
+def _fitting(hint: Any, value: Any) -> Any:
+    """A JSON value as a type has it; None if it does not fit."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:  # with None, which stands for a field that is left out
+        kind, inner = get_origin(inner[0]) or inner[0], get_args(inner[0])
+    if kind is tuple and isinstance(value, list):
+        return tuple(value) if all(_is(inner[0], item) for item in value) else None
+    if kind is Mapping and isinstance(value, dict):
+        rows = {name: _fitting(inner[1], row) for name, row in value.items()}
+        return None if None in rows.values() else rows
+    return value if _is(kind, value) else None
 
 
-def _all_of(values: list[Any], types: tuple[type, ...]) -> bool:
+def _is(kind: Any, value: Any) -> bool:
     # True and False are whole numbers to Python, and counts to nobody.
-    return all(
-        isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        for value in values
-    )
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 @dataclass(frozen=True)
@@ -274,16 +258,11 @@ def read_timings(path: Path) -> list[Timing]:
         return []
     found = []
     for number, values in read(path, DataFileError, own=True):
-        fits = (
-            values.keys() == {"example_id", "width", "seconds"}
-            and isinstance(values["example_id"], str)
-            and type(values["width"]) is int
-            and type(values["seconds"]) in (int, float)
-        )
-        if not fits:
+        try:
+            found.append(Timing(**_fields(Timing, values)))
+        except DataFileError as error:
             raise DataFileError(
                 f"{path}, line {number} is no timing; got {values!r:.80}. Choose another output "
                 "folder, or overwrite this run."
-            )
-        found.append(Timing(**values))
+            ) from error
     return found

@@ -22,9 +22,9 @@ from interlace.evaluation.results import (
     Measurement,
     arms_of,
     tasks_of,
-    to_json,
 )
 from interlace.evaluation.scaling import ScalingFit, fit_scaling
+from interlace.jsonl import to_json
 from interlace.terminal import Cell, Table, number, percent, printable, say
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +22,7 @@ from interlace.evaluation.intervals import (
     mean_interval,
     proportion_interval,
 )
+from interlace.jsonl import to_json
 
 # Means over rows; their k is 1.
 ROW_METRICS = ("pass@1", "score", "answered", "row_tokens", "truncated")
@@ -201,21 +202,6 @@ def metric_label(metric: str, k: int, tau: Fraction | None = None) -> str:
         "seconds": "seconds of a group",
     }
     return labels.get(name, metric)
-
-
-def to_json(value: Any) -> Any:
-    """Results as JSON values: dataclasses by their fields; NaN, which JSON lacks, is null.
-
-    >>> to_json({"gain": Estimate(math.nan, None, None, "fieller")})["gain"]["value"] is None
-    True
-    """
-    if is_dataclass(value):
-        return {entry.name: to_json(getattr(value, entry.name)) for entry in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: to_json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def estimate_from_json(row: Mapping[str, Any]) -> Estimate:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -185,12 +184,7 @@ class RunFolder(RecordedGroups):
             "settings": dict(self.settings),
             "environments": self.environments,
         }
-        partial = self.path / f"{CONFIG}.tmp"
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(content, indent=1) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.path / CONFIG)
+        files.write_text(self.path / CONFIG, json.dumps(content, indent=1) + "\n")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

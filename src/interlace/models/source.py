@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import safe_open
 
-from interlace.errors import LoadError, MissingDependencyError, reading
+from interlace.errors import LoadError, MissingDependencyError, nearest, reading
 from interlace.files import CONFIG, locate, settled
 from interlace.saving.fingerprint import SIZES
 from interlace.saving.manifest import BASE, MANIFEST, TOKENIZER, Manifest
@@ -126,9 +126,8 @@ def resolve(
         return _file(path)
     if _is_path(text):
         raise LoadError(f"There is no file or folder {text}.{_similar_file(path)}")
-    similar = difflib.get_close_matches(text.lower(), KNOWN_NAMES, n=1, cutoff=0.6)
-    if similar and "/" not in text:
-        raise LoadError(f"There is no model {text!r}. Did you mean {similar[0]!r}?")
+    if "/" not in text and (hint := nearest(text.lower(), KNOWN_NAMES)):
+        raise LoadError(f"There is no model {text!r}.{hint}")
     return _repository(text, revision, gguf_file, token, weights)
 
 

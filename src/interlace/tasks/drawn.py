@@ -98,6 +98,7 @@ class DrawnOptions(TaskOptions, total=False):
 
     size: int | None
     seed: int
+    split: Split
 
 
 class DrawnTask(Task):

@@ -121,7 +121,6 @@ class Gpqa(ChoiceTask, SourcedTask):
         super().__init__("gpqa", GPQA, **options)
 
     def to_example(self, row: Row) -> tuple[Prompt, str, Mapping[str, Any]]:
-        """As in `SourcedTask`."""
         question = str(column(row, ["Question"])).strip()
         names = ["Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3))]
         listed = [str(column(row, [name])).strip() for name in names]
@@ -167,7 +166,6 @@ class Summarisation(SourcedTask):
         super().__init__(name, SUMMARY_SETS[name], **options)
 
     def to_example(self, row: Row) -> tuple[Prompt, str, Mapping[str, Any]]:
-        """As in `SourcedTask`."""
         document = str(column(row, ["document", "article"])).strip()
         return document, str(column(row, ["summary", "highlights"])).strip(), {}
 

@@ -93,7 +93,6 @@ class JsonlTask(SourcedTask):
             self._check = get_checker(checker, [example.answer for example in self])
 
     def to_example(self, row: Row) -> tuple[Prompt, str, Mapping[str, Any]]:
-        """As in `SourcedTask`."""
         question, answer, choices = self._columns
         asked, reference = question_in(row, [question]), answer_in(row, [answer])
         listed = [] if choices is None else _listed(column(row, [choices]))

@@ -13,9 +13,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from typing import Unpack
 
-from interlace.tasks.base import Example, Split, Verdict
-from interlace.tasks.drawn import Draw, DrawnTask, Problem
+from interlace.tasks.base import Example, Verdict
+from interlace.tasks.drawn import Draw, DrawnOptions, DrawnTask, Problem
 from interlace.tasks.splicing import Row, Try, columns_of, splice_rows
 
 TRIES, COUNT, LOW, HIGH = 3, 6, 10, 29
@@ -29,11 +30,8 @@ class PairSum(DrawnTask):
     """The task; see this module's head.
 
     Args:
-        size: Number of problems; None for 500.
-        seed: Seed of the draws.
-        split: "train", "test" (held out) or "all".
-        chat: Whether prompts are chat messages.
-        template: As in `Task`; it may use `{listed}`, `{numbers}` and `{target}`.
+        **options: Those of `DrawnTask`, but `chat` is False unless given, and the template may use
+            `{listed}`, `{numbers}` and `{target}`.
 
     Raises:
         TaskError: for a size out of range.
@@ -43,24 +41,10 @@ class PairSum(DrawnTask):
     ('15 11 20 29 16 23 > 35:', '20+15=35!20+15=35!20+15=35!')
     """
 
-    def __init__(
-        self,
-        *,
-        size: int | None = None,
-        seed: int = 0,
-        split: Split = "test",
-        chat: bool = False,
-        template: str = TEMPLATE,
-    ) -> None:
-        super().__init__(
-            "pair-sum",
-            _problem,
-            size=size,
-            seed=seed,
-            split=split,
-            chat=chat,
-            template=template,
-        )
+    def __init__(self, **options: Unpack[DrawnOptions]) -> None:
+        options.setdefault("chat", False)
+        options.setdefault("template", TEMPLATE)
+        super().__init__("pair-sum", _problem, **options)
 
     def extract(self, text: str) -> str | None:
         """The last sum of two numbers in a text."""

@@ -51,7 +51,6 @@ class ZebraLogic(SourcedTask):
         super().__init__("zebralogic", SOURCE, **options)
 
     def to_example(self, row: Row) -> tuple[Prompt, str, Mapping[str, Any]]:
-        """As in `SourcedTask`."""
         puzzle = str(column(row, ["puzzle"])).strip()
         solution = column(row, ["solution"])
         try:

@@ -35,9 +35,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from interlace.attaching import is_attached
 from interlace.errors import CheckpointError, ConfigError, RunError
-from interlace.files import writing
+from interlace.files import locked_folder, writing
 from interlace.jsonl import read_object
-from interlace.locks import locked_folder
 from interlace.saving.checkpoint import save
 from interlace.training import checkpoints
 from interlace.training.arguments import GroupArguments, Train

@@ -28,10 +28,10 @@ from typing import Any, Literal, cast
 import jsonargparse
 from transformers import TrainingArguments
 
-from interlace.configuration import Parser, read_yaml, shown
+from interlace.configuration import Parser, read_yaml
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import COUPLINGS, config_from_dict, coupling_class
-from interlace.errors import ConfigError, nearest
+from interlace.errors import ConfigError, nearest, shown
 from interlace.tasks.sources import is_file
 from interlace.training.recipe_sections import (
     ALIASES,

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from interlace.configuration import defaults_of, shown
-from interlace.errors import ConfigError, nearest
+from interlace.configuration import defaults_of
+from interlace.errors import ConfigError, nearest, shown
 from interlace.training.arguments import GroupArguments, GRPOConfig, WarmupConfig
 from interlace.training.trl_fields import RENAMED, refusal, synonyms
 

@@ -29,8 +29,7 @@ from interlace.configuration import defaults_of
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import default_config
 from interlace.errors import ConfigError, RunError
-from interlace.files import is_complete, locate
-from interlace.locks import LOCK
+from interlace.files import LOCK, is_complete, locate, move_aside, write_text
 from interlace.models.loading import load
 from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT, held
@@ -232,12 +231,7 @@ def as_yaml(values: Mapping[str, Any], stage: Stage) -> str:
 def _write(path: Path, values: Mapping[str, Any], stage: Stage) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.tmp")
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(as_yaml(values, stage))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        write_text(path, as_yaml(values, stage))
     except OSError as error:
         raise RunError(f"The run folder {path.parent} cannot be written: {error}") from error
 
@@ -245,11 +239,7 @@ def _write(path: Path, values: Mapping[str, Any], stage: Stage) -> None:
 def _move_aside(folder: Path, note: Note) -> bool:
     if not _content(folder):
         return False
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.before-{number}")).exists():
-        number += 1
-    folder.rename(target)
-    note(f"What was in {folder} is now in {target}.")
+    note(f"What was in {folder} is now in {move_aside(folder)}.")
     return True
 
 

@@ -21,8 +21,8 @@ from interlace.engine.types import SamplingParams
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.measure import measure
 from interlace.evaluation.records import GroupRecord
+from support.evaluation import BASE, BRIDGE, PMATCH, RLVR, Arm
 from support.number_model import number_engine, sums
-from support.synthetic_arms import BASE, BRIDGE, PMATCH, RLVR, Arm
 
 Compare = Callable[..., tuple[int, str, str]]
 WIDTHS = [1, 2, 4, 8]

@@ -23,11 +23,11 @@ import interlace
 import interlace.cli.demo as demo
 import interlace.models.source
 from interlace import files
-from interlace.cli.demo import Children, carry_out, claimed, work
+from interlace.cli.demo import carry_out, claimed, run_lanes, work
 from interlace.cli.demo.work import PLAN, Settings, lanes
 from interlace.errors import RunError, WorkerError
 from interlace.tasks import get_task
-from support.demo_runs import MINIATURE, start, wait_for
+from support.processes import MINIATURE, start_demo, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[st
     # Modules that a child would take for the standard library's, if it looked into this folder.
     for name in ("json.py", "typing.py", "rich.py"):
         (place / name).write_text("raise SystemExit('this is not the module that was meant')")
-    first = start(folder, cwd=place)
+    first = start_demo(folder, cwd=place)
     try:
         wait_for(lambda: outcomes(folder))
     finally:
         first.kill()
         first.communicate()
     before = outcomes(folder)
-    second = start(folder, cwd=place)
+    second = start_demo(folder, cwd=place)
     output, _ = second.communicate(timeout=600)
     assert second.returncode == 0, output
     return folder, output, before
@@ -164,7 +164,7 @@ def test_a_model_that_is_still_put_in_place_is_waited_for(
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    parent = start(folder, Settings())  # far longer than this test
+    parent = start_demo(folder, Settings())  # far longer than this test
     try:
         wait_for(lambda: (folder / ".lane-1.lock").exists())
         children = child_ids(parent.pid)
@@ -177,7 +177,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 def test_interrupt_ends_children_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    parent = start(folder, Settings())
+    parent = start_demo(folder, Settings())
     wait_for(lambda: (folder / ".lane-1.lock").exists())
     children = child_ids(parent.pid)
     parent.send_signal(signal.SIGINT)
@@ -209,9 +209,8 @@ def test_failed_child_shows_its_error_in_full_and_the_way_out(tmp_path: Path) ->
     with claimed(folder, MINIATURE):
         pass
     (folder / PLAN).write_text("{}")  # the children cannot read their plan
-    with (
-        pytest.raises(WorkerError, match=r"(?s)ended with status 1.*Traceback.*KeyError: 'settings'"
-                      r".*The same command goes on"),
-        Children(folder) as children,
-    ):  # fmt: skip
-        children.wait(lambda: None)
+    with pytest.raises(
+        WorkerError,
+        match=r"(?s)ended with status 1.*Traceback.*KeyError: 'settings'.*The same command goes on",
+    ):
+        run_lanes(folder, lambda: None)

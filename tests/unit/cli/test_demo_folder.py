@@ -17,7 +17,7 @@ from interlace.cli.demo import build_parser, claimed, settle
 from interlace.cli.demo.work import PLAN, Settings
 from interlace.cli.main import main
 from interlace.errors import ConfigError, RunError
-from support.demo_runs import MINIATURE, start, wait_for
+from support.processes import MINIATURE, start_demo, wait_for
 
 
 def test_another_demo_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_restart_leaves_a_demo_at_work_alone(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    parent = start(folder, Settings())
+    parent = start_demo(folder, Settings())
     try:
         wait_for(lambda: (folder / ".lane-1.lock").exists())
         assert main(["demo", "--restart", "--output", str(folder)]) == 2

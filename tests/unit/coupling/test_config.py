@@ -18,7 +18,7 @@ from interlace.coupling.config import BlockConfig
 from interlace.coupling.pmatch import PMatchBlock
 from interlace.coupling.registry import config_from_dict
 from interlace.errors import ConfigError
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 DISTILL_QWEN_1_5B = Qwen2Config(
     hidden_size=1536,

@@ -18,7 +18,7 @@ from interlace.coupling.registry import config_from_dict
 from interlace.errors import ConfigError, GroupError
 from interlace.rows import Owners
 from support.architectures import GATED, HEADS, LAYERS, attach_fresh, build
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 
 def test_it_goes_to_every_other_layer_from_the_middle_on() -> None:

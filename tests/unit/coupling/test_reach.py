@@ -32,7 +32,7 @@ from support.architectures import attach_random, build, random_ids, randomise
 from support.engine import largest_gap
 from support.number_model import number_folder, number_tokenizer
 from support.training import grpo, stopping, warmup
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 D = 5
 FLOAT64 = torch.float64

@@ -24,7 +24,7 @@ from interlace.errors import AggregationError, AttachError, GenerationError
 from support.architectures import BRIDGE, LAYERS, attach_random, build, randomise
 from support.engine import fed_again, largest_gap
 from support.text import BOS, END, EOS, PAD, VOCAB, byte_tokenizer, ids_of
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 TOKENIZER = byte_tokenizer()
 MODEL = attach_random(build("llama", vocab_size=VOCAB))

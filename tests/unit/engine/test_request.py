@@ -12,7 +12,7 @@ from transformers import BatchEncoding
 from interlace.engine.request import encode
 from interlace.errors import GenerationError
 from support.text import BOS, END, byte_tokenizer, ids_of
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 TOKENIZER = byte_tokenizer()
 MESSAGES = [

@@ -14,7 +14,7 @@ import torch
 from interlace import SamplingParams
 from interlace.engine.types import Completion, EngineStats, GroupOutput
 from interlace.errors import GenerationError
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scipy import stats
 from interlace.errors import MetricError
 from interlace.evaluation.compare import Comparison, average_seeds, compare, paired_difference
 from interlace.evaluation.intervals import difference_interval
-from support.made_results import made
+from support.evaluation import made
 
 RNG = np.random.default_rng(0)
 DIFFICULTY = RNG.random(60)

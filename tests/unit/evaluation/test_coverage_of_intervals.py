@@ -17,7 +17,7 @@ from interlace.evaluation.intervals import (
     proportion_interval,
 )
 from interlace.evaluation.measure import measure, row_metrics, set_metrics
-from support.known_model import KnownModel, as_records, as_rows
+from support.evaluation import KnownModel, as_records, as_rows
 
 RUNS, PROBLEMS, WIDTH = 2000, 100, 8
 COPY = {"independent": 0.0, "copied": 0.6}

@@ -10,8 +10,8 @@ import pytest
 
 from interlace.errors import MetricError
 from interlace.evaluation.efficiency import first_crossing, parallel_efficiency
-from interlace.evaluation.results import to_json
-from support.made_results import made
+from interlace.jsonl import to_json
+from support.evaluation import made
 
 PROBLEMS = 400
 RANKS = np.arange(PROBLEMS) / PROBLEMS

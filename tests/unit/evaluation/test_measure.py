@@ -13,7 +13,7 @@ from interlace.errors import DataFileError, MetricError
 from interlace.evaluation.measure import measure
 from interlace.evaluation.records import GroupRecord
 from interlace.evaluation.results import ArmResult
-from support.known_model import KnownModel, as_records
+from support.evaluation import KnownModel, as_records
 
 
 def group(example: str, answers: str, *, index: int = 0, coupled: bool = True) -> GroupRecord:

@@ -14,8 +14,7 @@ from interlace.evaluation.efficiency import parallel_efficiency
 from interlace.evaluation.figures import FIGURES, write_figures
 from interlace.evaluation.measure import measure
 from interlace.evaluation.report import SCHEMA, Report, make_report, to_markdown
-from support.made_results import made
-from support.synthetic_arms import BRIDGE, RLVR, three_arms
+from support.evaluation import BRIDGE, RLVR, made, three_arms
 
 WIDTHS = (1, 2, 4, 8)
 

@@ -8,7 +8,7 @@ from scipy.optimize import curve_fit
 
 from interlace.errors import MetricError
 from interlace.evaluation.scaling import ScalingFit, fit_scaling
-from support.made_results import made
+from support.evaluation import made
 
 WIDTHS = [1, 2, 4, 8, 16]
 

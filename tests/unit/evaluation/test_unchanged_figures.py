@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from interlace.evaluation.report import Report, make_report
-from support.experiments import modules_of
+from support.processes import modules_of
 
 FROZEN = Path(__file__).with_name("unchanged_figures.json")
 ARMS = ("base", "rlvr", "bridge-mixed")

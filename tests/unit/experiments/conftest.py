@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support.experiments import modules_of
+from support.processes import modules_of
 
 NAMES = (
     *("units", "workers", "work", "outcomes", "finds", "picking", "longer", "tables"),

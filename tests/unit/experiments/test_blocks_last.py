@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.experiments import ROOT, modules_of
+from support.processes import ROOT, modules_of
 
 NAMES = ("orders", "orders_report", "units")
 # Experiment and queue.

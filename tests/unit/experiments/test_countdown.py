@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.experiments import ROOT
+from support.processes import ROOT
 
 NAME = "01-countdown"
 

@@ -17,7 +17,7 @@ from interlace.models import source
 from support.architectures import attach_random, build
 from support.hub import LocalHub, local_hub
 from support.saves import assert_same_weights, base_folder, outputs, weights
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import interlace
 from interlace.attaching import get_attachment, is_attached, new_parameters
 from interlace.models.source import PACKAGED
-from support.held_out import held_out
+from support.processes import held_out
 
 NAMES = ["tiny", "tiny-bridge", "tiny-pmatch", "tiny-rlvr"]
 BYTES = 4 * 2**20

@@ -32,7 +32,7 @@ from support.saves import (
     outputs,
     weights,
 )
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 TESTS = Path(__file__).parents[2]
 

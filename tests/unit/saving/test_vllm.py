@@ -25,8 +25,8 @@ from interlace.errors import AttachError, CheckpointError, LoadError
 from interlace.saving import vllm
 from support.architectures import attach_random, build
 from support.saves import assert_same_weights, base_folder, outputs, weights
+from support.text import tiny_tokenizer
 from support.toy_couplings import ToyInputConfig
-from support.words import tiny_tokenizer
 
 WIDE = {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
 

@@ -12,7 +12,7 @@ import interlace
 from interlace.errors import InterlaceError, TaskError
 from interlace.tasks import Example, Task, Verdict, get_task, list_tasks
 from interlace.tasks.countdown import Countdown
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 
 def test_every_task_of_the_brief_is_there() -> None:

@@ -18,7 +18,7 @@ from support.task_files import (
     WORD_PROBLEMS,
     write_jsonl,
 )
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 
 @pytest.fixture

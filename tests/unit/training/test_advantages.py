@@ -10,7 +10,7 @@ import torch
 
 from interlace.errors import ConfigError
 from interlace.training.advantages import STD_FLOOR, advantages, without_variance
-from support.largest import Largest
+from support.engine import Largest
 
 # Two groups of width 2 for prompt 0, one for prompt 1 and one for prompt 2, in mixed order.
 REWARDS = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)

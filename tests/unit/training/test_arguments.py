@@ -10,7 +10,7 @@ import pytest
 from interlace.errors import ConfigError
 from interlace.training.arguments import GRPOConfig, WarmupConfig
 from support.training import QUIET, gradients, grpo, warmup, write_responses
-from support.unchecked import unchecked
+from support.typecheck import unchecked
 
 CASES: list[tuple[dict[str, Any], str]] = [
     (

@@ -14,7 +14,7 @@ from interlace.training import scoring
 from interlace.training.batch import GroupBatch, collate_ids
 from interlace.training.scoring import Scores, score
 from support.architectures import VOCAB, attach_random, build, every_architecture
-from support.largest import Largest
+from support.engine import Largest
 
 OPTIONS: dict[str, Any] = {"temperature": 0.7, "forbidden": [0, 31, 96]}
 

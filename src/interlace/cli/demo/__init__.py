@@ -32,9 +32,8 @@ import interlace
 from interlace.cli.demo.work import METRICS, PLAN, Job, Settings, lanes, model_of
 from interlace.configuration import Parser
 from interlace.errors import ConfigError, RunError, WorkerError
-from interlace.files import is_complete
+from interlace.files import LOCK, is_complete, locked_folder, move_aside, write_text
 from interlace.jsonl import read, read_object
-from interlace.locks import LOCK, locked_folder
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -222,7 +221,7 @@ def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked_folder(folder, busy))
             if restart and (folder / PLAN).exists():
-                _move_aside(folder)
+                move_aside(folder)
                 folder.mkdir()
                 held.enter_context(locked_folder(folder, busy))
             known = _same_plan(folder, settings)
@@ -254,10 +253,9 @@ def _same_plan(folder: Path, settings: Settings) -> bool:
     from interlace.evaluation.provenance import differences
 
     now = {"settings": dataclasses.asdict(settings), "interlace": interlace.__version__}
-    path, partial = folder / PLAN, folder / f".{PLAN}"
+    path = folder / PLAN
     if not path.exists():
-        partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(now, indent=1) + "\n")
         return False
     changed = differences(read_object(path, RunError, "--restart begins anew."), now)
     if changed:
@@ -268,104 +266,75 @@ def _same_plan(folder: Path, settings: Settings) -> bool:
     return True
 
 
-def _move_aside(folder: Path) -> None:
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.before-{number}")).exists():
-        number += 1
-    folder.rename(target)
-
-
 # The two child processes ------------------------------------------------------------------------
 
 
-class Children:
-    """Runs the lanes, each in a process of its own, which ends when this one does.
+def run_lanes(folder: Path, look: Callable[[], None]) -> None:
+    """Run both lanes, each in a process of its own, which ends when this one does.
 
     Args:
         folder: Folder of the demo.
+        look: Function to call now and then.
+
+    Raises:
+        WorkerError: with what a process said, if it failed.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._logs = folder / "logs"
-        self._logs.mkdir(exist_ok=True)
-        self._processes: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> Children:
-        try:
-            for lane in (0, 1):
-                self._start(lane)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            if process.stdin is not None:
-                process.stdin.close()
-        until = time.monotonic() + SECONDS_TO_END
-        for process in self._processes:
-            try:
-                process.wait(max(until - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    def wait(self, look: Callable[[], None]) -> None:
-        """Until all have ended well.
-
-        Args:
-            look: Function to call now and then.
-
-        Raises:
-            WorkerError: with what a process said, if it failed.
-        """
-        while any(process.poll() is None for process in self._processes):
-            self._check()
+    (folder / "logs").mkdir(exist_ok=True)
+    logs = [folder / "logs" / f"{lane + 1}.log" for lane in (0, 1)]
+    with ExitStack() as ends:
+        processes = []
+        for lane, log in enumerate(logs):
+            processes.append(_start(folder, lane, log))
+            ends.callback(_end, processes[-1])
+        at_work = True
+        while at_work:
+            at_work = any(process.poll() is None for process in processes)
+            for lane, process in enumerate(processes):
+                if process.poll():
+                    raise WorkerError(_failure(folder, lane, process.returncode, logs[lane]))
             look()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        self._check()
-        look()
+            if at_work:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def _start(self, lane: int) -> None:
-        # -P: a json.py of the current folder is not the one that is meant.
-        program = [sys.executable, "-P", "-c", "from interlace.cli.demo.work import main; main()"]
-        alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-                 "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-                 "PYTHONUNBUFFERED": "1"}  # fmt: skip
-        with self._log(lane).open("wb") as log:
-            self._processes.append(
-                subprocess.Popen(
-                    [*program, str(self._folder), str(lane)],
-                    stdin=subprocess.PIPE,  # closes with this process, however it ends
-                    stdout=log,
-                    stderr=log,
-                    env=os.environ | alone,
-                    start_new_session=True,  # Ctrl-C goes to the parent alone, which ends them
-                )
-            )
 
-    def _check(self) -> None:
-        for lane, process in enumerate(self._processes):
-            if process.poll():
-                raise WorkerError(self._failure(lane, process.returncode))
-
-    def _failure(self, lane: int, status: int) -> str:
-        lines = self._log(lane).read_text("utf-8", "replace").rstrip().split("\n")
-        said = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:] if line) or "  (nothing)"
-        how = f"with status {status}"
-        if status < 0:
-            how = f"by {signal.Signals(-status).name}"
-            how += ", as when memory runs out" if -status == signal.SIGKILL else ""
-        return (
-            f"Child process {lane + 1} ended {how}. What it said:\n\n{said}\n\nWhat was finished "
-            f"is kept in {self._folder}. The same command goes on from there; with --restart it "
-            "begins anew."
+def _start(folder: Path, lane: int, log: Path) -> subprocess.Popen[bytes]:
+    # -P: a json.py of the current folder is not the one that is meant.
+    program = [sys.executable, "-P", "-c", "from interlace.cli.demo.work import main; main()"]
+    alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+             "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
+             "PYTHONUNBUFFERED": "1"}  # fmt: skip
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [*program, str(folder), str(lane)],
+            stdin=subprocess.PIPE,  # closes with this process, however it ends
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | alone,
+            start_new_session=True,  # Ctrl-C goes to the parent alone, which ends them
         )
 
-    def _log(self, lane: int) -> Path:
-        return self._logs / f"{lane + 1}.log"
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _failure(folder: Path, lane: int, status: int, log: Path) -> str:
+    lines = log.read_text("utf-8", "replace").rstrip().split("\n")
+    said = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:] if line) or "  (nothing)"
+    how = f"with status {status}"
+    if status < 0:
+        how = f"by {signal.Signals(-status).name}"
+        how += ", as when memory runs out" if -status == signal.SIGKILL else ""
+    return (
+        f"Child process {lane + 1} ended {how}. What it said:\n\n{said}\n\nWhat was finished is "
+        f"kept in {folder}. The same command goes on from there; with --restart it begins anew."
+    )
 
 
 # How far it is ----------------------------------------------------------------------------------
@@ -378,13 +347,10 @@ def _work(folder: Path, settings: Settings, console: Console) -> None:
     jobs = [job for lane in lanes(settings) for job in lane if not job.is_done(folder)]
     if not jobs:
         return
-    with (
-        # Drawn when there is something new: drawing ten times a second takes 4 % of a core.
-        Progress(
-            *bars(), console=console, disable=not console.is_terminal, auto_refresh=False
-        ) as progress,
-        Children(folder) as children,
-    ):
+    # Drawn when there is something new: drawing ten times a second takes 4 % of a core.
+    with Progress(
+        *bars(), console=console, disable=not console.is_terminal, auto_refresh=False
+    ) as progress:
         tasks = {job: progress.add_task(job.title, total=job.total, numbers="") for job in jobs}
         lines = Lines(console, folder)
 
@@ -396,7 +362,7 @@ def _work(folder: Path, settings: Settings, console: Console) -> None:
                     lines.say(job, reached)
             progress.refresh()
 
-        children.wait(look)
+        run_lanes(folder, look)
 
 
 def bars() -> list[ProgressColumn]:

@@ -11,8 +11,8 @@ alone is what they take over.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from interlace.cli.demo.work import BRIDGE, BRIDGE_RUNS, LABELS, RECORDS, WIDTHS
 from interlace.evaluation.compare import paired_difference
 from interlace.evaluation.intervals import RESAMPLES, Estimate, resampled_means
 from interlace.evaluation.results import ArmResult
+from interlace.files import write_text
 from interlace.tasks.base import Example, Task
 from interlace.tasks.tiny_countdown import TRIES, TRY_TOKENS, tries_of
 from interlace.terminal import Cell, Table, percent, printable, say
@@ -131,9 +132,8 @@ def write(folder: Path, results: Sequence[ArmResult], head: Sequence[str]) -> No
     (settings, *_) = [result.provenance for result in results]
     report = make_report(results, base=LABELS["rlvr"], provenance=settings["environments"][0])
     write_report(folder, report, ("png",))
-    path, partial = folder / REPORT, folder / f".{REPORT}"
-    partial.write_text("\n\n".join([*head, path.read_text("utf-8")]), encoding="utf-8")
-    os.replace(partial, path)
+    path = folder / REPORT
+    write_text(path, "\n\n".join([*head, path.read_text("utf-8")]))
 
 
 def _bullets(sentences: Sequence[str]) -> str:
@@ -229,6 +229,12 @@ class Try:
     hit: bool
 
 
+@functools.cache  # most tries are written many times
+def _judged(task: Task, example_id: str, text: str) -> Try:
+    verdict = task.verify(task.find(example_id), text)
+    return Try(tuple(text.split())[: TRY_TOKENS - 1], verdict.answer, verdict.correct)
+
+
 class Found:
     """The tries of a group's rows.
 
@@ -237,29 +243,15 @@ class Found:
         example: Problem of the group.
         texts: Responses of the rows.
         coupled: Whether the rows saw each other.
-        known: Tries that were judged, by problem and text: most are written many times.
     """
 
     def __init__(
-        self,
-        task: Task,
-        example: Example,
-        texts: Sequence[str],
-        coupled: bool = True,
-        known: dict[tuple[str, str], Try] | None = None,
+        self, task: Task, example: Example, texts: Sequence[str], coupled: bool = True
     ) -> None:
         self.coupled = coupled
-        known = {} if known is None else known
-
-        def judged(text: str) -> Try:
-            key = (example.id, text)
-            if key not in known:
-                verdict = task.verify(example, text)
-                tokens = tuple(text.split())[: TRY_TOKENS - 1]
-                known[key] = Try(tokens, verdict.answer, verdict.correct)
-            return known[key]
-
-        self.rows = [[judged(one) for one in tries_of(text)[:TRIES]] for text in texts]
+        self.rows = [
+            [_judged(task, example.id, one) for one in tries_of(text)[:TRIES]] for text in texts
+        ]
         hits = [k for row in self.rows for k, one in enumerate(row) if one.hit]
         self.first = min(hits, default=None)
 
@@ -349,18 +341,16 @@ class GroupView:
         self.task = task
         examples = {example.id: example for example in task}
 
-        known: dict[tuple[str, str], Try] = {}
-
-        def groups(texts: dict[str, list[str]], coupled: bool) -> dict[str, list[Found]]:
-            return {
+        by_kind = [
+            {
                 name: [
-                    Found(task, examples[name], rows[first : first + SHOWN], coupled, known)
+                    Found(task, examples[name], rows[first : first + SHOWN], coupled)
                     for first in range(0, len(rows), SHOWN)
                 ]
                 for name, rows in sorted(texts.items())
             }
-
-        by_kind = groups(together, True), groups(alone, False)
+            for texts, coupled in ((together, True), (alone, False))
+        ]
         self._counts = [np.array([counts(g) for g in found.values()]) for found in by_kind]
         self.problems = len(by_kind[0])
         self.groups = sum(map(len, by_kind[0].values()))

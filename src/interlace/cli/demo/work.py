@@ -12,14 +12,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from interlace import huge_pages
-from interlace.files import is_complete, locate, settled
+from interlace.files import alone, is_complete, locate, settled
 
 WIDTHS = (1, 2, 4, 8, 16)
 SAMPLES = 16  # rows of a problem at every width
@@ -193,7 +191,9 @@ def main() -> None:
     huge_pages.restart()
     folder, lane = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with _alone(folder / f".lane-{lane}.lock"):
+    lock = folder / f".lane-{lane}.lock"
+    lock.touch()
+    with alone(lock):  # once the child of an earlier start, killed a moment ago, is gone
         import torch
         from transformers.utils import logging
 
@@ -210,16 +210,3 @@ def _end_with_parent() -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(ORPHANED)  # whatever is going on: jobs survive a kill
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until the child of an earlier start, killed a moment ago, is gone."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: there such a process is gone with its pipe, or soon
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

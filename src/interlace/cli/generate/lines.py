@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.batch import Job, Tally
 from interlace.cli.generate.outcome import Aggregation, line_of, responses_of
-from interlace.errors import DataFileError, GenerationError
-from interlace.evaluation.provenance import differences
+from interlace.errors import DataFileError, GenerationError, shortened
+from interlace.evaluation.provenance import as_json, differences
+from interlace.files import write_text
 from interlace.jsonl import BadLineError, Store, parse, raw_lines, read_object
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def _record(
     if name is None:
         name = f"{number}-{digest}"
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise BadLineError(f"its id is {_short(name)}; an id is a text or a whole number")
+        raise BadLineError(
+            f"its id is {shortened(json.dumps(name), 40)}; an id is a text or a whole number"
+        )
     if name in ids:
         raise BadLineError(f"its id {name!r} is that of line {ids[name]} too")
     try:
@@ -138,11 +141,6 @@ def _complaint(path: Path, bad: Sequence[str]) -> str:
     more = f"\n  and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
     count = "One line" if len(bad) == 1 else f"{len(bad)} lines"
     return f"{count} of {path} cannot be used:\n{shown}{more}\n--skip-bad goes on without them."
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 _OUT = "Choose another --output, or --overwrite it."
@@ -180,7 +178,7 @@ class Results:
                 f"The output {path} is no regular file, so no run can go on from it. Without "
                 "--output, lines go to standard output."
             )
-        now = json.loads(json.dumps(settings))
+        now = as_json(settings)
         if not path.exists():
             # The settings come first, so that a kill leaves no file without them.
             self._write_settings(now, overwrite)
@@ -261,10 +259,8 @@ class Results:
                     f"{path} does not hold the settings of a run of this command, so it is left "
                     f"alone. {_OUT}"
                 )
-        partial = path.with_name(path.name + ".tmp")
         try:
-            partial.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
+            write_text(path, json.dumps(now, indent=2) + "\n")
         except OSError as error:
             raise DataFileError(
                 f"The output {self.path} cannot be written: {error}. Choose another --output."

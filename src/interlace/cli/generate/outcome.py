@@ -23,7 +23,7 @@ from interlace.errors import AggregationError, ConfigError, InterlaceError
 from interlace.user_code import named_function, told
 
 if TYPE_CHECKING:
-    from interlace.cli.generate.settings import Settings
+    from interlace.cli.generate import Settings
     from interlace.engine.engine import Engine
     from interlace.engine.types import Completion, GroupOutput
     from interlace.remote import RemoteEngine

@@ -13,7 +13,7 @@ import interlace
 from interlace.cli.main import main
 from support.architectures import VOCAB, attach_random
 from support.saves import base_folder
-from support.words import TEMPLATE
+from support.text import TEMPLATE
 
 Generate = Callable[..., tuple[int, str, str]]
 

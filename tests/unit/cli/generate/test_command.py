@@ -18,10 +18,11 @@ import torch
 
 import interlace
 from interlace.answers import extract_answer, majority_vote
+from interlace.cli import generate as command
 from interlace.cli import running
-from interlace.cli.generate import command, view
+from interlace.cli.generate import view
 from interlace.cli.generate.lines import as_text
-from support.jsonl import read_lines, write_lines
+from support.task_files import read_lines, write_lines
 
 FEW = ("--width", 3, "--max-new-tokens", 8)
 UNEVEN = ("--width", 6, "--max-new-tokens", 40, "--stop", "5")  # rows end after 3 to 16 tokens

@@ -11,7 +11,7 @@ import pytest
 
 from interlace.cli.generate.lines import Results, calls_of, content_hash, read_records
 from interlace.errors import DataFileError, GenerationError
-from support.jsonl import read_lines, write_lines
+from support.task_files import read_lines, write_lines
 
 # Prompts ----------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from interlace.cli.generate.settings import AGGREGATES, Settings, build_parser, settle
+from interlace.cli.generate import AGGREGATES, Settings, build_parser, settle
 from interlace.errors import ConfigError, GenerationError
 
 

@@ -131,7 +131,7 @@ def run(arguments: Namespace) -> int:
         raise ConfigError(f"--processes is at least 1; got {processes}.")
     recipe, stage = _asked(arguments)
     if arguments.dry_run:
-        from interlace.cli.train.dry_run import dry_run
+        from interlace.cli.dry_run import dry_run
 
         return dry_run(recipe, stage, processes, arguments.memory, sharded=arguments.fsdp)
     return _train(recipe, stage, arguments)
