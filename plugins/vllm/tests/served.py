@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from interlace import Groups
 from interlace.saving.vllm import export_for_vllm
 from support.architectures import attach_random, build
-from support.words import tiny_tokenizer
+from support.text import tiny_tokenizer
 
 SIZES = {
     "hidden_size": 96,
