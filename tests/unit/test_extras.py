@@ -102,6 +102,7 @@ assert "torch" not in sys.modules
         "compare": "cli,eval",
         "demo": "cli,train,eval",
         "eval": "cli,eval",
+        "export": "cli",
         "generate": "cli",
         "info": "cli",
         "serve": "cli,serve",
