@@ -125,9 +125,9 @@ class OurTraining:
         self._trainer.remove_callback(transformers.PrinterCallback)
         self._seconds: dict[str, float] = {}
         trainer: Any = self._trainer
-        rollouts_of = trainer.rollouts
-        rollouts_of.sample = self._timed("rollout", rollouts_of.sample)
-        rollouts_of.judge = self._timed("verify", rollouts_of.judge)
+        trainer._engine = trainer.new_engine(model)
+        trainer._engine.generate = self._timed("rollout", trainer._engine.generate)
+        trainer._judge = self._timed("verify", trainer._judge)
         trainer.accelerator.backward = self._timed("backward", trainer.accelerator.backward)
         trainer.training_step = self._timed("passes", trainer.training_step)
         self._ours, self._theirs = threading.Semaphore(0), threading.Semaphore(0)

@@ -1,12 +1,17 @@
 """Test-wide setup: shapes and types of every annotated call are checked."""
 
 import os
+import signal
 
 from jaxtyping import install_import_hook
 
 import support.typecheck  # noqa: F401  (the hook names it)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # so a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Under torch.compile the checks would break the graph: those tests run in processes without it.
 _hook = install_import_hook("interlace", "support.typecheck.checked")

@@ -23,9 +23,9 @@ from interlace.evaluation.records import read_records
 from interlace.tasks import Task, get_task
 from interlace.training import checkpoints
 from interlace.training.arguments import GRPOConfig, WarmupConfig
-from interlace.training.distributed import unwrapped
 from interlace.training.grpo import GRPOTrainer
 from interlace.training.warmup import RESPONSES, WarmupTrainer
+from interlace.training.weights import unwrapped
 
 MODEL = checkpoints.RESULT
 BLOCKS = {"bridge": interlace.BridgeConfig, "pmatch": interlace.PMatchConfig}

@@ -31,12 +31,22 @@ _MET: dict[str, tuple[Any, ...]] = {
 class WholeSaving:
     """The part of an attached model's class that writes it where Hugging Face asks for that."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; PEFT sets `peft_config` on every model that it puts adapters into."""
-        if name == "peft_config":
-            model: Any = self
-            warn_of_adapters(value, model.interlace_attachment.config.kind, attached_last=False)
-        super().__setattr__(name, value)
+    @property
+    def peft_config(self) -> Any:
+        """Configurations of adapters, which PEFT notes on every model that it puts some into."""
+        if "peft_config" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no adapters")
+        return vars(self)["peft_config"]
+
+    @peft_config.setter
+    def peft_config(self, value: Any) -> None:
+        model: Any = self
+        warn_of_adapters(value, model.interlace_attachment.config.kind, attached_last=False)
+        vars(self)["peft_config"] = value
+
+    @peft_config.deleter
+    def peft_config(self) -> None:
+        del vars(self)["peft_config"]
 
     def save_pretrained(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from interlace.errors import ConfigError
+from interlace.errors import ConfigError, InterlaceError
 
 MOST = 300  # characters of an exception's own message
 
@@ -72,15 +73,45 @@ def named_function(name: str, what: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def told(error: BaseException) -> str:
-    """An exception in one line, with the place in the user's own file where there is one.
+def called(
+    call: Callable[[], Any], what: str, kind: type[InterlaceError], function: Any = None
+) -> Any:
+    """What code of the user's own returns; whatever it raises becomes one error in one line.
+
+    Args:
+        call: Function that calls it.
+        what: Words for it, the beginning of a message: "The reward length".
+        kind: Class of the error.
+        function: Function or object of the user's that is called, for where it stands.
+
+    Raises:
+        InterlaceError: of that class, with what was raised and the file and line of it.
+    """
+    try:
+        return call()
+    except (InterlaceError, KeyboardInterrupt):
+        raise  # of a function of ours, and says what is wrong; or the user's
+    except BaseException as error:  # SystemExit, too: it is the function's, not ours
+        raise kind(f"{what} failed: {told(error, function)}.") from error
+
+
+def told(error: BaseException, function: Any = None) -> str:
+    """An exception in one line, with the place in the user's own code where there is one.
+
+    Args:
+        error: Exception.
+        function: Function or object of the user's that was called, where it is known.
 
     >>> told(ValueError("no such thing"))
     'ValueError: no such thing'
     """
-    message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    try:
+        said = str(error.msg if isinstance(error, SyntaxError) else error)
+    except Exception:  # the user's classes can do anything
+        said = ""
+    message = " ".join(said.split())
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    place = own_place(error)
+    place = own_place(error) or _place_in(function, error)
     return (f"{place}: " if place else "") + text[:MOST]
 
 
@@ -91,6 +122,18 @@ def own_place(error: BaseException) -> str | None:
         frames.append((error.filename or "", error.lineno))
     places = [f"{_files[file][0]}, line {line}" for file, line in frames if file in _files]
     return places[-1] if places else None
+
+
+def _place_in(function: Any, error: BaseException) -> str | None:
+    """Where an exception passed in the file of a function, or where that function is defined."""
+    own: Any = inspect.unwrap(getattr(function, "func", function))  # of partial, or decorated
+    code = getattr(own, "__code__", getattr(type(own).__call__, "__code__", None))
+    if code is None:
+        return None
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
+             if f.filename == code.co_filename]  # fmt: skip
+    # It may not have been called at all, for instance for its arguments.
+    return f"{code.co_filename}, line {lines[-1] if lines else code.co_firstlineno}"
 
 
 def _run(path: Path) -> ModuleType:

@@ -1,9 +1,10 @@
-"""A training run whose disk fills up: `python -m support.full_disk FOLDER KIND`.
+"""A training run whose disk fills up: `python -m support.full_disk FOLDER`.
 
-KIND says what is being written then: a checkpoint, the journal, or the result. A limit on the size
+It fills up while a checkpoint is written, then the journal, then the result. A limit on the size
 of files stands for the disk, with the signal ignored that would end the process: writers then get
 an error from the system, as on a full disk. Afterwards the limit is lifted and the run goes on.
-Prints as JSON how it stopped, and whether its weights are those of a run without an accident.
+Prints as a line of JSON each how it stopped, and whether its weights are those of a run without an
+accident.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import transformers
 
 from interlace.errors import CheckpointError, RunError
 from interlace.files import LOCK
+from interlace.training.grpo import GRPOTrainer
 from support.training import at_step, grpo, metrics, same_bits, weights
 
 
@@ -29,13 +31,13 @@ def limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
 
-def main(place: Path, kind: str) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    options: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "log_completions": 0}
-    whole = grpo(place / "whole", **options)
-    whole.run()
-    folder = place / "full"
-    first = grpo(folder, **options)
+OPTIONS: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "log_completions": 0}
+
+
+def stop_and_go_on(place: Path, kind: str, whole: GRPOTrainer) -> None:
+    """A run that stops while this is written, and the same run again."""
+    folder = place / kind
+    first = grpo(folder, **OPTIONS)
     if kind == "result":
         first._save_result = lambda place: (limit(20_000), type(first)._save_result(first, place))[
             1
@@ -54,7 +56,7 @@ def main(place: Path, kind: str) -> None:
     left = [
         p.name for p in folder.iterdir() if p.name.startswith((".", "partial")) and p.name != LOCK
     ]
-    again = grpo(folder, **options)
+    again = grpo(folder, **OPTIONS)
     again.run()
     ours, theirs = weights(again.model), weights(whole.model)
     same = len(same_bits(ours, theirs)) == len(theirs) and not left
@@ -65,4 +67,9 @@ def main(place: Path, kind: str) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     transformers.utils.logging.disable_progress_bar()
-    main(Path(sys.argv[1]), sys.argv[2])
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    place = Path(sys.argv[1])
+    unbroken = grpo(place / "whole", **OPTIONS)
+    unbroken.run()
+    for kind in ("checkpoint", "journal", "result"):
+        stop_and_go_on(place, kind, unbroken)

@@ -96,17 +96,23 @@ sys.exit(carry_out(Path(sys.argv[1]), Settings(**eval(sys.argv[2])), Console()))
 """
 
 
-def start_demo(
+@contextmanager
+def started_demo(
     folder: Path, settings: Settings = MINIATURE, cwd: Path | None = None
-) -> subprocess.Popen[str]:
-    """The demo in a process of its own, its output in a pipe."""
-    return subprocess.Popen(
+) -> Iterator[subprocess.Popen[str]]:
+    """The demo in a process of its own, its output in a pipe; killed at the end, whatever failed,
+    or its open pipe would fail a later test."""
+    with subprocess.Popen(
         [sys.executable, "-P", "-c", RUN, str(folder), repr(vars(settings))],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=cwd,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(condition: object, seconds: float = 300) -> None:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from transformers import PreTrainedModel
 
 import interlace
 from interlace.errors import GuardError
+from interlace.training import scoring
 from interlace.training.grpo import GRPOTrainer
 from interlace.training.trainer import GroupTrainer
 from support.training import (
+    Evens,
     assert_close,
     at_step,
     gradients,
@@ -61,6 +63,8 @@ GRPO: dict[str, Any] = {
     "mini_batches": 2,
     "kl_weight": 0.1,
 } | SGD
+# 5 problems: one process measures on one more than the other.
+EVALUATION: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "eval_widths": [1, 3]}
 WARM: dict[str, Any] = {"train": "all", "groups_per_step": 5, "max_steps": 2, "micro_rows": 4} | SGD
 
 
@@ -90,7 +94,9 @@ def runs(folder: Path, data: Path) -> dict[str, Callable[..., GroupTrainer]]:
     dropped = {"rewards": {"support.processes_training:only_one_scores": 1.0}}
     dropped |= {"drop_without_variance": True}
     return {
-        "grpo": lambda **more: grpo(folder / "grpo", **GRPO | more),
+        "grpo": lambda **more: grpo(
+            folder / "grpo", eval_dataset=Evens(5), **GRPO | EVALUATION | more
+        ),
         "sequence": lambda **more: grpo(folder / "seq", loss="sequence", **GRPO | more),
         "dropped": lambda **more: grpo(folder / "drop", **GRPO | dropped | more),
         "warmup": lambda **more: warmup(
@@ -115,7 +121,8 @@ def compare(folder: Path, ours: Path, options: dict[str, Any]) -> None:
         fed: list[int] = []
         note_parts(trainer, fed)
         unshards = count_unshards(trainer)
-        found = gradients(trainer)
+        with counted_prompts() as shared:
+            found = gradients(trainer)
         sharded = [m for m in trainer.model.modules() if isinstance(m, FSDPModule)]
         assert len(sharded) == (7 if options else 0), len(sharded)  # layers, ends, and the whole
         expected = safetensors.torch.load_file(folder / f"{name}.gradients")
@@ -127,7 +134,7 @@ def compare(folder: Path, ours: Path, options: dict[str, Any]) -> None:
         if dist.get_rank() == 0:
             place = {"warmup": "warm", "sequence": "seq", "dropped": "drop"}.get(name, name)
             one, two = (metrics(part / place) for part in (folder / "one", ours))
-            report(name, said, unshards, one, two)
+            report(name, said, unshards, len(shared), one, two)
 
 
 def note_parts(trainer: GroupTrainer, fed: list[int]) -> None:
@@ -172,7 +179,23 @@ def count_unshards(trainer: GroupTrainer) -> list[int]:
     return counts
 
 
-def report(name: str, fed: Any, unshards: list[int], one: Any, two: Any) -> None:
+@contextmanager
+def counted_prompts() -> Iterator[list[int]]:
+    """Collects the number of groups in each pass that computes a prompt once."""
+    original, found = scoring._prompt_cache, []
+
+    def counting(inner: Any, batch: Any, *args: Any) -> Any:
+        found.append(batch.count)
+        return original(inner, batch, *args)
+
+    scoring._prompt_cache = counting
+    try:
+        yield found
+    finally:
+        scoring._prompt_cache = original
+
+
+def report(name: str, fed: Any, unshards: list[int], shared: int, one: Any, two: Any) -> None:
     """What the tests look at, as one line."""
     off = {}
     for a, b in zip(one, two, strict=True):
@@ -180,7 +203,9 @@ def report(name: str, fed: Any, unshards: list[int], one: Any, two: Any) -> None
             gap = abs(a.get(key, float("nan")) - b.get(key, float("nan")))
             if not gap <= 1e-4 * max(1.0, abs(a.get(key, 0.0))):
                 off[key] = [a.get(key), b.get(key)]
-    print(json.dumps({"run": name, "parts": fed, "unshards": unshards, "metrics off": off}))
+    measured = sum(any(key.startswith("eval_") for key in line) for line in two)
+    said = {"parts": fed, "unshards": unshards, "prompts once": shared, "measured": measured}
+    print(json.dumps({"run": name, **said, "metrics off": off}))
 
 
 def resume(folder: Path, options: dict[str, Any]) -> None:

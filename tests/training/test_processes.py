@@ -37,8 +37,10 @@ def test_two_processes_are_one(kind: str, place: Path) -> None:
     for line in runs:  # gradients and weights were compared within
         assert set(line["metrics off"]) <= DIFFERS
         assert line["parts"][0] != line["parts"][1]
+        assert (line["prompts once"] > 0) == (kind == "ddp")
         gathered = line["unshards"]
         assert all(0 < count <= 7 for count in gathered) == (kind == "fsdp") or not gathered
+    assert [line["measured"] for line in runs] == [2, 0, 0, 0]  # evaluations while training
     assert any(0 in parts for parts in runs[2]["parts"])  # a process with nothing to learn from
     assert resumed == {"same": True, "saved": True, "metrics": True}
     assert saved == {"plain": True, "adapted": True}

@@ -39,9 +39,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from interlace.training.advantages import advantages
 from interlace.training.batch import GroupBatch, collate_ids
-from interlace.training.losses import LossConfig, LossParts, denominator, policy_loss
+from interlace.training.losses import LossConfig, LossParts, advantages, denominator, policy_loss
 from interlace.training.scoring import Scores, score
 
 pytest.importorskip("trl", reason="needs the extra trl: pip install trl")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import builtins
 import os
+import pickle
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from interlace.answers.choose import Responses
+from interlace.cli.generate.outcome import Aggregation
 from interlace.cli.main import main
-from interlace.errors import ConfigError, TaskError
+from interlace.errors import ConfigError, InterlaceError, TaskError
+from interlace.evaluation.sampler import Recorder
 from interlace.tasks import get_task
+from interlace.training.data import given_rewards
+from interlace.training.rollout import add_up
 from interlace.user_code import named_function, named_object, told
+from support.training import Evens
 
 TASK = """
 from __future__ import annotations
@@ -123,6 +135,63 @@ def test_a_command_tells_where_own_code_failed(
         f"interlace: code of your own failed: mine.py, line {len(lines)}: {kind}"
     )
     assert said.count("\n") == 1
+
+
+ARGUMENTS = {
+    "UnicodeDecodeError": "'utf-8', b'x', 0, 1, 'own'",
+    "UnicodeEncodeError": "'utf-8', 'x', 0, 1, 'own'",
+    "UnicodeTranslateError": "'x', 0, 1, 'own'",
+    "ExceptionGroup": "'own', [ValueError(1)]",
+    "BaseExceptionGroup": "'own', [SystemExit(1)]",
+}
+EXCEPTIONS = sorted(
+    {
+        kind.__name__
+        for kind in vars(builtins).values()
+        if isinstance(kind, type) and issubclass(kind, BaseException)
+    }
+    - {"KeyboardInterrupt"}
+)
+
+
+def _aggregate(settings: Any, responses: Responses) -> Any:
+    engine: Any = None
+    return Aggregation(settings, engine, str)([responses])
+
+
+@pytest.mark.parametrize("name", [*EXCEPTIONS, "Own", "Mute"])
+def test_whatever_scorers_aggregators_and_rewards_raise_is_one_line_with_its_place(
+    folder: Path, name: str
+) -> None:
+    """Own is no Exception, and Mute cannot even be printed; messages hold line ends."""
+    two_lines = repr("one\ntwo")
+    (folder / "own.py").write_text(
+        "class Own(BaseException): pass\n"
+        "class Mute(Exception):\n"
+        "    def __str__(self): raise ValueError\n"
+        "def fail(*given, **named):\n"
+        f"    raise {name}({ARGUMENTS.get(name, two_lines)})\n"
+        "def reward(prompts, completions, **columns): fail()\n"
+        "def scorer(text): fail()\n"
+    )
+    task = Evens(3)
+    settings = SimpleNamespace(aggregate="best-of-n", scorer="own.py:scorer")
+    aggregator = SimpleNamespace(aggregate="own.py:fail", scorer=None)
+    responses = Responses(prompt="1 + 1", texts=["2", "3"], logprobs=None)
+    (reward,) = given_rewards("own.py:reward", None, task)
+    scorer = named_function("own.py:scorer", "--scorer")
+    sampler = Recorder.__new__(Recorder)
+    sampler._task = task
+    calls: list[Callable[[], Any]] = [
+        lambda: add_up([reward], ["?"], ["2"], {}),
+        *(partial(_aggregate, s, responses) for s in (settings, aggregator)),
+        lambda: sampler._scores("mine", scorer, task[0], ["2", "3"]),
+    ]
+    for call in calls:
+        with pytest.raises(InterlaceError, match=rf"failed: own\.py, line 5: {name}") as raised:
+            call()
+        assert "\n" not in str(raised.value)
+        assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
 def test_an_error_of_ours_is_not_called_the_users() -> None:

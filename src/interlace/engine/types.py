@@ -13,7 +13,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -91,6 +91,8 @@ class SamplingParams:
     logits_processors: Sequence[Callable[..., Any]] = ()
     consensus: Callable[[str], str | None] | None = None
     record_attention: Literal["mean", "layers"] | None = None
+    # Pairs (row, sibling) of which the row never sees the sibling: of `HidingParams`.
+    hidden: ClassVar[Sequence[tuple[int, int]]] = ()
 
     def __post_init__(self) -> None:
         self._set(
@@ -176,11 +178,6 @@ class SamplingParams:
         asked = self.max_new_tokens
         return asked if isinstance(asked, int) else max(asked)
 
-    @property
-    def hidden(self) -> Sequence[tuple[int, int]]:
-        """Pairs (row, sibling) of which the row never sees the sibling: of `HidingParams`."""
-        return ()
-
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with other values."""
         return dataclasses.replace(self, **changes)
@@ -216,7 +213,7 @@ class HidingParams(SamplingParams):
         hidden: Pairs (row, sibling) of which the row never sees the sibling.
     """
 
-    hidden: Sequence[tuple[int, int]] = ()
+    hidden: Sequence[tuple[int, int]] = ()  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()

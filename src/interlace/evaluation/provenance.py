@@ -49,8 +49,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     Args:
         model: Hugging Face model, attached or not, or PEFT's wrapper of one.
     """
-    from interlace.attaching import count_parameters, get_attachment, is_attached
-    from interlace.layers import base_model_of
+    from interlace.attaching import base_model_of, count_parameters, get_attachment, is_attached
     from interlace.saving.fingerprint import origin_of
 
     base = base_model_of(model)
@@ -134,7 +133,7 @@ def environment(engine: Engine | RemoteEngine) -> dict[str, Any]:
     """Where a run runs: versions, device, threads."""
     import torch
 
-    from interlace.layers import base_model_of
+    from interlace.attaching import base_model_of
 
     versions = {
         "python": platform.python_version(),

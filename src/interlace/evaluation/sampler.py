@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from interlace.answers.choose import Scorer, best_of_n
 from interlace.batch import Job, Progress, Tally
-from interlace.errors import ConfigError, DataFileError, InterlaceError
+from interlace.errors import ConfigError, DataFileError
 from interlace.evaluation.provenance import environment, runs_on_cpu
 from interlace.evaluation.records import GroupRecord, Timing
 from interlace.evaluation.run import RecordedGroups
 from interlace.tasks import Example, Task
+from interlace.user_code import called
 
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
@@ -235,17 +236,13 @@ class Recorder:
         self, name: str, scorer: Scorer, example: Example, texts: Sequence[str]
     ) -> tuple[float, ...]:
         columns = {"question": example.question}  # and not its answer
-        try:
-            scores = best_of_n(
-                texts, scorer, prompt=self._task.prompt(example), columns=columns
-            ).scores
-        except InterlaceError:
-            raise
-        except Exception as error:  # a user's function raises what it likes
-            raise ConfigError(
-                f"The scorer {name!r} failed on the responses to {example.id}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        prompt = self._task.prompt(example)
+        scores = called(
+            lambda: best_of_n(texts, scorer, prompt=prompt, columns=columns).scores,
+            f"On the responses to {example.id} the scorer {name!r}",
+            ConfigError,
+            scorer,
+        )
         given = tuple(score for score in scores if score is not None)
         if len(given) < len(scores):
             raise DataFileError(

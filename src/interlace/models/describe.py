@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from interlace.attaching import attach, count_parameters, new_parameters
+from interlace.attaching import attach, count_parameters, find_decoder, new_parameters
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import default_config
 from interlace.errors import ConfigError, LoadError, reading
-from interlace.layers import find_decoder
 from interlace.models.gguf import plain_config
 from interlace.models.loading import base_of, check_dtype
 from interlace.models.source import DAMAGED, GgufFile, HubModel, SavedBlocks, Source

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from interlace.attaching import COMPUTE_DTYPES
 from interlace.errors import LoadError, reading
-from interlace.layers import COMPUTE_DTYPES
 from interlace.models.gguf import converted
 from interlace.models.source import (
     DAMAGED,

@@ -26,12 +26,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from interlace.attaching import Attachment, attach, get_attachment, new_parameters, not_finite
+from interlace.attaching import (
+    Attachment,
+    Decoder,
+    attach,
+    base_model_of,
+    find_decoder,
+    get_attachment,
+    new_parameters,
+    not_finite,
+)
 from interlace.coupling.base import places
 from interlace.coupling.registry import COUPLINGS
 from interlace.errors import CheckpointError, reading
 from interlace.files import CONFIG, locate, writing
-from interlace.layers import Decoder, base_model_of, find_decoder
 from interlace.save_pretrained import WholeSaving
 from interlace.saving.fingerprint import Fingerprint, Origin, fingerprint, full_tensor, origin_of
 from interlace.saving.manifest import (

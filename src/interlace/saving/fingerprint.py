@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.layers import COMPUTE_DTYPES
+from interlace.attaching import COMPUTE_DTYPES
 
 SIZES = (
     "model_type",

@@ -18,10 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from interlace.attaching import Attachment, get_attachment, new_parameters
+from interlace.attaching import Attachment, base_model_of, get_attachment, new_parameters
 from interlace.errors import CheckpointError
 from interlace.files import CONFIG, locate, writing
-from interlace.layers import base_model_of
 from interlace.saving.checkpoint import write_base
 
 ARCHITECTURE = "InterlaceForCausalLM"

@@ -33,7 +33,7 @@ from interlace.attaching import get_attachment, is_attached
 from interlace.engine.engine import Engine
 from interlace.engine.request import Request
 from interlace.engine.types import GroupOutput, Prompt
-from interlace.errors import GenerationError, InterlaceError
+from interlace.errors import AggregationError, GenerationError, InterlaceError
 from interlace.server.metrics import Metrics
 from interlace.server.penalties import with_penalties
 from interlace.server.protocol import (
@@ -49,6 +49,7 @@ from interlace.server.replies import Replier, TokenTexts, attention_json, usage
 from interlace.server.scoring import Scored, scored_tokens
 from interlace.server.settings import ServerSettings
 from interlace.server.worker import Job, SlowReaderError, Worker, assembled
+from interlace.user_code import called
 
 log = logging.getLogger("interlace.server")
 
@@ -359,7 +360,18 @@ class Service:
             texts=group.texts,
             logprobs=[completion.logprobs for completion in group.completions],
         )
-        return await anyio.to_thread.run_sync(self._aggregator(options), responses)
+        call = partial(self._aggregator(options), responses)
+        what, scorer = (
+            f"The scorer {options.scorer!r}",
+            self.settings.scorers.get(options.scorer or ""),
+        )
+        try:
+            return await anyio.to_thread.run_sync(called, call, what, AggregationError, scorer)
+        except AggregationError as error:
+            if error.__cause__ is None:  # ours, of what the request asks for
+                raise
+            log.error("%s", error)
+            raise ApiError(500, f"{what} of this server failed.", code="scorer_failed") from error
 
 
 async def _mail(job: Job) -> AsyncIterator[Any]:

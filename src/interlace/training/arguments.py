@@ -12,8 +12,15 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from interlace.errors import ConfigError, MissingDependencyError
-from interlace.training.advantages import Baseline, Credit, Scale, refuse_left_out_copies
-from interlace.training.losses import Kind, LossConfig, RatioLevel
+from interlace.training.losses import (
+    Baseline,
+    Credit,
+    Kind,
+    LossConfig,
+    RatioLevel,
+    Scale,
+    refuse_left_out_copies,
+)
 from interlace.training.trl_fields import takes_trl_names
 
 Train = Literal["all", "new", "lora"]

@@ -40,7 +40,7 @@ from interlace.jsonl import read_object
 from interlace.saving.checkpoint import save
 from interlace.training import checkpoints
 from interlace.training.arguments import GroupArguments, Train
-from interlace.training.distributed import Skeleton, unwrapped
+from interlace.training.weights import Skeleton, unwrapped
 
 SEAL = "checksums.json"
 SCHEMA = "interlace.training-checkpoint/1"

@@ -1,18 +1,11 @@
-"""What a trainer is given and what it draws: the model, the options, and problems from a task, a
-task's name, or a plain data set of prompts.
-
-Prompts, widths and seeds follow from the run's seed and the rollout's number alone, so that a
-resumed run draws what an uninterrupted one does, on any number of processes.
-"""
+"""What a trainer is given: the model, the options, rewards by name or as functions, and problems
+from a task, a task's name, or a plain data set of prompts."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import itertools
-import random
-from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +13,26 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from interlace.errors import ConfigError
 from interlace.models.loading import load
+from interlace.rewards import (
+    CombinedReward,
+    Correctness,
+    Format,
+    PassAtK,
+    RewardFunction,
+    SelfConsistency,
+    StepVerification,
+)
 from interlace.tasks import get_task
 from interlace.tasks.base import Example, Prompt, Split, Task, Verdict
 from interlace.training.arguments import GroupArguments
+from interlace.user_code import named_function
 
 PROMPT = "prompt"
 # Columns that a reward gets from the rollout, so that a data set cannot have them.
 RESERVED = frozenset(
     {"prompts", "completions", "examples", "groups", "trainer_state", "log_metric", "log_extra"}
 )
-_LEFT_OUT = frozenset({PROMPT, "completion", "completion_ids"})  # as TRL leaves them out
+LEFT_OUT = frozenset({PROMPT, "completion", "completion_ids"})  # as TRL leaves them out
 _IMAGES = frozenset({"image", "images"})
 
 
@@ -132,74 +135,136 @@ def as_task(source: Any, split: Split, tokenizer: Any) -> Task:
     )
 
 
-def columns_of(task: Task, examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """What rewards get by name, one value an example: a data set's columns, or what a task knows of
-    its problems."""
-    if isinstance(task, RowsTask):
-        rows = [dict(example.data) for example in examples]
-    else:
-        rows = [{**e.data, "question": e.question, "answer": e.answer} for e in examples]
-    names = dict.fromkeys(n for row in rows for n in row if n not in _LEFT_OUT | RESERVED)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def as_completion(prompt: Any, text: str) -> Any:
-    """A completion as TRL hands it to rewards: messages where the prompt is messages."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
 def _is_message(item: Any) -> bool:
     return isinstance(item, Mapping) and "role" in item and "content" in item
 
 
-def draw_indices(seed: int, count: int, start: int, stop: int) -> list[int]:
-    """Positions `start:stop` of an endless stream: one shuffle of `range(count)` after the other.
+# Rewards ------------------------------------------------------------------------------------------
 
-    >>> first = draw_indices(0, 5, 0, 5)
-    >>> sorted(first), draw_indices(0, 5, 3, 5) == first[3:]
-    ([0, 1, 2, 3, 4], True)
+NAMED: dict[str, Callable[[Task], RewardFunction]] = {
+    "correctness": Correctness,
+    "partial": lambda task: Correctness(task, partial=True),
+    "self-consistency": SelfConsistency,
+    "steps": StepVerification,
+    "format": lambda _: Format(),
+    "pass@k": PassAtK,
+}
+JUDGED = ("correctness", "partial", "pass@k")  # by the task's verifier
+SIGNATURE = "f(prompts, completions, **columns) -> list of numbers"
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """One term of the reward.
+
+    Attributes:
+        name: Name in the log: the recipe's name, of a function of your own without its place.
+        weight: Weight in the sum.
+        function: Function with TRL's signature.
     """
-    found: list[int] = []
-    for epoch in range(start // count, -(-stop // count)):
-        offset = epoch * count
-        first, last = max(start - offset, 0), max(min(stop - offset, count), 0)
-        found += _shuffled(seed, count, epoch)[first:last]
+
+    name: str
+    weight: float
+    function: RewardFunction
+
+
+def named_rewards(
+    weights: Mapping[str, float], task: Task, *, warn: bool = True
+) -> list[NamedReward]:
+    """The rewards that a recipe names.
+
+    Args:
+        weights: Weights by name; `module:function` and `file.py:function` are imported.
+        task: Task that judges, for those that need it.
+        warn: Whether a self-consistency reward warns that it stands alone; one of several processes
+            does.
+
+    Raises:
+        ConfigError: for a name that is not known or cannot be imported.
+    """
+    short = {name: name.rpartition(":")[2] for name in weights}
+    twice = {own for own, count in Counter(short.values()).items() if count > 1}
+    return _together(
+        [
+            NamedReward(name if short[name] in twice else short[name], float(w), _named(name, task))
+            for name, w in weights.items()
+        ],
+        warn,
+    )
+
+
+def given_rewards(
+    functions: Any, weights: Sequence[float] | None, task: Task, *, warn: bool = True
+) -> list[NamedReward]:
+    """The rewards that a trainer is given, in TRL's way.
+
+    Args:
+        functions: Function with TRL's signature, name of a reward, or list of them.
+        weights: Numbers, one for each; None for 1 each.
+        task: Task as in `named_rewards`.
+        warn: Choice as in `named_rewards`.
+
+    Raises:
+        ConfigError: for something that is no reward, or weights of another number.
+    """
+    listed = list(functions) if isinstance(functions, list | tuple) else [functions]
+    weights = [1.0] * len(listed) if weights is None else list(weights)
+    if not listed or len(weights) != len(listed):
+        raise ConfigError(
+            "reward_funcs are at least one, and reward_weights has one number for each; got "
+            f"{len(listed)} and {len(weights)}."
+        )
+    names = [_name_of(function) for function in listed]
+    found = []
+    for place, (function, weight, name) in enumerate(zip(listed, weights, names, strict=True)):
+        own = name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}"
+        found.append(NamedReward(own, float(weight), _reward(function, task)))
+    return _together(found, warn)
+
+
+def _name_of(function: Any) -> str:
+    if isinstance(function, str):
+        return function.rpartition(":")[2]
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _reward(function: Any, task: Task) -> RewardFunction:
+    if isinstance(function, str):
+        return _named(function, task)
+    if hasattr(function, "parameters") or not callable(function):
+        raise ConfigError(
+            f"A reward is a function, {SIGNATURE}, or a name ({', '.join(NAMED)}); got "
+            f"{type(function).__name__}. Call a reward model inside a function of your own."
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _together(found: list[NamedReward], warn: bool) -> list[NamedReward]:
+    # Tells a self-consistency reward whether correctness stands beside it; else it warns.
+    CombinedReward([r.function for r in found], [r.weight for r in found])
+    for reward in found:
+        if isinstance(reward.function, SelfConsistency) and not warn:
+            reward.function.mixed = True
     return found
 
 
-@functools.lru_cache(maxsize=4)  # a run asks for one stream, epoch after epoch
-def _shuffled(seed: int, count: int, epoch: int) -> array[int]:
-    order = list(range(count))
-    random.Random(f"{seed}:order:{epoch}").shuffle(order)
-    return array("q", order)
+def _named(name: str, task: Task) -> RewardFunction:
+    if name in JUDGED and isinstance(task, RowsTask):
+        raise ConfigError(
+            f"The reward {name!r} needs a task's verifier, and a plain data set has none. Train on "
+            f"a task, such as jsonl:FILE, or pass a function: reward_funcs=f, {SIGNATURE}."
+        )
+    if name in NAMED:
+        return NAMED[name](task)
+    if ":" not in name:
+        raise ConfigError(
+            f"There is no reward {name!r}. Rewards are {', '.join(NAMED)}, or your own as "
+            f"module:function or file.py:function, with the signature {SIGNATURE}."
+        )
+    return named_function(name, "The reward")
 
 
-def draw_width(seed: int, rollout: int, position: int, widths: Sequence[int]) -> int:
-    """The width of a rollout's prompt."""
-    return random.Random(f"{seed}:width:{rollout}:{position}").choice(list(widths))
-
-
-def draw_hidden(
-    seed: int, place: tuple[int, int, int], width: int, probability: float
-) -> list[tuple[int, int]]:
-    """Pairs (row, sibling) of a group of which the row does not see the sibling.
-
-    Args:
-        seed: Seed of the run.
-        place: Number of the rollout, the prompt's position in it, and the group's number.
-        width: W.
-        probability: Probability of each pair.
-    """
-    draw = random.Random(f"{seed}:hidden:{place}")
-    pairs = itertools.permutations(range(width), 2)
-    return [pair for pair in pairs if draw.random() < probability] if probability else []
-
-
-def sampling_seed(seed: int, rollout: int) -> int:
-    """The engine's seed for a rollout: the run's, with the rollout mixed in (invariant I11)."""
-    digest = hashlib.sha256(f"{seed}:sampling:{rollout}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")
-
+# The call -----------------------------------------------------------------------------------------
 
 # Arguments of TRL's trainers that these have no use for.
 REFUSED = {

@@ -20,14 +20,13 @@ from interlace.attaching import get_attachment, is_attached
 from interlace.errors import ConfigError
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, collate
-from interlace.training.distributed import unwrapped
 from interlace.training.guard import RolloutGuard, check_finite
 from interlace.training.logging import LARGEST, SMALLEST, Journal, show_in_tensorboard
 from interlace.training.losses import denominator, policy_loss
-from interlace.training.rewarding import RolledGroup
-from interlace.training.rollout import Rollouts, describe
+from interlace.training.rollout import RolledGroup, describe, draw, weigh
 from interlace.training.scoring import Scores, score
 from interlace.training.trainer import GroupTrainer
+from interlace.training.weights import unwrapped
 
 COMPLETIONS = "completions.jsonl"
 
@@ -63,7 +62,7 @@ class GRPOTrainer(GroupTrainer):
                     f"position; these are {config.kind} blocks and read {config.reads!r}. Leave it "
                     "out, or attach BridgeConfig(reads='position')."
                 )
-        self.rollouts = Rollouts(self.task, args, self.judge_of(self.task, args))
+        self._judge = self.judge_of(self.task, args)
         self._guard = RolloutGuard(self)
         self._mini_batches: list[list[GroupBatch]] = []  # the last one of each is the spare one
         self._completions = Journal(self.folder / COMPLETIONS)
@@ -145,12 +144,15 @@ class GRPOTrainer(GroupTrainer):
             for start in range(0, args.prompts_per_rollout, share)
         ]
         positions = [position for own in mine for position in own]
+        asked = draw(self.task, args, number, positions)
         with self.timed("rollout"), self.sampling_model() as model:
             check_finite(model)
-            groups = self.rollouts.sample(self.sampler(model), number, positions)
+            groups = self.sampler(model).generate(
+                asked.prompts, asked.params, sample_ids=asked.sample_ids
+            )
         with self.timed("verify"):
-            rolled = self.rollouts.judge(groups, number, positions, self.tally, self.state)
-            self.rollouts.weigh(rolled, self.tally)
+            rolled = self._judge(groups, asked.owners, self.tally, self.state)
+            weigh(rolled, args, self.tally)
             describe(rolled, args.widths if len(args.widths) > 1 else (), self.tally)
         if self.is_world_process_zero() and args.log_completions:
             self._show(number, rolled)

@@ -26,9 +26,9 @@ from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
 from interlace.training.batch import GroupBatch, collate
-from interlace.training.distributed import without_autocast
 from interlace.training.logging import LARGEST
 from interlace.training.scoring import score
+from interlace.training.weights import without_autocast
 
 if TYPE_CHECKING:
     from interlace.training.grpo import GRPOTrainer

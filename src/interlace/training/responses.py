@@ -29,7 +29,7 @@ from interlace.tasks.base import Example, Task
 from interlace.tasks.drawn import Draw
 from interlace.tasks.splicing import splice_lines
 from interlace.training.arguments import WarmupConfig
-from interlace.training.data import draw_indices, sampling_seed
+from interlace.training.rollout import draw_indices, sampling_seed
 
 _CHUNK = 64  # problems sampled between two writes
 _SHOWN_FROM = 16  # problems sampled to show some

@@ -1,109 +1,436 @@
-"""A rollout: prompts in, groups with rewards and advantages out.
+"""A rollout: prompts in, groups with verdicts, rewards and advantages out.
+
+Prompts, widths and seeds follow from the run's seed and the rollout's number alone, so that a
+resumed run draws what an uninterrupted one does, on any number of processes.
 
 Letters: P groups, W width, M groups of one prompt.
 """
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import functools
+import hashlib
+import inspect
+import itertools
+import math
+import random
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from interlace.answers import majority_vote
+from interlace.answers import extract_answer
 from interlace.engine.engine import Engine
-from interlace.engine.types import GroupOutput, HidingParams
-from interlace.tasks.base import Task
-from interlace.training.advantages import advantages, without_variance
-from interlace.training.arguments import GRPOConfig
-from interlace.training.data import (
-    draw_hidden,
-    draw_indices,
-    draw_width,
-    sampling_seed,
-)
-from interlace.training.logging import Tally
-from interlace.training.rewarding import Judge, RolledGroup
+from interlace.engine.types import GroupOutput, HidingParams, SamplingParams
+from interlace.errors import ConfigError, RewardError
+from interlace.tasks.base import Example, Prompt, Task, Verdict
+from interlace.training.arguments import GroupArguments, GRPOConfig
+from interlace.training.data import LEFT_OUT, RESERVED, NamedReward, RowsTask
+from interlace.training.logging import Reduce, Tally
+from interlace.training.losses import advantages, without_variance
+from interlace.user_code import called
+
+# What is drawn ------------------------------------------------------------------------------------
 
 
-class Rollouts:
-    """Makes rollouts for one process's share of the prompts.
+def draw_indices(seed: int, count: int, start: int, stop: int) -> list[int]:
+    """Positions `start:stop` of an endless stream: one shuffle of `range(count)` after the other.
+
+    >>> first = draw_indices(0, 5, 0, 5)
+    >>> sorted(first), draw_indices(0, 5, 3, 5) == first[3:]
+    ([0, 1, 2, 3, 4], True)
+    """
+    found: list[int] = []
+    for epoch in range(start // count, -(-stop // count)):
+        offset = epoch * count
+        first, last = max(start - offset, 0), max(min(stop - offset, count), 0)
+        found += _shuffled(seed, count, epoch)[first:last]
+    return found
+
+
+@functools.lru_cache(maxsize=4)  # a run asks for one stream, epoch after epoch
+def _shuffled(seed: int, count: int, epoch: int) -> array[int]:
+    order = list(range(count))
+    random.Random(f"{seed}:order:{epoch}").shuffle(order)
+    return array("q", order)
+
+
+def draw_width(seed: int, rollout: int, position: int, widths: Sequence[int]) -> int:
+    """The width of a rollout's prompt."""
+    return random.Random(f"{seed}:width:{rollout}:{position}").choice(list(widths))
+
+
+def draw_hidden(
+    seed: int, place: tuple[int, int, int], width: int, probability: float
+) -> list[tuple[int, int]]:
+    """Pairs (row, sibling) of a group of which the row does not see the sibling.
+
+    Args:
+        seed: Seed of the run.
+        place: Number of the rollout, the prompt's position in it, and the group's number.
+        width: W.
+        probability: Probability of each pair.
+    """
+    draw = random.Random(f"{seed}:hidden:{place}")
+    pairs = itertools.permutations(range(width), 2)
+    return [pair for pair in pairs if draw.random() < probability] if probability else []
+
+
+def sampling_seed(seed: int, rollout: int) -> int:
+    """The engine's seed for a rollout: the run's, with the rollout mixed in (invariant I11)."""
+    digest = hashlib.sha256(f"{seed}:sampling:{rollout}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+@dataclass
+class Requests:
+    """Groups to sample, as the engine takes them, and whose they are.
+
+    Attributes:
+        prompts: Prompts, one a group.
+        params: Parameters of each.
+        sample_ids: Ids from which the uniforms follow.
+        owners: Position of each group's prompt in the rollout, and its problem.
+    """
+
+    prompts: list[Prompt] = field(default_factory=list)
+    params: list[SamplingParams] = field(default_factory=list)
+    sample_ids: list[str] = field(default_factory=list)
+    owners: list[tuple[int, Example]] = field(default_factory=list)
+
+
+def draw(task: Task, args: GRPOConfig, number: int, positions: Sequence[int]) -> Requests:
+    """What the engine is asked for in a rollout, a prompt's groups one after the other.
 
     Args:
         task: Problems.
         args: Options.
-        judge: Judge of what was sampled.
+        number: Number of the rollout.
+        positions: Positions of this process's prompts in it.
+    """
+    seed, count = int(args.seed), args.prompts_per_rollout
+    indices = draw_indices(seed, len(task), number * count, (number + 1) * count)
+    found = Requests()
+    for position in positions:
+        example = task[indices[position]]
+        width = draw_width(seed, number, position, args.drawn_widths)
+        own = HidingParams(
+            width=width,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            seed=sampling_seed(seed, number),
+        )
+        for group in range(args.num_generations // width):
+            place = (number, position, group)
+            pairs = draw_hidden(seed, place, width, args.sibling_dropout)
+            found.prompts.append(task.prompt(example))
+            found.params.append(replace(own, hidden=pairs) if pairs else own)
+            # The position: a small task's prompt can come twice in a rollout.
+            found.sample_ids.append(f"{position}.{group}")
+            found.owners.append((position, example))
+    return found
+
+
+# Verdicts and rewards -----------------------------------------------------------------------------
+
+
+@dataclass
+class RolledGroup:
+    """A group that was sampled and judged.
+
+    Attributes:
+        position: Position of its prompt in the rollout.
+        example: Problem that it answers.
+        group: Group as the engine gave it.
+        verdicts: `[W]`; None where nothing judges the rows.
+        rewards: `[W]`.
+        advantages: `[W]`; None until `weigh`.
+        kept: Whether it stays; False if it is left out for want of variance.
+        extras: Columns that rewards logged, `[W]` each.
     """
 
-    def __init__(self, task: Task, args: GRPOConfig, judge: Judge) -> None:
-        self._task, self._args, self._judge = task, args, judge
+    position: int
+    example: Example
+    group: GroupOutput
+    verdicts: list[Verdict] | None
+    rewards: list[float]
+    advantages: Float[Tensor, " W"] | None = None
+    kept: bool = True
+    extras: dict[str, list[Any]] = field(default_factory=dict)
 
-    def sample(self, engine: Engine, number: int, positions: Sequence[int]) -> list[GroupOutput]:
-        """The groups of these positions' prompts, a prompt's groups one after the other."""
-        prompts, params, ids, _ = self._requests(number, positions)
-        return engine.generate(prompts, params, sample_ids=ids)
+    @property
+    def width(self) -> int:
+        """W."""
+        return len(self.rewards)
 
-    def judge(
+    @property
+    def length(self) -> int:
+        """The longest row, in tokens, the prompt included."""
+        longest = max(len(c.token_ids) for c in self.group.completions)
+        return len(self.group.prompt_token_ids) + longest
+
+    def to_dict(self) -> dict[str, Any]:
+        """The group as JSON values, for the table of sampled completions."""
+        gains = [None] * self.width if self.advantages is None else self.advantages.tolist()
+        known = self.verdicts
+        judged = [None] * self.width if known is None else [v.correct for v in known]
+        rows = zip(self.group.completions, judged, self.rewards, gains, strict=True)
+        return {
+            "example": self.example.id,
+            "prompt": self.group.prompt,
+            "width": self.width,
+            "rows": [
+                {
+                    "text": completion.text,
+                    "correct": correct,
+                    "reward": reward,
+                    "advantage": gain,
+                    "tokens": len(completion.token_ids),
+                    "finish_reason": completion.finish_reason,
+                    **{name: values[row] for name, values in self.extras.items()},
+                }
+                for row, (completion, correct, reward, gain) in enumerate(rows)
+            ],
+        }
+
+
+class Judge:
+    """Verdicts and rewards for sampled groups.
+
+    Args:
+        judge: Verdicts of the task, which the rewards ask, too.
+        rewards: Terms of the reward.
+        correct: Name of the reward that stands for a verdict, if the problems have no verifier.
+
+    Raises:
+        ConfigError: if there is no such reward.
+    """
+
+    def __init__(
+        self, judge: Verdicts, rewards: Sequence[NamedReward], correct: str | None = None
+    ) -> None:
+        self._verdicts, self._rewards, self._correct = judge, rewards, correct
+        names = [reward.name for reward in rewards]
+        if correct is not None and correct not in names:
+            raise ConfigError(
+                f"correct_reward is the name of a reward, {' or '.join(names)} here; got "
+                f"{correct!r}."
+            )
+
+    def __call__(
         self,
-        groups: list[GroupOutput],
-        number: int,
-        positions: Sequence[int],
+        groups: Sequence[GroupOutput],
+        owners: Sequence[tuple[int, Example]],
         tally: Tally,
         state: Any = None,
     ) -> list[RolledGroup]:
-        """Verdicts and rewards for the groups that `sample` gave."""
-        return self._judge(groups, self._requests(number, positions)[3], tally, state)
+        """The groups with verdicts and rewards.
 
-    def weigh(self, rolled: Sequence[RolledGroup], tally: Tally) -> None:
-        """Give every group its advantages."""
-        by_width: dict[int, list[RolledGroup]] = defaultdict(list)
-        for entry in rolled:  # a prompt's groups have one width, so each is whole here
-            by_width[entry.width].append(entry)
-        flat = 0
-        for entries in by_width.values():
-            rewards = torch.tensor([e.rewards for e in entries], dtype=torch.float64)
-            prompts = torch.tensor([e.position for e in entries])
-            args = self._args
-            gains = advantages(
-                rewards,
-                prompts,
-                baseline=args.baseline,
-                scale=args.scale,
-                leave_one_out=args.leave_one_out,
-                credit=args.credit,
+        Args:
+            groups: Groups as the engine gave them.
+            owners: Position and problem of each group.
+            tally: Tally that the rewards go to.
+            state: Trainer's state, for rewards that read it.
+        """
+        self._verdicts.forget()
+        texts = [completion.text for group in groups for completion in group.completions]
+        if not isinstance(self._verdicts.task, RowsTask):  # whose rows nothing but rewards judge
+            owned = [owner for owner, g in zip(owners, groups, strict=True) for _ in g.completions]
+            self._verdicts.reach(
+                (example, text) for (_, example), text in zip(owned, texts, strict=True)
             )
-            dull = without_variance(rewards, prompts, baseline=args.baseline, credit=args.credit)
-            flat += int(dull.sum())
-            for entry, gain, same in zip(entries, gains, dull.tolist(), strict=True):
-                entry.advantages = gain.float()
-                entry.kept = not (args.drop_without_variance and same)
-        tally.mean("groups_without_variance", flat, len(rolled))
+        extras: dict[str, list[Any]] = {}
 
-    def _requests(self, number: int, positions: Sequence[int]) -> Any:
-        args, seed = self._args, int(self._args.seed)
-        count = args.prompts_per_rollout
-        indices = draw_indices(seed, len(self._task), number * count, (number + 1) * count)
-        prompts, params, ids, owners = [], [], [], []
-        for position in positions:
-            example = self._task[indices[position]]
-            width = draw_width(seed, number, position, args.drawn_widths)
-            own = HidingParams(
-                width=width,
-                max_new_tokens=args.max_new_tokens,
-                temperature=args.temperature,
-                seed=sampling_seed(seed, number),
+        def log_extra(column: str, values: Any) -> None:
+            if len(values) != len(texts):
+                raise RewardError(
+                    f"log_extra takes one value a completion, {len(texts)}; got {len(values)}."
+                )
+            extras[column] = list(values)
+
+        columns = self._columns(groups, owners) | {
+            "trainer_state": state,
+            "log_metric": lambda name, value: tally.mean(name, float(value)),
+            "log_extra": log_extra,
+        }
+        prompts = [group.prompt for group in groups for _ in group.completions]
+        completions = list(map(as_completion, prompts, texts))
+        totals, parts = add_up(self._rewards, prompts, completions, columns)
+        for name, values in parts.items():
+            given = [float(v) for v in values if v is not None]
+            tally.mean(f"reward/{name}", sum(given), len(given))
+        tally.mean("reward", sum(totals), len(totals))
+        found, start = [], 0
+        for group, (position, example) in zip(groups, owners, strict=True):
+            rows = slice(start, start + len(group.completions))
+            verdicts = self._judged(example, texts[rows], parts, rows)
+            own = {name: values[rows] for name, values in extras.items()}
+            found.append(RolledGroup(position, example, group, verdicts, totals[rows], extras=own))
+            start = rows.stop
+        return found
+
+    def _columns(
+        self, groups: Sequence[GroupOutput], owners: Sequence[tuple[int, Example]]
+    ) -> dict[str, Any]:
+        rows = [(g, c) for g, group in enumerate(groups) for c in group.completions]
+        examples = [owners[g][1] for g, _ in rows]
+        return columns_of(self._verdicts.task, examples) | {
+            "examples": examples,
+            "groups": [g for g, _ in rows],
+            "completion_ids": [completion.token_ids for _, completion in rows],
+            "answers": [example.answer for example in examples],
+        }
+
+    def _judged(
+        self, example: Example, texts: Sequence[str], parts: dict[str, Any], rows: slice
+    ) -> list[Verdict] | None:
+        if not isinstance(self._verdicts.task, RowsTask):
+            return [self._verdicts.verify(example, text) for text in texts]
+        if self._correct is None:
+            return None
+        values = [float(value or 0.0) for value in parts[self._correct][rows]]
+        return [
+            Verdict(value >= 1.0, value, extract_answer(text), self._correct)
+            for value, text in zip(values, texts, strict=True)
+        ]
+
+
+class Verdicts:
+    """Verdicts that are reached once, however many rewards and metrics ask.
+
+    Attributes:
+        task: Task with `verify` of this class, for rewards.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._verify, self._verify_many = task.verify, task.verify_many
+        self._known: dict[tuple[str, str], Verdict] = {}
+        self.task = copy.copy(task)
+        vars(self.task)["verify"] = self.verify
+
+    def reach(self, pairs: Iterable[tuple[Example, str]]) -> None:
+        """Reach the verdicts of many texts at once, where the task judges in child processes; each
+        one once, in the order of the pairs. Elsewhere they are reached when they are asked for."""
+        if not self.task.judges_in_children:
+            return
+        wanted = {(example.id, text): (example, text) for example, text in pairs}
+        missing = {key: pair for key, pair in wanted.items() if key not in self._known}
+        found = self._verify_many(missing.values())
+        self._known.update(zip(missing, found, strict=True))
+
+    def verify(self, example: Example, text: str) -> Verdict:
+        """As the task's."""
+        key = example.id, text
+        if key not in self._known:
+            self._known[key] = self._verify(example, text)
+        return self._known[key]
+
+    def forget(self) -> None:
+        """Drop what is known, after a rollout."""
+        self._known.clear()
+
+
+def columns_of(task: Task, examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """What rewards get by name, one value an example: a data set's columns, or what a task knows of
+    its problems."""
+    if isinstance(task, RowsTask):
+        rows = [dict(example.data) for example in examples]
+    else:
+        rows = [{**e.data, "question": e.question, "answer": e.answer} for e in examples]
+    names = dict.fromkeys(n for row in rows for n in row if n not in LEFT_OUT | RESERVED)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def as_completion(prompt: Any, text: str) -> Any:
+    """A completion as TRL hands it to rewards: messages where the prompt is messages."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def add_up(
+    rewards: Sequence[NamedReward], prompts: Sequence[Any], completions: Sequence[Any], columns: Any
+) -> tuple[list[float], dict[str, list[float | None]]]:
+    """Each row's weighted sum, and the parts; a part's None counts as nothing.
+
+    Raises:
+        RewardError: for a function that raises, or returns another number of values, or one that is
+            no number.
+    """
+    totals = [0.0] * len(completions)
+    parts: dict[str, list[float | None]] = {}
+    for reward in rewards:
+        values = _values(reward, prompts=prompts, completions=completions, **columns)
+        if hasattr(values, "tolist"):  # a tensor or an array will do
+            values = values.tolist()
+        if not isinstance(values, Sequence) or len(values) != len(completions):
+            raise RewardError(
+                f"A reward returns a list with one value a completion, {len(completions)} here; "
+                f"{reward.name} returned {values!r:.80}."
             )
-            for group in range(args.num_generations // width):
-                prompts.append(self._task.prompt(example))
-                place = (number, position, group)
-                pairs = draw_hidden(seed, place, width, args.sibling_dropout)
-                params.append(replace(own, hidden=pairs) if pairs else own)
-                # The position: a small task's prompt can come twice in a rollout.
-                ids.append(f"{position}.{group}")
-                owners.append((position, example))
-        return prompts, params, ids, owners
+        parts[reward.name] = list(values)
+        for row, value in enumerate(values):
+            if value is not None:
+                totals[row] += reward.weight * _number(value, reward.name)
+    return totals, parts
+
+
+def _values(reward: NamedReward, **given: Any) -> Any:
+    def call() -> Any:
+        values = reward.function(**given)
+        return asyncio.run(_awaited(values)) if inspect.isawaitable(values) else values
+
+    return called(call, f"The reward {reward.name}", RewardError, reward.function)
+
+
+async def _awaited(values: Any) -> Any:
+    return await values
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RewardError(
+            f"A reward's values are finite numbers, or None where it does not apply; {name} "
+            f"returned {value!r:.80}."
+        )
+    return number
+
+
+def weigh(rolled: Sequence[RolledGroup], args: GRPOConfig, tally: Tally) -> None:
+    """Give every group its advantages, and drop it where it has none and options say so."""
+    by_width: dict[int, list[RolledGroup]] = defaultdict(list)
+    for entry in rolled:  # a prompt's groups have one width, so each is whole here
+        by_width[entry.width].append(entry)
+    flat = 0
+    for entries in by_width.values():
+        rewards = torch.tensor([e.rewards for e in entries], dtype=torch.float64)
+        prompts = torch.tensor([e.position for e in entries])
+        gains = advantages(
+            rewards,
+            prompts,
+            baseline=args.baseline,
+            scale=args.scale,
+            leave_one_out=args.leave_one_out,
+            credit=args.credit,
+        )
+        dull = without_variance(rewards, prompts, baseline=args.baseline, credit=args.credit)
+        flat += int(dull.sum())
+        for entry, gain, same in zip(entries, gains, dull.tolist(), strict=True):
+            entry.advantages = gain.float()
+            entry.kept = not (args.drop_without_variance and same)
+    tally.mean("groups_without_variance", flat, len(rolled))
+
+
+# What a rollout says ------------------------------------------------------------------------------
 
 
 def describe(rolled: Sequence[RolledGroup], widths: Sequence[int], tally: Tally) -> None:
@@ -128,15 +455,58 @@ def _describe(chosen: Sequence[RolledGroup], prefix: str, tally: Tally) -> None:
     tally.mean(f"{prefix}pass@1", sum(rows), len(rows))
     votes = solved = distinct = 0
     for verdicts in judged:
-        answers = [verdict.answer for verdict in verdicts]
-        distinct += len(Counter(a for a in answers if a is not None))
+        # A verdict's answer is in its normal form; of equally many the first seen wins.
+        answers = Counter(v.answer for v in verdicts if v.answer is not None)
+        distinct += len(answers)
         solved += any(verdict.correct for verdict in verdicts)
-        winner = majority_vote(answers, normalise=_as_it_is, equal=None).index
-        votes += winner is not None and verdicts[winner].correct
+        if answers:
+            (winner, _), *_ = answers.most_common(1)
+            votes += next(v.correct for v in verdicts if v.answer == winner)
     tally.mean(f"{prefix}coverage", solved, len(judged))
     tally.mean(f"{prefix}vote", votes, len(judged))
     tally.mean(f"{prefix}distinct_answers", distinct, len(judged))
 
 
-def _as_it_is(answer: str) -> str:
-    return answer
+_SEED = -2  # no rollout's number, and not the warm-up's
+
+
+def measure(
+    engine: Engine,
+    task: Task,
+    judge: Judge,
+    args: GroupArguments,
+    reduce: Reduce,
+    state: object = None,
+) -> dict[str, float]:
+    """Metrics by name, such as "width_8/pass@1", over all problems and processes.
+
+    Args:
+        engine: Engine of the model that trains.
+        task: Problems to measure on.
+        judge: Judge of what is sampled.
+        args: Options: `eval_widths`, `num_generations_eval`, and how to sample.
+        reduce: Function that adds up over processes.
+        state: Trainer's state, for rewards that read it.
+    """
+    found: dict[str, float] = {}
+    for width in args.eval_widths or args.widths:
+        tally = Tally()
+        groups = max((args.num_generations_eval or width) // width, 1)
+        mine = range(args.process_index, len(task), args.world_size)
+        owners = [(place, task[place]) for place in mine for _ in range(groups)]
+        ids = [f"{place}.{group}" for place in mine for group in range(groups)]
+        sampled = engine.generate(
+            [task.prompt(example) for _, example in owners], _params(args, width), sample_ids=ids
+        )
+        describe(judge(sampled, owners, tally, state), (), tally)
+        found |= {f"width_{width}/{name}": v for name, v in tally.collect(reduce).items()}
+    return found
+
+
+def _params(args: GroupArguments, width: int) -> SamplingParams:
+    return SamplingParams(
+        width=width,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=sampling_seed(int(args.seed), _SEED),
+    )

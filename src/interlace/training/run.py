@@ -33,9 +33,9 @@ from interlace.files import LOCK, is_complete, locate, move_aside, write_text
 from interlace.models.loading import load
 from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT, held
+from interlace.training.data import named_rewards
 from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
 from interlace.training.recipe_sections import OPERATIONAL, SECTIONS
-from interlace.training.rewarding import named_rewards
 from interlace.training.trl_fields import RENAMED
 
 RECIPE = "recipe.yaml"

@@ -38,12 +38,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from interlace.attaching import get_attachment, is_attached
-from interlace.engine.backends.base import check_model
+from interlace.engine.backends.hf import check_model
 from interlace.errors import GenerationError
 from interlace.rows import Prompts
 from interlace.training.arguments import PromptOnce
 from interlace.training.batch import GroupBatch
-from interlace.training.distributed import unwrapped
+from interlace.training.weights import unwrapped
 
 LEAST_SHARED = 8  # of so many positions one is left out, where a prompt is computed once
 CHUNK_BYTES = 2**26  # of a chunk's logits in fp32; a pass holds about three such tensors

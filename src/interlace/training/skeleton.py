@@ -14,9 +14,9 @@ from interlace.models.describe import describe
 from interlace.models.loading import base_of
 from interlace.models.source import GgufFile, SavedBlocks, Source, resolve
 from interlace.tasks.base import Task
-from interlace.training.parameters import choose_parameters
 from interlace.training.recipe import Recipe, Stage
 from interlace.training.run import attach_blocks, starting_folder
+from interlace.training.weights import choose_parameters
 
 _PROMPTS = 256  # looked at for the longest one
 

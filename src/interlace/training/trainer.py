@@ -35,23 +35,28 @@ from interlace.training.arguments import GroupArguments
 from interlace.training.batch import GroupBatch
 from interlace.training.checkpoints import ResumableTrainer
 from interlace.training.data import (
+    NamedReward,
     RowsTask,
     as_task,
     check_call,
+    given_rewards,
     model_and_tokenizer,
+    named_rewards,
     settled_args,
     take_adapters,
 )
-from interlace.training.distributed import gathered, gradient_norm, unwrapped, without_autocast
 from interlace.training.logging import Journal, Tally, measuring_blocks
-from interlace.training.measuring import measure
-from interlace.training.parameters import (
+from interlace.training.rollout import Judge, Verdicts, measure
+from interlace.training.weights import (
     choose_parameters,
+    gathered,
+    gradient_norm,
     optimizer_groups,
     split_parameters,
+    unwrapped,
     warn_of_lost_steps,
+    without_autocast,
 )
-from interlace.training.rewarding import Judge, NamedReward, Verdicts, given_rewards, named_rewards
 
 
 class SamplingTrainer(ResumableTrainer):

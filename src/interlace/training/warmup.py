@@ -21,12 +21,12 @@ from interlace.errors import ConfigError
 from interlace.tasks.base import Example, Verdict
 from interlace.training.arguments import WarmupConfig
 from interlace.training.batch import GroupBatch, collate_ids
-from interlace.training.data import PROMPT, RowsTask, as_completion, columns_of, draw_indices
-from interlace.training.distributed import unwrapped
+from interlace.training.data import PROMPT, NamedReward, RowsTask, given_rewards
 from interlace.training.responses import Item, read_responses, sample_responses
-from interlace.training.rewarding import NamedReward, add_up, given_rewards
+from interlace.training.rollout import add_up, as_completion, columns_of, draw_indices
 from interlace.training.scoring import score
 from interlace.training.trainer import GroupTrainer
+from interlace.training.weights import unwrapped
 
 RESPONSES = "responses"
 

@@ -145,6 +145,57 @@ def test_formulas_are_the_same_for_verdicts_and_votes(left: str, right: str, equ
         assert (majority_vote([one, other]).classes == (0, 0)) is equal
 
 
+# Where math-verify itself says otherwise in both orders, and why the rule stays.
+OTHERWISE = {
+    "it reads no words, and not these signs": {
+        ("x ∈ [1, 2)", "[1,2)"),
+        ("yes!", "Yes"),
+        ("√16", "4"),
+        ("72 km/h", "72"),
+        ("about 72 clips", "72"),
+        ("(1011)_2", "1011_2"),
+        ("(x+1)^2", "x²+2x+1"),
+    },
+    "to it lists, sets, points and intervals are one, and two of a kind are one": {
+        ("100, 200", "(100, 200)"),
+        (r"\{1, 2\}", "(1, 2)"),
+        ("1, 2", "1, 2, 2"),
+        (r"\{1,2\}", "1<x<2"),
+        ("yes, of course", "of course, yes"),
+    },
+    "it rounds, and drops bases": {
+        (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+        ("(0, 10^{-99})", "(0, 10^{-98})"),
+        ("1011_2", "1011_3"),
+    },
+}
+
+
+@needs_math_verify
+def test_math_verify_says_the_same_but_where_the_table_says_why() -> None:
+    """The oracle is asked itself, without our forms before it; its verdict depends on the order,
+    so one of both is enough."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    kinds = [LatexExtractionConfig(), ExprExtractionConfig()]
+    read = {
+        text: parse(f"${text}$", kinds, parsing_timeout=None)
+        for pair in (*EQUAL, *DIFFERENT, *FORMULAS_EQUAL, *FORMULAS_DIFFERENT)
+        for text in pair
+    }
+    wrong = set()
+    for pairs, expected in (
+        ((*EQUAL, *FORMULAS_EQUAL), True),
+        ((*DIFFERENT, *FORMULAS_DIFFERENT), False),
+    ):
+        for left, right in pairs:
+            orders = (read[left], read[right]), (read[right], read[left])
+            said = any(a and b and verify(a, b, timeout_seconds=None) for a, b in orders)
+            if said != expected:
+                wrong.add((left, right))
+    assert wrong == set().union(*OTHERWISE.values())
+
+
 @pytest.mark.parametrize("text", ["((((1,2)" * 60, "(" * 300 + "1,2" + ")" * 300, "1," * 400])
 def test_nested_answers_have_a_form(text: str) -> None:
     assert normalise_answer(text)

@@ -27,7 +27,7 @@ from interlace.cli.demo import carry_out, claimed, run_lanes, work
 from interlace.cli.demo.work import PLAN, Settings, lanes
 from interlace.errors import RunError, WorkerError
 from interlace.tasks import get_task
-from support.processes import MINIATURE, start_demo, wait_for
+from support.processes import MINIATURE, started_demo, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[st
     # Modules that a child would take for the standard library's, if it looked into this folder.
     for name in ("json.py", "typing.py", "rich.py"):
         (place / name).write_text("raise SystemExit('this is not the module that was meant')")
-    first = start_demo(folder, cwd=place)
-    try:
+    with started_demo(folder, cwd=place):
         wait_for(lambda: outcomes(folder))
-    finally:
-        first.kill()
-        first.communicate()
     before = outcomes(folder)
-    second = start_demo(folder, cwd=place)
-    output, _ = second.communicate(timeout=600)
+    with started_demo(folder, cwd=place) as second:
+        output, _ = second.communicate(timeout=600)
     assert second.returncode == 0, output
     return folder, output, before
 
@@ -164,24 +160,20 @@ def test_a_model_that_is_still_put_in_place_is_waited_for(
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    parent = start_demo(folder, Settings())  # far longer than this test
-    try:
+    with started_demo(folder, Settings()) as parent:  # far longer than this test
         wait_for(lambda: (folder / ".lane-1.lock").exists())
         children = child_ids(parent.pid)
         assert len(children) == 2
-    finally:
-        parent.send_signal(signal.SIGKILL)
-        parent.communicate()
     wait_for(lambda: not any(is_running(child) for child in children), 20)
 
 
 def test_interrupt_ends_children_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    parent = start_demo(folder, Settings())
-    wait_for(lambda: (folder / ".lane-1.lock").exists())
-    children = child_ids(parent.pid)
-    parent.send_signal(signal.SIGINT)
-    output, _ = parent.communicate(timeout=60)
+    with started_demo(folder, Settings()) as parent:
+        wait_for(lambda: (folder / ".lane-1.lock").exists())
+        children = child_ids(parent.pid)
+        parent.send_signal(signal.SIGINT)
+        output, _ = parent.communicate(timeout=600)
     assert parent.returncode == 130
     assert "the same command goes on from there" in output
     assert not any(is_running(child) for child in children)

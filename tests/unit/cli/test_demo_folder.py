@@ -17,7 +17,7 @@ from interlace.cli.demo import build_parser, claimed, settle
 from interlace.cli.demo.work import PLAN, Settings
 from interlace.cli.main import main
 from interlace.errors import ConfigError, RunError
-from support.processes import MINIATURE, start_demo, wait_for
+from support.processes import MINIATURE, started_demo, wait_for
 
 
 def test_another_demo_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -85,16 +85,14 @@ def test_restart_leaves_a_demo_at_work_alone(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    parent = start_demo(folder, Settings())
-    try:
+    with started_demo(folder, Settings()) as parent:
         wait_for(lambda: (folder / ".lane-1.lock").exists())
         assert main(["demo", "--restart", "--output", str(folder)]) == 2
         assert "Another demo is at work in" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
         assert parent.poll() is None
-    finally:
         parent.send_signal(signal.SIGINT)
-        output, _ = parent.communicate(timeout=60)
+        output, _ = parent.communicate(timeout=600)
     assert parent.returncode == 130, output
 
 

@@ -286,6 +286,7 @@ def test_a_command_killed_from_outside_goes_on_to_the_same_result(run, model):
             if records.exists() and records.read_bytes().count(b"\n") >= 40:
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.002)
+        process.kill()
         assert process.wait() == -signal.SIGKILL, Path("log").read_text()
     assert 40 <= records.read_bytes().count(b"\n") < 180
     assert run(*command, "--output", "killed", model=None)[0] == 0

@@ -47,7 +47,8 @@ def test_show_prints_an_example_and_two_verdicts(show) -> None:
 
 
 def test_a_name_alone_shows_the_task(show) -> None:
-    assert show("chain-arithmetic") == show("show", "chain-arithmetic")
+    few = ("--option", "size=3")
+    assert show("chain-arithmetic", *few) == show("show", "chain-arithmetic", *few)
 
 
 def test_show_judges_a_text(show, tmp_path: Path) -> None:
@@ -61,7 +62,8 @@ def test_show_judges_a_text(show, tmp_path: Path) -> None:
 
 
 def test_show_passes_options_on(show) -> None:
-    out = show("show", "countdown", "--split", "train", "--option", "template={numbers}!")
+    options = ("--option", "size=3", "--option", "template={numbers}!")
+    out = show("show", "countdown", "--split", "train", *options)
     assert "split train" in out
     assert "user: [" in out
 

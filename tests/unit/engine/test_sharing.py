@@ -302,8 +302,9 @@ def test_a_stream_that_the_garbage_collector_ends_within_a_step_is_let_go() -> N
         next(streams[-1])
 
     def dropping(ids: Any, scores: Any) -> Any:
-        streams.clear()
-        gc.collect()
+        if streams:
+            streams.clear()
+            gc.collect()
         return scores
 
     params = PARAMS.replace(logits_processors=[dropping])

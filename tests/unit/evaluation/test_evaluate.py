@@ -125,7 +125,8 @@ def test_a_scorer_that_fails_or_leaves_rows_out_is_named():
     def broken(text: str) -> float:
         raise KeyError("score")
 
-    with pytest.raises(ConfigError, match=r"scorer 'mine' failed .* KeyError"):
+    message = r"scorer 'mine' failed: .*test_evaluate.py, line \d+: KeyError"
+    with pytest.raises(ConfigError, match=message):
         quick(number_engine(), sums(2), [1], scorers={"mine": broken})
     with pytest.raises(DataFileError, match="'mine' left out 1 of the 1 responses"):
         quick(number_engine(), sums(2), [1], scorers={"mine": lambda text: None})

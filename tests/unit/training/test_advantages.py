@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interlace.errors import ConfigError
-from interlace.training.advantages import STD_FLOOR, advantages, without_variance
+from interlace.training.losses import STD_FLOOR, advantages, without_variance
 from support.engine import Largest
 
 # Two groups of width 2 for prompt 0, one for prompt 1 and one for prompt 2, in mixed order.

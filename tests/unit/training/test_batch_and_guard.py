@@ -16,8 +16,8 @@ from interlace import Engine, SamplingParams
 from interlace.engine.types import GroupOutput, HidingParams
 from interlace.errors import ConfigError, GenerationError, GroupError, GuardError
 from interlace.training.batch import GroupBatch, collate, collate_ids
-from interlace.training.data import draw_width
 from interlace.training.guard import check_gap, measure_gap, sample_again
+from interlace.training.rollout import draw_width
 from interlace.training.scoring import score
 from support.architectures import VOCAB, attach_random, build
 from support.training import grpo, read_lines

@@ -19,17 +19,11 @@ from transformers import TrainingArguments
 import interlace
 from interlace.errors import ConfigError, LoadError, TaskError
 from interlace.tasks.base import Task
-from interlace.training import data as drawing
+from interlace.training import rollout as drawing
 from interlace.training.arguments import GRPOConfig, WarmupConfig
-from interlace.training.data import (
-    RowsTask,
-    as_task,
-    columns_of,
-    draw_indices,
-    draw_width,
-    sampling_seed,
-)
+from interlace.training.data import RowsTask, as_task
 from interlace.training.grpo import GRPOTrainer
+from interlace.training.rollout import columns_of, draw_indices, draw_width, sampling_seed
 from interlace.training.warmup import WarmupTrainer
 from support.number_model import number_folder, number_tokenizer
 from support.training import QUIET, Evens, grpo, metrics, read_lines, stopping, tiny_model, weights
@@ -131,7 +125,7 @@ def test_a_task_tells_rewards_what_it_knows(tmp_path: Path) -> None:
 def test_a_model_by_its_folder_and_a_task_by_its_name(tmp_path: Path) -> None:
     args = GRPOConfig(output_dir=str(tmp_path / "run"), max_steps=1, **QUIET | SMALL)
     folder = str(number_folder(tmp_path))
-    trainer = GRPOTrainer(folder, "correctness", args, "chain-arithmetic", "chain-arithmetic")
+    trainer = GRPOTrainer(folder, "correctness", args, "tiny-countdown", "tiny-countdown")
     assert isinstance(trainer.task, Task)
     assert (trainer.task.split, trainer.eval_tasks[""].split) == ("train", "test")
     assert trainer.model.dtype == torch.float32

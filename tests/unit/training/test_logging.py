@@ -17,7 +17,7 @@ from interlace.rows import Groups
 from interlace.tasks.base import Example, Verdict
 from interlace.training import logging
 from interlace.training.logging import Tally, as_markdown, measuring_blocks, show_in_tensorboard
-from interlace.training.rewarding import RolledGroup
+from interlace.training.rollout import RolledGroup
 from support.training import tiny_model
 
 

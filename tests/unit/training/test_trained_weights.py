@@ -16,6 +16,7 @@ from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import collate
 from interlace.training.grpo import GRPOTrainer
+from interlace.training.rollout import draw
 from interlace.training.scoring import score
 from support.architectures import attach_random
 from support.number_model import WORDS, number_model, number_tokenizer
@@ -77,7 +78,9 @@ def test_lora_trains_adapters_and_blocks(tmp_path: Path) -> None:
 
     loaded, _ = interlace.load(result)
     assert not any("lora" in name for name, _ in loaded.named_parameters())
-    group = trainer.rollouts.sample(interlace.Engine(model, trainer.tokenizer), 0, [0, 1])[-1]
+    asked = draw(trainer.task, trainer.args, 0, [0, 1])
+    engine = interlace.Engine(model, trainer.tokenizer)
+    group = engine.generate(asked.prompts, asked.params, sample_ids=asked.sample_ids)[-1]
     batch = collate([group], 0)
     with torch.no_grad():
         torch.testing.assert_close(

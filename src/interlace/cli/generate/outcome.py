@@ -19,8 +19,8 @@ from interlace.answers import (
     WeightedVote,
     synthesis_prompt,
 )
-from interlace.errors import AggregationError, ConfigError, InterlaceError
-from interlace.user_code import named_function, told
+from interlace.errors import AggregationError, ConfigError
+from interlace.user_code import called, named_function
 
 if TYPE_CHECKING:
     from interlace.cli.generate import Settings
@@ -86,14 +86,8 @@ class Aggregation:
         return [self._one(self._aggregator, group) for group in responses]
 
     def _one(self, aggregator: Aggregator, responses: Responses) -> Aggregate:
-        try:
-            outcome = aggregator(responses)
-        except (InterlaceError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # the user's own code
-            raise AggregationError(
-                f"{self._own} failed on the responses to {responses.prompt!r:.60}: {told(error)}"
-            ) from error
+        where = f"On the responses to {responses.prompt!r:.60} {self._own}"
+        outcome = called(lambda: aggregator(responses), where, AggregationError)
         if not isinstance(outcome, Aggregate):
             raise AggregationError(
                 f"An aggregator returns an interlace.Aggregate; {self._own} returned "
@@ -104,8 +98,8 @@ class Aggregation:
     @property
     def _own(self) -> str:
         if ":" in self._settings.aggregate:
-            return f"The aggregator {self._settings.aggregate}"
-        return f"The scorer {self._settings.scorer}"
+            return f"the aggregator {self._settings.aggregate}"
+        return f"the scorer {self._settings.scorer}"
 
     def _syntheses(self, responses: Sequence[Responses]) -> list[Aggregate | None]:
         """All in one call of the engine; groups of blanks have nothing to synthesize."""

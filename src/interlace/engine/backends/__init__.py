@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from interlace.attaching import base_model_of
 from interlace.engine.backends.base import Backend
 from interlace.engine.backends.cpu import CPUBackend, why_not_packed
 from interlace.engine.backends.hf import HFBackend
 from interlace.errors import GenerationError
-from interlace.layers import base_model_of
 
 BACKENDS: dict[str, type[HFBackend]] = {"hf": HFBackend, "cpu": CPUBackend}
 

@@ -34,9 +34,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
-from interlace.attaching import Attachment
+from interlace.attaching import SHARDED, Attachment, base_model_of
 from interlace.coupling.base import Coupling, check_carried
-from interlace.engine.backends.base import Backend, check_model
+from interlace.engine.backends.base import Backend
 from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import (
     ATTENTION,
@@ -48,7 +48,7 @@ from interlace.engine.kv import (
     not_shareable,
     shared_attention,
 )
-from interlace.layers import SHARDED, base_model_of
+from interlace.errors import GenerationError
 from interlace.rows import Owners, Prompts, Rows
 
 AttentionInterface.register(ATTENTION, shared_attention)
@@ -501,3 +501,58 @@ def keys_and_values(base: PreTrainedModel, cache: Any) -> list[tuple[Tensor, Ten
 def windows_of(cache: Any) -> list[int]:
     """The sliding window that Hugging Face's cache keeps for each layer; 0 where it keeps all."""
     return [int(getattr(layer, "sliding_window", 0) or 0) for layer in cache.layers]
+
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def check_model(model: nn.Module, base: PreTrainedModel) -> tuple[int | None, str]:
+    """Refuse what the configuration shows.
+
+    The engine can run models whose attention is what the shared cache computes. Another would
+    sample wrong tokens in silence, so it is refused: by what its configuration says, by what its
+    prefill leaves in the cache, and by what its layers ask for in the first step of a call.
+
+    Args:
+        model: Model as the user gave it, perhaps PEFT's wrapper.
+        base: Hugging Face model in it.
+
+    Returns:
+        The `context` of a backend.
+
+    Raises:
+        GenerationError: if the engine cannot run it.
+    """
+    if not type(base)._supports_attention_backend:
+        raise not_shareable(base, "does not go through Hugging Face's attention interface")
+    config = base.config.get_text_config(decoder=True)
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if kind not in _LAYER_TYPES:
+            raise not_shareable(base, f"has in layer {layer} a layer of the kind {kind}")
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise GenerationError(
+            f"The active adapter, {type(adapter).__name__}, puts virtual tokens before whatever is "
+            "fed, in each step again. Use an adapter that changes weights, such as LoRA, or "
+            "model.generate."
+        )
+    return _context_of(base)
+
+
+def _context_of(base: PreTrainedModel) -> tuple[int | None, str]:
+    """The most positions that the engine gives a model, if it has an end, and why it ends there.
+
+    LongRoPE changes its factors at its original length, for a whole batch at once: beyond it a row
+    would depend on its neighbours, and on keys that were computed with the other factors.
+    """
+    config = base.config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    for kind in kinds:
+        if kind.get("rope_type") == "longrope":
+            original = kind.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", length
+            )
+            return original, " (LongRoPE computes longer sequences with other factors)"
+    return length or None, ""

@@ -10,14 +10,14 @@ import torch
 import transformers
 from torch import nn
 
-from interlace.errors import AttachError
-from interlace.layers import (
+from interlace.attaching import (
     _calls_with_double_star,
     base_model_of,
     block_device,
     block_dtype,
     find_decoder,
 )
+from interlace.errors import AttachError
 from support.architectures import HIDDEN, LAYERS, build, every_architecture
 
 

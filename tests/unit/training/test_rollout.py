@@ -18,14 +18,8 @@ import torch
 
 from interlace.errors import ConfigError, RewardError
 from interlace.tasks.base import Example, Verdict
-from interlace.training.rewarding import (
-    NAMED,
-    NamedReward,
-    Verdicts,
-    add_up,
-    given_rewards,
-    named_rewards,
-)
+from interlace.training.data import NAMED, NamedReward, given_rewards, named_rewards
+from interlace.training.rollout import Verdicts, add_up
 from support.training import Evens, grpo, metrics
 
 TASK = Evens(4)
@@ -138,12 +132,12 @@ def broken(completions: Any, **columns: Any) -> list[float]:
     [
         (
             broken,
-            r"The reward broken failed in .*test_rewarding.py:\d+: ZeroDivisionError: division",
+            r"The reward broken failed: .*test_rollout.py, line \d+: ZeroDivisionError: division",
         ),
-        (lambda completions: [1.0], r"failed in .*test_rewarding.py:\d+: TypeError: .*prompts"),
-        (lambda **_: sys.exit(3), r"failed in .*: SystemExit: 3"),
-        (lambda **_: {}["missing"], r"failed in .*: KeyError: 'missing'"),
-        (functools.partial(broken), r"failed in .*: ZeroDivisionError"),
+        (lambda completions: [1.0], r"failed: .*test_rollout.py, line \d+: TypeError: .*prompts"),
+        (lambda **_: sys.exit(3), r"failed: .*: SystemExit: 3"),
+        (lambda **_: {}["missing"], r"failed: .*: KeyError: 'missing'"),
+        (functools.partial(broken), r"failed: .*: ZeroDivisionError"),
     ],
     ids=["raises", "arguments", "exit", "lookup", "partial"],
 )
@@ -158,7 +152,7 @@ def test_what_a_reward_raises_is_one_error_that_says_where(function: Any, messag
 
 def test_the_line_is_that_of_the_users_function() -> None:
     line = inspect.getsourcelines(broken)[1] + 1
-    with pytest.raises(RewardError, match=f"test_rewarding.py:{line}: "):
+    with pytest.raises(RewardError, match=f"test_rollout.py, line {line}: "):
         add_up(given_rewards(broken, None, TASK), ["?"] * 4, TEXTS, COLUMNS)
 
 
