@@ -53,7 +53,7 @@ def dry_run(
     model, source = skeleton(recipe, stage)
     on_cpu = _on_cpu(options, gibibytes)
     prompt = longest_prompt(source, task)
-    at = setting(options, stage, prompt, processes=processes, sharded=sharded, cpu=on_cpu)
+    at = setting(options, stage, model, prompt, processes=processes, sharded=sharded, cpu=on_cpu)
     eager = recipe.load.get("attn_implementation") == "eager"
     subject = probe(model, at.group_rows, eager=eager, mixed=at.mixed)
     needed = memory(subject, at)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from interlace.engine.backends.base import Backend, is_out_of_memory
 from interlace.engine.kv import StoredPrompt
@@ -34,6 +35,8 @@ _CALM = 256  # steps without want of memory after which more rows are tried agai
 # Of what is free. The rest is for activations and logits, and for the copy by which stores grow.
 _SHARE = 0.5
 _UNKNOWN = 4 * 2**30  # where the system does not say what is free
+_CUDA_ROWS, _CPU_ROWS, _SMALL_ROWS = 256, 64, 512
+_LARGE = 2**27  # weights of which 64 rows keep a processor's core busy
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -528,6 +531,20 @@ def _calls(whose: Iterable[RunningGroup | Ticket]) -> list[tuple[EngineStats, in
 def budget_for(device: torch.device) -> int:
     """Bytes that keys and values may take on a device: half of what is free when a call begins."""
     return int(free_bytes(device) * _SHARE)
+
+
+def default_rows(model: nn.Module, cuda: bool) -> int:
+    """Rows in one pass. A step of a small model is all calls, which cost the same for any number of
+    rows; in a large one more rows bring nothing and have single groups wait.
+
+    Args:
+        model: Model, which may be on the meta device.
+        cuda: Whether it runs on a GPU.
+    """
+    if cuda:
+        return _CUDA_ROWS
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return min(max(_CPU_ROWS * _LARGE // max(weights, 1), _CPU_ROWS), _SMALL_ROWS)
 
 
 def free_bytes(device: torch.device) -> int:

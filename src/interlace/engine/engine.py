@@ -21,7 +21,7 @@ from torch import nn
 
 from interlace.engine.backends import choose_backend
 from interlace.engine.backends.base import Backend
-from interlace.engine.core import EngineCore, Event, Limits, budget_for
+from interlace.engine.core import EngineCore, Event, Limits, budget_for, default_rows
 from interlace.engine.request import Request, encode, list_of_prompts, make_requests
 from interlace.engine.types import (
     EngineStats,
@@ -33,8 +33,6 @@ from interlace.engine.types import (
 )
 from interlace.errors import GenerationError, GenerationInterrupted
 from interlace.models.loading import load
-
-_CPU_ROWS, _CUDA_ROWS = 64, 256
 
 Progress = Callable[[EngineStats], None]
 
@@ -52,8 +50,9 @@ class Engine:
         memory_budget: Number of bytes that keys and values may take at most; None computes it from
             the memory that is free when a call begins (half of it). A group that needs more than
             that runs alone.
-        max_rows: Number of rows in one pass at most; None is 64 on the CPU and 256 on a GPU. A
-            group wider than that runs alone.
+        max_rows: Number of rows in one pass at most; None is 256 on a GPU, and on the CPU 64, or up
+            to 512 for a model of less than 135 million weights. A group wider than that runs alone.
+            What does not fit into `memory_budget` waits all the same.
         prefill_chunk: Number of prompt positions computed in one pass.
         backend: Name of what computes the model: "cpu" (weights packed for oneDNN, which take as
             much memory again as the model's linears), "hf" (the model's own forward, anywhere), or
@@ -283,7 +282,7 @@ class Engine:
         device = self._backend.device
         return Limits(
             budget_for(device) if memory is None else memory,
-            (_CUDA_ROWS if device.type == "cuda" else _CPU_ROWS) if rows is None else rows,
+            default_rows(self.model, device.type == "cuda") if rows is None else rows,
         )
 
 

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interlace.attaching import is_attached, new_parameters
+from interlace.engine.core import default_rows
 from interlace.errors import ConfigError
 from interlace.models.describe import cache_bytes
 from interlace.rows import Groups
 from interlace.training.responses import count_responses
 from interlace.training.scoring import CHUNK_BYTES, KEPT_BYTES
 
-CPU_ROWS, CUDA_ROWS = 64, 256  # the engine's own bounds
 _SHORT, _LONG = 64, 128  # positions of the measured passes
 # Numbers of the optimizer's states for each that trains; others count as AdamW.
 STATES = {"sgd": 0.0, "adafactor": 0.01, "lion": 1.0, "rmsprop": 1.0, "adagrad": 1.0}
@@ -198,13 +198,21 @@ def _steps(options: Any, epoch: float, every: int) -> int:
 
 
 def setting(
-    options: Any, stage: str, prompt: int, *, processes: int, sharded: bool, cpu: bool
+    options: Any,
+    stage: str,
+    model: nn.Module,
+    prompt: int,
+    *,
+    processes: int,
+    sharded: bool,
+    cpu: bool,
 ) -> Setting:
     """What memory depends on, from a stage's options.
 
     Args:
         options: Options as `Recipe.options` gives them.
         stage: "warmup" or "grpo".
+        model: Model that samples, which may be on the meta device.
         prompt: Number of positions of the longest prompt.
         processes: Number of processes that train.
         sharded: Whether FSDP shards over them.
@@ -230,7 +238,7 @@ def setting(
         whole = share // processes * options.num_generations
         rows = max(min(whole, (options.micro_rows or whole) // w * w) for w in options.widths)
         sampled = options.prompts_per_rollout // processes * options.num_generations
-    bound = options.max_rows or (CPU_ROWS if cpu else CUDA_ROWS)
+    bound = options.max_rows or default_rows(model, cuda=not cpu)
     return Setting(
         micro_rows=rows,
         live_rows=max(min(bound, sampled), widest),

@@ -99,7 +99,10 @@ class GRPOTrainer(GroupTrainer):
             model, logprobs = unwrapped(self.model), scores.logprobs.detach()
             with self.timed("guard"):
                 self._guard.check(model, part, logprobs, fp32=self._in_fp32())
-        old = scores.logprobs.detach() if part.old_logprobs is None else part.old_logprobs
+        old = part.old_logprobs
+        if old is None:  # the model is the one that sampled
+            old = scores.logprobs.detach()
+            self._keep_old(part, old)
         parts = policy_loss(
             scores.logprobs,
             old,
@@ -192,13 +195,23 @@ class GRPOTrainer(GroupTrainer):
         wide = next(unwrapped(self.model).parameters()).dtype in (torch.float32, torch.float64)
         return wide and self.accelerator.mixed_precision == "no"
 
+    def _keep_old(self, part: GroupBatch, old: Tensor) -> None:
+        """For later passes over the same tokens."""
+        first = self._mini_batches[0]
+        for place, own in enumerate(first[:-1]):
+            if own is part:
+                first[place] = replace(part, old_logprobs=old)
+
     @torch.no_grad()
     def _score_before(self) -> None:
-        """Log-probabilities under the model that sampled, and under the reference."""
-        again = self._recomputes() and self.args.steps_per_rollout > 1
-        if not again and self._reference is None:
-            return
-        for batches in self._mini_batches:
+        """Log-probabilities under the model that sampled, and under the reference.
+
+        The first mini-batch's own pass gives the former: nothing has been learned before it.
+        """
+        for number, batches in enumerate(self._mini_batches):
+            again = self._recomputes() and number > 0
+            if not again and self._reference is None:
+                continue
             passes = int(self.reduce(torch.tensor([float(len(batches) - 1)]), "max"))
             for index in range(passes):  # sharded models need as many passes on every process
                 place = min(index, len(batches) - 1)

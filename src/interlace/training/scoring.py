@@ -366,16 +366,32 @@ def _prompt_cache(
         extra["groups"] = Prompts([False] * batch.count)
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         extra["logits_to_keep"] = 1
-    inner(
-        input_ids=batch.input_ids[first, :columns],
-        attention_mask=mask[first],
-        position_ids=positions[first],
-        past_key_values=cache,
-        use_cache=True,
-        **extra,
-    )
+    with _in_one_piece(inner):
+        inner(
+            input_ids=batch.input_ids[first, :columns],
+            attention_mask=mask[first],
+            position_ids=positions[first],
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
     cache.batch_repeat_interleave(batch.width)
     return cache
+
+
+@contextmanager
+def _in_one_piece(inner: Any) -> Iterator[None]:
+    """Hidden states reach the head contiguous. Of a slice, torch multiplies row by row on a CPU,
+    with copies of weights that do not train: that takes 20 to 80 times as long."""
+    head: nn.Module | None = inner.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 # From hidden states -------------------------------------------------------------------------------
@@ -495,7 +511,8 @@ def _from_logits(
     """Values of the tokens that count, some rows at a time."""
     mask = batch.completion_mask.flatten(0, 1)
     length = mask.shape[1]
-    logits = _forward(model, batch, prompt_once)[:, -length - 1 : -1]
+    with _in_one_piece(unwrapped(model)):
+        logits = _forward(model, batch, prompt_once)[:, -length - 1 : -1]
     size = max(CHUNK_BYTES // (4 * length * logits.shape[2]), 1)
     ids = batch.completion_ids.flatten(0, 1)
     parts = [

@@ -10,6 +10,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 import interlace
 from interlace.errors import ConfigError
@@ -38,10 +39,16 @@ def skeleton(blocks="bridge", train="all", **more):
     return model
 
 
-def at(stage="grpo", prompt=10, processes=1, sharded=False, cpu=False, **values):
+def at(stage="grpo", prompt=10, processes=1, sharded=False, cpu=False, model=None, **values):
     defaults = {"max_new_tokens": 20} | values
     return setting(
-        options(stage, **defaults), stage, prompt, processes=processes, sharded=sharded, cpu=cpu
+        options(stage, **defaults),
+        stage,
+        model or nn.Linear(2, 2, device="meta"),
+        prompt,
+        processes=processes,
+        sharded=sharded,
+        cpu=cpu,
     )
 
 
