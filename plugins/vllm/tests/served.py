@@ -1,5 +1,4 @@
-"""Tiny random models that vLLM's CPU build can run, their exports, and the log-probabilities that
-they should give: Interlace's own, of whole groups in one pass."""
+"""Tiny random models that vLLM's CPU build can run, their exports, and vLLM's engine on them."""
 
 from __future__ import annotations
 
@@ -17,7 +16,6 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 import torch
 from transformers import PreTrainedModel
 
-from interlace import Groups
 from interlace.saving.vllm import export_for_vllm
 from support.architectures import attach_random, build
 from support.text import tiny_tokenizer
@@ -30,7 +28,7 @@ SIZES = {
     "max_position_embeddings": 512,
     "sliding_window": 40,
 }
-ENDS = list(range(1, 8))  # tokens that end rows in tests: one in twelve
+ENDS = list(range(1, 9))  # tokens that end rows in tests: one in twelve
 TOLERANCE = 1e-4
 
 
@@ -38,48 +36,12 @@ def exported(folder: Path, name: str = "llama", **blocks: Any) -> PreTrainedMode
     """A tiny attached model, written to `folder` as vLLM serves it."""
     sizes = SIZES if name != "llama" else {k: v for k, v in SIZES.items() if k != "sliding_window"}
     model = attach_random(build(name, **sizes), **blocks)
+    with torch.no_grad():  # a random model is sure of itself, and would repeat a token for ever
+        model.get_output_embeddings().weight.mul_(0.4)
     export_for_vllm(model, folder, tiny_tokenizer())
     # vLLM decorates the decoder's class in place, and every model of it in this process.
     model.get_decoder().do_not_compile = True
     return model
-
-
-@torch.no_grad()
-def logprobs_of(
-    model: PreTrainedModel, prompt: list[int], rows: list[list[int]], blind_to_ends: bool = False
-) -> list[list[float]]:
-    """What each token of a sampled group should have got, in one teacher-forced pass.
-
-    Args:
-        model: Model with its blocks.
-        prompt: Tokens of the prompt.
-        rows: Tokens of each row; the last one ended it and was fed to nobody.
-        blind_to_ends: Whether rows read siblings that have ended, as they must not.
-    """
-    longest = max(map(len, rows))
-    ids = torch.tensor([prompt + row + [0] * (longest - len(row)) for row in rows])
-    fed = torch.tensor([len(prompt) + len(row) - 1 for row in rows])
-    alive = torch.arange(ids.shape[1]) < fed[:, None]
-    groups = Groups(len(rows), None if blind_to_ends else alive[None])
-    scores = model(ids, groups=groups).logits.float().log_softmax(-1)
-    start = len(prompt) - 1
-    return [
-        [float(scores[w, start + at, token]) for at, token in enumerate(row)]
-        for w, row in enumerate(rows)
-    ]
-
-
-def largest_gap(model: PreTrainedModel, outputs: list[Any], **options: Any) -> float:
-    """The largest difference of a log-probability between vLLM and Interlace."""
-    gap = 0.0
-    for output in outputs:
-        rows = [list(choice.token_ids) for choice in output.outputs]
-        expected = logprobs_of(model, list(output.prompt_token_ids), rows, **options)
-        for choice, wanted in zip(output.outputs, expected, strict=True):
-            steps = zip(choice.token_ids, choice.logprobs, strict=True)
-            found = [step[token].logprob for token, step in steps]
-            gap = max(gap, *(abs(a - b) for a, b in zip(found, wanted, strict=True)))
-    return gap
 
 
 def prompts(count: int, shortest: int = 3, longest: int = 60, seed: int = 0) -> list[list[int]]:
@@ -88,7 +50,7 @@ def prompts(count: int, shortest: int = 3, longest: int = 60, seed: int = 0) -> 
     found = []
     for _ in range(count):
         length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
-        ids = torch.randint(8, 97, (length,), generator=generator)
+        ids = torch.randint(9, 97, (length,), generator=generator)
         found.append(ids.tolist())
     return found
 
@@ -119,6 +81,7 @@ def params(n: int, **options: Any) -> Any:
     settings: dict[str, Any] = {
         "n": n,
         "max_tokens": 24,
+        "temperature": 2.0,  # log-probabilities are those before it
         "logprobs": 0,
         "detokenize": False,
         "stop_token_ids": ENDS,

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from served import ENDS, TOLERANCE, exported, largest_gap, prompts, sampled, scheduler_of, served
+from compare import largest_gap
+from served import ENDS, TOLERANCE, exported, prompts, sampled, scheduler_of, served
 
 WIDTHS = [1, 8, 2, 4, 1, 8, 4, 2, 8, 1]
 
@@ -24,7 +25,7 @@ def test_groups_of_every_width_at_once(llama: tuple[Any, Any]) -> None:
     lengths = [{len(choice.token_ids) for choice in output.outputs} for output in outputs]
     assert max(map(len, lengths)) > 4  # rows of a group end at different steps
     assert largest_gap(model, outputs) < TOLERANCE
-    assert largest_gap(model, outputs, blind_to_ends=True) > 0.05  # and the test would see it
+    assert largest_gap(model, outputs, blind_to_ends=True) > 0.01  # and the test would see it
 
 
 def test_rows_do_read_their_siblings(llama: tuple[Any, Any]) -> None:
@@ -32,7 +33,7 @@ def test_rows_do_read_their_siblings(llama: tuple[Any, Any]) -> None:
     model, llm = llama
     output = sampled(llm, prompts(1), [8])[0]
     alone = largest_gap(model, _apart(output))
-    assert alone > 0.3
+    assert alone > 0.1
 
 
 def _apart(output: Any) -> list[Any]:
@@ -57,8 +58,9 @@ def test_prefixes_are_shared_and_answers_are_not(llama: tuple[Any, Any]) -> None
     follow_up = [
         list(output.prompt_token_ids) + list(output.outputs[1].token_ids)[:-1] for output in answers
     ]
-    later = sampled(llm, follow_up, [4, 1])
-    assert all(output.num_cached_tokens in (96, 128) for output in later)
+    later = sampled(llm, follow_up, [1, 1])
+    assert [output.num_cached_tokens for output in later] == [96, 96]
+    later += sampled(llm, follow_up, [4, 8])
     assert largest_gap(model, later) < TOLERANCE
 
 

@@ -10,9 +10,10 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
+from compare import largest_gap
 from interlace_vllm.rows import GroupSplitError
 from interlace_vllm.scheduler import GroupScheduler
-from served import TOLERANCE, largest_gap, params, prompts, sampled, scheduler_of
+from served import TOLERANCE, params, prompts, sampled, scheduler_of
 
 
 class Driver:
@@ -41,11 +42,11 @@ class Driver:
         return self.done
 
     def fed(self) -> dict[int, set[int]]:
-        """For each group that has begun: its rows' positions."""
+        """For each group whose rows are all past their prompt: their positions."""
         return {
             id(group): {row.num_computed_tokens for row in group.live.values()}
             for group in self.scheduler.groups.values()
-            if group.entered and not group.waiting_for_siblings() and group.width > 1
+            if all(row.num_output_tokens for row in group.live.values())
         }
 
 
@@ -192,7 +193,7 @@ def test_rows_that_the_blocks_do_not_hear_of_are_caught(
     """As if the width of vLLM's warm-up were baked in."""
     model, llm = llama
     monkeypatch.setattr("interlace_vllm.rows.StepRows.set", lambda *_: None)
-    assert largest_gap(model, sampled(llm, prompts(1), [8])) > 0.3
+    assert largest_gap(model, sampled(llm, prompts(1), [8])) > 0.1
 
 
 def test_rows_that_run_on_after_their_end_are_caught(llama: tuple[Any, Any]) -> None:
@@ -202,4 +203,4 @@ def test_rows_that_run_on_after_their_end_are_caught(llama: tuple[Any, Any]) -> 
     for row, choice in enumerate(output.outputs):
         end = 3 + row
         choice.token_ids, choice.logprobs = choice.token_ids[:end], choice.logprobs[:end]
-    assert largest_gap(model, [output]) > 0.05
+    assert largest_gap(model, [output]) > 0.01

@@ -26,7 +26,7 @@ def register() -> None:
 
     if why_not_version(vllm.__version__):
         # Other models run as ever; this one says why it does not.
-        ModelRegistry.register_model(ARCHITECTURE, f"interlace_vllm.refused:{ARCHITECTURE}")
+        ModelRegistry.register_model(ARCHITECTURE, f"interlace_vllm.supported:{ARCHITECTURE}")
         return
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

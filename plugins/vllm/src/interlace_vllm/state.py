@@ -75,7 +75,7 @@ class SlotRows(StepRows):
             alone[fed.first : fed.first + fed.count] = fed.member.width == 1
         self.tokens_alone.copy_(alone)
         at = torch.tensor(places)
-        self.slots_alone.copy_(alone[at.clamp(max=len(alone) - 1)])
+        self.slots_alone.copy_(alone[at])
         self.places.copy_(at)
         self.owners.copy_(torch.tensor(owners))
         same = self.owners[:, None] == self.owners
@@ -118,9 +118,12 @@ class GroupState(DefaultModelState):
         super().remove_request(req_id)
         self.members.pop(req_id, None)
 
+    def _member(self, name: str) -> Membership:
+        return self.members.get(name) or Membership(name, 1, 0)  # those of a dummy run
+
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         step = [
-            Fed(self.members[name], int(first), int(count), int(computed), int(prompt))
+            Fed(self._member(name), int(first), int(count), int(computed), int(prompt))
             for name, first, count, computed, prompt in zip(
                 input_batch.req_ids,
                 input_batch.query_start_loc_np,

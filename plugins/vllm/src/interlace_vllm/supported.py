@@ -96,5 +96,13 @@ class Config:
         if not config.use_v2_model_runner:
             on_cpu = config.device_config.device_type == "cpu"
             name = "CoupledCPUWorker" if on_cpu else "CoupledGPUWorker"
-            module = "worker_cpu" if on_cpu else "worker_gpu"
-            config.parallel_config.worker_cls = f"interlace_vllm.{module}.{name}"
+            config.parallel_config.worker_cls = f"interlace_vllm.worker.{name}"
+
+
+def __getattr__(name: str) -> Any:
+    """What stands for the model under a version that is refused: an error that says why."""
+    if name != ARCHITECTURE:
+        raise AttributeError(f"{__name__} has no {name}")
+    import vllm
+
+    raise ImportError(why_not_version(vllm.__version__))

@@ -1,4 +1,8 @@
-"""Model Runner V1: before each pass it tells the blocks who sees whom."""
+"""Model Runner V1: before each pass it tells the blocks who sees whom.
+
+`CoupledCPUWorker` and `CoupledGPUWorker` are made when vLLM asks for one by name, since importing
+its worker of a CPU sets the process up for a CPU. The GPU's has not been run yet.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ class TellsRows:
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
         runner: Any = self
         rows = runner.get_model().interlace_rows
-        tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        rows.set(_step(runner), tokens.shape[0], runner.device)
+        given = kwargs["inputs_embeds"] if kwargs["input_ids"] is None else kwargs["input_ids"]
+        rows.set(_step(runner), given.shape[0], runner.device)
         try:
             return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -36,7 +40,21 @@ def _step(runner: Any) -> Iterator[Fed]:
         )
 
 
-def telling(runner: Any) -> None:
-    """Have a runner tell its model's blocks, in place."""
-    cls = type(runner)
-    runner.__class__ = type(f"Coupled{cls.__name__}", (TellsRows, cls), {})
+class RunnerTells:
+    """Mixed into the class of a worker of vLLM's: its runner tells blocks who sees whom."""
+
+    def init_device(self) -> None:
+        super().init_device()  # type: ignore[misc]
+        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        cls = type(runner)
+        runner.__class__ = type(f"Coupled{cls.__name__}", (TellsRows, cls), {})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CoupledCPUWorker":
+        from vllm.v1.worker.cpu_worker import CPUWorker as Base
+    elif name == "CoupledGPUWorker":
+        from vllm.v1.worker.gpu_worker import Worker as Base
+    else:
+        raise AttributeError(f"{__name__} has no {name}")
+    return type(name, (RunnerTells, Base), {})

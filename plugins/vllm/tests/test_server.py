@@ -1,0 +1,163 @@
+"""vLLM's OpenAI server, in processes of its own: many clients, some of whom leave."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from compare import logprobs_of
+from served import ENDS, TOLERANCE, exported, prompts
+
+CLIENTS, REQUESTS = 16, 200
+
+
+class Server:
+    """A running server, its model as Interlace has it, and its log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.log = exported(folder), folder / "log.txt"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        options = (
+            f"--model {folder} --port {port} --dtype float32 --enforce-eager --max-model-len 256 "
+            "--max-num-seqs 24 --max-num-batched-tokens 96 --block-size 32 "
+            f"--kv-cache-memory-bytes {24 * 2**20}"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()],
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+        )
+        self.name = str(folder)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=None)
+        while True:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                if self.http.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(1)
+
+    def ask(self, prompt: list[int], n: int, **options: Any) -> httpx.Response:
+        return self.http.post("/v1/completions", json=self.body(prompt, n, **options))
+
+    def body(self, prompt: list[int], n: int, **options: Any) -> dict[str, Any]:
+        asked = {"max_tokens": 24, "temperature": 2.0, "logprobs": 0, "stop_token_ids": ENDS}
+        asked["return_token_ids"] = True
+        return {"model": self.name, "prompt": prompt, "n": n} | asked | options
+
+    def memory(self) -> float:
+        """MiB of the server's processes."""
+        root = psutil.Process(self.process.pid)
+        return sum(p.memory_info().rss for p in (root, *root.children(recursive=True))) / 2**20
+
+    def metric(self, name: str) -> float:
+        text = self.http.get("/metrics").text
+        return sum(float(v) for v in re.findall(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.process.terminate()
+    server.process.wait()
+
+
+def gap_of(server: Server, prompt: list[int], answer: dict[str, Any]) -> float:
+    """Of one answer, the largest difference to Interlace's log-probabilities."""
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    rows = [choice["token_ids"] for choice in choices]
+    expected = logprobs_of(server.model, prompt, rows)
+    found = [choice["logprobs"]["token_logprobs"] for choice in choices]
+    return max(
+        abs(a - b)
+        for mine, theirs in zip(found, expected, strict=True)
+        for a, b in zip(mine, theirs, strict=True)
+    )
+
+
+def test_n_choices_are_one_group(server: Server) -> None:
+    prompt = prompts(1)[0]
+    for n, seed in ((8, None), (4, 3), (1, None)):
+        answer = server.ask(prompt, n, seed=seed).json()
+        assert len(answer["choices"]) == n
+        assert gap_of(server, prompt, answer) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"n": 25}, "at most 24 rows here"),
+        ({"n": 3, "stop": ["w9"]}, "Stop strings"),
+        ({"n": 24, "max_tokens": 200}, "needs room for all its tokens"),
+        ({"n": 2, "vllm_xargs": {"interlace": "mine"}}, "the server's own"),
+    ],
+)
+def test_what_cannot_be_is_an_error_of_the_request(
+    server: Server, options: dict[str, Any], why: str
+) -> None:
+    answer = server.ask(prompts(1)[0], **options)
+    assert answer.status_code == 400, answer.text
+    assert why in answer.text
+    assert server.ask(prompts(1)[0], 2).status_code == 200
+
+
+def test_many_clients_some_of_whom_leave(server: Server) -> None:
+    """Groups stay whole, nothing is lost, nothing is left, memory is flat."""
+    draw = random.Random(0)
+    jobs = [
+        (prompt, draw.choice([1, 1, 2, 3, 4, 8, 12]), draw.random() < 0.2, draw.randrange(12))
+        for prompt in prompts(REQUESTS, longest=120, seed=1)
+    ]
+
+    def client(job: tuple[list[int], int, bool, int]) -> tuple[list[int], dict[str, Any]] | None:
+        prompt, n, leaves, after = job
+        if not leaves:
+            answer = server.ask(prompt, n)
+            assert answer.status_code == 200, answer.text
+            return prompt, answer.json()
+        body = server.body(prompt, n, stream=True, max_tokens=60, stop_token_ids=[])
+        with server.http.stream("POST", "/v1/completions", json=body) as stream:
+            for number, _ in enumerate(stream.iter_lines()):
+                if number == after:
+                    return None
+        return None
+
+    memory = []
+    answers: list[Any] = []
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for half in (jobs[: REQUESTS // 2], jobs[REQUESTS // 2 :]):
+            answers += pool.map(client, half)
+            memory.append(server.memory())
+    for (_, n, leaves, _), answer in zip(jobs, answers, strict=True):
+        assert (answer is None) == leaves
+        assert leaves or len(answer[1]["choices"]) == n
+    kept = [answer for answer in answers if answer is not None]
+    assert max(gap_of(server, *answer) for answer in kept[::5]) < TOLERANCE
+    for _ in range(100):  # the last abort is on its way
+        if not server.metric("vllm:num_requests_running"):
+            break
+        time.sleep(0.1)
+    assert server.metric("vllm:num_requests_running") == 0
+    assert server.metric("vllm:num_requests_waiting") == 0
+    assert server.metric("vllm:kv_cache_usage_perc") == 0
+    assert memory[1] < 1.05 * memory[0], memory
+    log = server.log.read_text()
+    assert "group of" not in log, log[-3000:]  # none came apart, none lacked room
+    assert "Traceback" not in log, log[-3000:]
