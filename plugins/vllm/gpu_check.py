@@ -91,7 +91,9 @@ def engine(folder: Path, dtype: str, **options: Any) -> Any:
     """vLLM's engine on a folder."""
     from vllm import LLM
 
-    memory = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": 2**28}
+    # Several engines, one after another, beside Interlace's own model.
+    on_gpu = torch.cuda.is_available()
+    memory = {"gpu_memory_utilization": 0.25} if on_gpu else {"kv_cache_memory_bytes": 2**28}
     settings = {"max_model_len": 1024, "max_num_seqs": 256, "skip_tokenizer_init": True}
     return LLM(str(folder), dtype=dtype, **(settings | memory | options))
 

@@ -35,12 +35,17 @@ TOLERANCE = 1e-4
 def exported(folder: Path, name: str = "llama", **blocks: Any) -> PreTrainedModel:
     """A tiny attached model, written to `folder` as vLLM serves it."""
     sizes = SIZES if name != "llama" else {k: v for k, v in SIZES.items() if k != "sliding_window"}
-    model = attach_random(build(name, **sizes), **blocks)
+    from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_current_vllm_config
+
+    # vLLM decorates the classes of decoders in place: after its first engine, every model of the
+    # class in this process asks for its configuration, and whether to compile.
+    uncompiled = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE))
+    with set_current_vllm_config(uncompiled):
+        model = attach_random(build(name, **sizes), **blocks)
+    model.get_decoder().do_not_compile = True
     with torch.no_grad():  # a random model is sure of itself, and would repeat a token for ever
         model.get_output_embeddings().weight.mul_(0.4)
     export_for_vllm(model, folder, tiny_tokenizer())
-    # vLLM decorates the decoder's class in place, and every model of it in this process.
-    model.get_decoder().do_not_compile = True
     return model
 
 
