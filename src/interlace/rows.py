@@ -398,7 +398,8 @@ class Owners(Rows):
             while this object is in use. A tensor's values are not looked at, so that no device has
             to be waited for.
         device: Device of the masks; by default that of `owners`, the CPU for a sequence.
-        alone: For each row whether its group is of width 1; by default none is.
+        alone: For each row whether its group is of width 1; by default none is. A tensor's values
+            are not looked at either.
         kept: Keys and values of earlier steps, for couplings that read them.
         hidden: `[R, R]`, True where a row does not see another, whoever owns it.
         numbers: Number in its group of each row, for couplings that tell rows apart.
@@ -415,7 +416,7 @@ class Owners(Rows):
         owners: Int[Tensor, " R"] | Sequence[int],
         device: torch.device | str | None = None,
         *,
-        alone: Sequence[bool] = (),
+        alone: Sequence[bool] | Bool[Tensor, " R"] = (),
         kept: Kept | None = None,
         hidden: Bool[Tensor, "R R"] | None = None,
         numbers: Sequence[int] | None = None,
@@ -436,9 +437,11 @@ class Owners(Rows):
         self._hidden = None if hidden is None else hidden.to(self._owners.device)
         # Shared with the copies that passes watch: the rows are the same until a row ends.
         self._masks: dict[torch.dtype, Tensor] = {}
-        self._alone: bool | Tensor = len(alone) > 0 and all(alone)
-        if any(alone) and not all(alone):
-            self._alone = torch.tensor(list(alone), device=self._owners.device)
+        self._alone: bool | Tensor = False
+        if isinstance(alone, Tensor):
+            self._alone = alone
+        elif any(alone):
+            self._alone = all(alone) or torch.tensor(list(alone), device=self._owners.device)
         self.kept = kept
         self._numbers = None if numbers is None else torch.tensor(numbers)
 

@@ -20,6 +20,10 @@
 | rows_alike | so do a group's rows | I11-differ |
 | logprobs_as_sampled | `logprobs` are the model's own, before forbidden tokens | I7, I7-alone |
 | prefill_from_zero | a prompt's chunks go on where the last one ended | I6 |
+| chunk_alone | ... and read the chunks before | I6 |
+| ended_seen_once_more | a row that the device ends is seen by nobody from then on | I7 |
+| prompts_all_seen | a slot reads its own prompt | I7, I7-alone |
+| slots_not_masked | ... and its own completion, as far as it has one | I7, I7-alone |
 | kept_freed_early | what a finished row wrote is kept as long as its group lives | I7-finished |
 | kept_too_long | a group that takes another's place finds nothing of it | I7-finished |
 | kept_of_other_group | a row reads its own group's list | I7-finished, I7-history |
@@ -58,12 +62,15 @@ from interlace.engine import kv as cache_module
 from interlace.engine import request as requests_module
 from interlace.engine import sampling as sampling_module
 from interlace.engine.backends import BACKENDS
-from interlace.engine.backends.cpu import PackedWeights
+from interlace.engine.backends import graph as graph_module
+from interlace.engine.backends.cpu import PackedProduct, PackedWeights
+from interlace.engine.backends.flat import PromptAttention
 from interlace.engine.core import EngineCore
 from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import SharedCache, Slot, StepLayout, Store, StoredPrompt
 from interlace.engine.request import Request
 from interlace.engine.sampling import Sampled
+from interlace.engine.slots import Fields, SlotAttention
 from interlace.rows import Owners
 from invariants import test_engine as engine_invariants
 from support.architectures import attach_random, build
@@ -111,7 +118,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
 
 _attend = SharedCache.attend
 _positions = SharedCache.positions
-_fresh = PackedWeights._fresh
+_packed_of = PackedWeights.of
 _remove_prompt = SharedCache.remove_prompt
 _remove_row = SharedCache.remove_row
 _row_keys = requests_module.row_keys
@@ -123,6 +130,12 @@ _finish, _open, _remove = KeptKeys.finish, KeptKeys.open, KeptKeys._remove
 _mask, _new_step, _to_front = KeptKeys._mask, KeptKeys._new_step, KeptKeys._to_front
 _turned = kept_module.turned
 _kept_init = KeptKeys.__init__
+
+
+_prompt_mask = PromptAttention._mask
+_drawn = graph_module._drawn
+_slot_mask = SlotAttention._mask
+PORTABLE = ("hf", "cpu")  # whose rows lie in a `SharedCache`
 
 
 @dataclass(frozen=True)
@@ -205,16 +218,19 @@ def parts_averaged(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> Tensor
     return (a + b) / 2
 
 
-def weights_stale(self: PackedWeights, path: str, module: Any, name: str) -> Any:
-    return self._packed.get((path, name)) or _fresh(self, path, module, name)
+def weights_stale(self: PackedWeights, name: Any, weights: Any, make: Any) -> Any:
+    kept = self._before.pop(name, None)
+    if kept is None:
+        return _packed_of(self, name, weights, make)
+    self._made[name] = kept
+    return kept.what
 
 
-def biases_stale(self: PackedWeights, path: str, module: Any, name: str) -> Any:
-    kept = self._packed.get((path, name))
-    bias = None if kept is None else kept.bias
-    fresh = _fresh(self, path, module, name)
-    if fresh.bias is not None:
-        fresh.bias = fresh.bias.detach().clone() if bias is None else bias
+def biases_stale(self: PackedWeights, name: Any, weights: Any, make: Any) -> Any:
+    before = self._before.get(name)
+    fresh = _packed_of(self, name, weights, make)
+    if before is not None and isinstance(fresh, PackedProduct):
+        fresh._bias = before.what._bias
     return fresh
 
 
@@ -237,6 +253,31 @@ def logprobs_as_sampled(*args: Any) -> Sampled:
 
 def prefill_from_zero(self: DynamicCache, *args: Any, **kwargs: Any) -> int:
     return 0
+
+
+def chunk_alone(self: PromptAttention, *args: Any) -> Tensor:
+    seen = _prompt_mask(self, *args).clone()
+    seen[:, : self.start] = False
+    return seen
+
+
+def ended_seen_once_more(part: Fields, *args: Any) -> Any:
+    owners = part.owners.clone()
+    drawn = _drawn(part, *args)
+    part.owners.copy_(owners)
+    return drawn
+
+
+def prompts_all_seen(self: SlotAttention, window: int) -> Tensor:
+    mask = _slot_mask(self, window).clone()
+    mask[..., self._own.shape[3] :] = 0
+    return mask
+
+
+def slots_not_masked(self: SlotAttention, window: int) -> Tensor:
+    mask = _slot_mask(self, window).clone()
+    mask[..., : self._own.shape[3]] = 0
+    return mask
 
 
 def kept_freed_early(self: KeptKeys, row: Slot) -> None:
@@ -303,7 +344,7 @@ def left_over_is_alone(self: Owners) -> Any:
 
 
 def _on_kept(attribute: str, fault: Any, *caught_by: str) -> Mutation:
-    return Mutation(KeptKeys, attribute, fault, caught_by)
+    return Mutation(KeptKeys, attribute, fault, caught_by, PORTABLE)
 
 
 def numbered_by_place(self: Owners, device: torch.device) -> Tensor:
@@ -315,11 +356,11 @@ def all_features_turned(self: KeptKeys, reads: Any = "position", size: int = 0, 
 
 
 def _on_cache(attribute: str, fault: Any, *caught_by: str) -> Mutation:
-    return Mutation(SharedCache, attribute, fault, caught_by)
+    return Mutation(SharedCache, attribute, fault, caught_by, PORTABLE)
 
 
 _ALL = [
-    Mutation(EngineCore, "_take", finished_rows_stay, ("I7",)),
+    Mutation(EngineCore, "_take", finished_rows_stay, ("I7",), PORTABLE),
     Mutation(Owners, "visible", groups_see_each_other, ("I7", "I7-mixed", "I11")),
     _on_cache("remove_row", row_not_moved, "I7", "I7-alone"),
     _on_cache("remove_row", row_keeps_old_length, "I7", "I7-alone"),
@@ -327,16 +368,20 @@ _ALL = [
     _on_cache("remove_prompt", prompt_place_kept, "I7", "I7-mixed"),
     _on_cache("positions", property(position_late), "I7", "greedy"),
     _on_cache("attend", window_forgotten, "I7", "greedy"),
-    Mutation(StepLayout, "own_mask", own_padding_seen, ("I7", "I7-alone")),
-    Mutation(StepLayout, "shared_mask", prompt_padding_seen, ("I7", "I7-alone")),
-    Mutation(cache_module, "merge", parts_averaged, ("I7", "greedy")),
-    Mutation(PackedWeights, "_fresh", weights_stale, ("I7-trained",), ("cpu",)),
-    Mutation(PackedWeights, "_fresh", biases_stale, ("I7-trained",), ("cpu",)),
-    Mutation(sampling_module, "uniforms", uniforms_by_place, ("I11",)),
+    Mutation(StepLayout, "own_mask", own_padding_seen, ("I7", "I7-alone"), PORTABLE),
+    Mutation(StepLayout, "shared_mask", prompt_padding_seen, ("I7", "I7-alone"), PORTABLE),
+    Mutation(cache_module, "merge", parts_averaged, ("I7", "greedy"), PORTABLE),
+    Mutation(PackedWeights, "of", weights_stale, ("I7-trained",), ("cpu",)),
+    Mutation(PackedWeights, "of", biases_stale, ("I7-trained",), ("cpu",)),
+    Mutation(sampling_module, "uniforms", uniforms_by_place, ("I11",), PORTABLE),
     Mutation(requests_module, "row_keys", occurrences_alike, ("I11-differ",)),
     Mutation(requests_module, "row_keys", rows_alike, ("I11-differ",)),
     Mutation(sampling_module, "sample", logprobs_as_sampled, ("I7", "I7-alone")),
-    Mutation(DynamicCache, "get_seq_length", prefill_from_zero, ("I6",)),
+    Mutation(DynamicCache, "get_seq_length", prefill_from_zero, ("I6",), ("hf",)),
+    Mutation(PromptAttention, "_mask", chunk_alone, ("I6",), ("cpu", "graph")),
+    Mutation(graph_module, "_drawn", ended_seen_once_more, ("I7",), ("graph",)),
+    Mutation(SlotAttention, "_mask", prompts_all_seen, ("I7", "I7-alone"), ("graph",)),
+    Mutation(SlotAttention, "_mask", slots_not_masked, ("I7", "I7-alone"), ("graph",)),
     _on_kept("finish", kept_freed_early, "I7-finished"),
     _on_kept("open", kept_too_long, "I7-finished"),
     _on_kept("_new_step", kept_of_other_group, "I7-finished", "I7-history"),
@@ -344,11 +389,11 @@ _ALL = [
     _on_kept("_to_front", kept_one_late, "I7-finished"),
     _on_kept("_mask", kept_of_itself, "I7-history"),
     _on_kept("_new_step", queries_ahead, "I7-finished"),
-    Mutation(kept_module, "turned", keys_ahead, ("I7-finished", "I7-history")),
-    Mutation(block_module, "merged", kept_alone, ("I7-finished", "I7-history")),
+    Mutation(kept_module, "turned", keys_ahead, ("I7-finished", "I7-history"), PORTABLE),
+    Mutation(block_module, "merged", kept_alone, ("I7-finished", "I7-history"), PORTABLE),
     Mutation(Request, "prompt_key", property(alone_shares_prompt), ("I7-alone-skips",)),
     Mutation(Owners, "alone", left_over_is_alone, ("I7-alone-skips",)),
-    Mutation(Owners, "numbers", numbered_by_place, ("I7-gated",)),
+    Mutation(Owners, "numbers", numbered_by_place, ("I7-gated",), PORTABLE),
     _on_kept("__init__", all_features_turned, "I7-gated"),
 ]
 MUTATIONS = {(m.fault.fget if isinstance(m.fault, property) else m.fault).__name__: m for m in _ALL}

@@ -71,8 +71,8 @@ def decode_step(layers: int, blocks: str | None, backend: str) -> int:
 @pytest.mark.parametrize(
     ("backend", "blocks", "layer", "rest"),
     [
-        ("cpu", None, 69, 115),
-        ("cpu", "bridge", 81, 115),
+        ("cpu", None, 47, 117),
+        ("cpu", "bridge", 61, 117),
         ("hf", None, 69, 115),
         ("hf", "bridge", 86, 115),
     ],

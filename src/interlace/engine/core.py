@@ -23,9 +23,10 @@ import torch
 from torch import nn
 
 from interlace.engine.backends.base import Backend, is_out_of_memory
+from interlace.engine.inverse_cdf import Workspace
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.request import Request
-from interlace.engine.sampling import Drawing, Workspace, draw
+from interlace.engine.sampling import Drawing, ahead_of, draw, drawing_of, needs_host
 from interlace.engine.state import Row, RunningGroup, Ticket
 from interlace.engine.types import EngineStats, GroupOutput, Step
 from interlace.errors import GenerationError
@@ -402,6 +403,9 @@ class EngineCore:
         if not rows:
             return Drawing()
         groups = list(dict.fromkeys(row.group for row in rows))
+        by_itself = self.backend.draws and not any(needs_host(g.request) for g in groups)
+        if by_itself or self.backend.is_ahead:
+            return self._draw_ahead(rows, by_itself)
         recorded = [g for g in groups if g.request.params.record_attention is not None]
         slots = [row.slot for row in rows if row.slot is not None]
         logits, attention = self.backend.decode(
@@ -415,12 +419,26 @@ class EngineCore:
         for group in recorded if weights is not None else ():
             assert weights is not None
             group.note_attention(weights, rows, [i for i, r in enumerate(rows) if r.group is group])
+        self._count(rows)
+        return drawing
+
+    def _draw_ahead(self, rows: list[Row], go_on: bool) -> Drawing:
+        """A step of a backend that draws by itself, and perhaps the beginning of the next."""
+        of = {row.slot: row for row in rows}
+        slots = [row.slot for row in rows if row.slot is not None]
+        self._is_torn = True
+        have, values = self.backend.draw(slots, lambda slot: ahead_of(of[slot]), go_on)
+        self._note_calm()
+        drawn = [of[slot] for slot in have]
+        self._count(drawn)
+        return drawing_of(drawn, values)
+
+    def _count(self, rows: Sequence[Row]) -> None:
         for stats, number in _calls(row.group for row in rows):
             stats.decode_steps += 1
             stats.computed_row_steps += number
             stats.alive_row_steps += number
             stats.peak_cache_bytes = max(stats.peak_cache_bytes, self.backend.nbytes)
-        return drawing
 
     def _take(self, drawing: Drawing, wait: bool) -> None:
         """Give the rows their tokens, and settle what that means: the stream, a settled majority,

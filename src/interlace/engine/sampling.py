@@ -1,10 +1,6 @@
-"""Uniforms that depend on nothing but the request, and tokens drawn from them by inverse CDF.
+"""Tokens drawn for rows, as their requests want it.
 
-Axes: R rows, V vocabulary, N forbidden tokens.
-
-A row's uniforms come from (seed, prompt token ids, sample id, row, step), so a group is the same
-whatever else is in the batch (invariant I11). Inverse CDF costs one pass over the probabilities;
-the usual exponential-noise sampler needs V random numbers a row.
+Axes: R rows, V vocabulary, N forbidden tokens, K likeliest tokens.
 """
 
 from __future__ import annotations
@@ -14,47 +10,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from interlace.engine.backends.base import is_out_of_memory
+from interlace.engine.backends.base import Ahead, is_out_of_memory
+from interlace.engine.inverse_cdf import Workspace, inverse_cdf, pick, uniforms, weights_of
+from interlace.engine.request import Request
 from interlace.engine.state import Drawn, Row, RunningGroup
 from interlace.engine.types import SamplingParams
 from interlace.errors import GenerationError
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_BLOCK = 256  # probabilities are summed in blocks, so that only one block needs a running sum
 _TOP_P_CANDIDATES = 512
 _FAINT = 1e-20  # the share of allowed tokens below which they get their own scale
-
-
-class Workspace:
-    """The same memory at every step: fresh megabytes cost more in page faults than the
-    arithmetic."""
-
-    def __init__(self) -> None:
-        self._store: Tensor | None = None
-
-    def get(self, rows: int, columns: int, device: torch.device) -> Float[Tensor, "R padded"]:
-        """Room for so many numbers, with whatever stands there."""
-        store = self._store
-        if store is None or store.numel() < rows * columns or store.device != device:
-            store = torch.empty(rows * columns, dtype=torch.float32, device=device)
-            self._store = store
-        return store[: rows * columns].view(rows, columns)
-
-
-def uniforms(
-    keys: UInt64[np.ndarray, " R"], steps: Int[np.ndarray, " R"]
-) -> Float[np.ndarray, " R"]:
-    """A number in [0, 1) for each row at its step (SplitMix64, the row's key its seed).
-
-    Equation (14).
-    """
-    x = keys + (steps.astype(np.uint64) + np.uint64(1)) * _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -81,7 +48,7 @@ class Sampled:
 @torch.inference_mode()
 def sample(
     logits: Float[Tensor, "R V"],
-    uniform: Float[np.ndarray, " R"],
+    uniform: Float[np.ndarray, " R"] | Float[Tensor, " R"],
     params: SamplingParams,
     forbidden: Int[Tensor, " N"],
     histories: Sequence[Sequence[int]] | None = None,
@@ -100,12 +67,12 @@ def sample(
         histories: Prompt and completion ids of each row, if `needs_history(params)`.
         workspace: Memory kept from step to step by whoever samples; None takes some anew.
     """
-    workspace = workspace or Workspace()
+    workspace, uniform = workspace or Workspace(), torch.as_tensor(uniform, device=logits.device)
     if logits.dtype == torch.float64 and histories is None:
         # All that follows is in float32; no probability changes, and no digit is lost to a large
         # part that all logits have in common.
         logits = logits - logits.amax(dim=-1, keepdim=True)
-    weights, normaliser = _weights(logits, workspace)
+    weights, normaliser = weights_of(logits, workspace)
     if params.temperature == 0 or histories is not None or _reshapes(params):
         scores = logits.float().clone()
         if histories is not None:
@@ -117,16 +84,16 @@ def sample(
             best, tokens = scores.max(dim=-1)
             sampled_logprobs = torch.where(best > float("-inf"), 0.0, float("nan"))
         else:
-            filtered, _ = _weights(_filter(scores, params), workspace)
-            tokens, sampled_logprobs, _ = _inverse_cdf(filtered, uniform)
+            filtered, _ = weights_of(_filter(scores, params), workspace)
+            tokens, sampled_logprobs, _ = inverse_cdf(filtered, uniform)
     else:
         weights[:, forbidden] = 0
-        tokens, sampled_logprobs, total = _inverse_cdf(weights, uniform)
+        tokens, sampled_logprobs, total = inverse_cdf(weights, uniform)
         if not bool((total >= _FAINT).all()):  # a forbidden token has nearly all the probability
             scores = logits.float().index_fill(1, forbidden, float("-inf"))
-            tokens, sampled_logprobs, _ = _inverse_cdf(_weights(scores, workspace)[0], uniform)
+            tokens, sampled_logprobs, _ = inverse_cdf(weights_of(scores, workspace)[0], uniform)
     tokens = tokens.clamp_(max=logits.shape[-1] - 1)  # a row that is NaN may point anywhere
-    logprobs = _pick(logits, tokens).float() - normaliser
+    logprobs = pick(logits, tokens).float() - normaliser
     if not params.top_logprobs:
         return Sampled(tokens, logprobs, sampled_logprobs)
     top, ids = logits.float().topk(min(params.top_logprobs, logits.shape[-1]), dim=-1)
@@ -191,46 +158,6 @@ def _top_p(scores: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R V"]:
     return torch.full_like(scores, float("-inf")).scatter_(1, order, kept)
 
 
-def _weights(
-    scores: Float[Tensor, "R V"], workspace: Workspace
-) -> tuple[Float[Tensor, "R padded"], Float[Tensor, " R"]]:
-    """exp(scores - max) for each row, padded with zeros to whole blocks, and the log of the sum of
-    exp(scores)."""
-    rows, vocabulary = scores.shape
-    weights = workspace.get(rows, -(-vocabulary // _BLOCK) * _BLOCK, scores.device)
-    weights[:, vocabulary:] = 0
-    kept = weights[:, :vocabulary]
-    kept.copy_(scores)
-    top = kept.amax(dim=-1, keepdim=True)
-    kept.sub_(top).exp_()
-    return weights, top[:, 0] + weights.sum(dim=-1).log()
-
-
-def _inverse_cdf(
-    weights: Float[Tensor, "R padded"], uniform: Float[np.ndarray, " R"]
-) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
-    """The token at which the cumulated weight passes `uniform` of the whole, its log-probability,
-    and the whole."""
-    rows = weights.shape[0]
-    blocks = weights.view(rows, -1, _BLOCK)
-    cumulated = blocks.sum(dim=-1).double().cumsum(dim=-1)
-    total = cumulated[:, -1:]
-    target = torch.as_tensor(uniform, device=weights.device)[:, None] * total
-    block = torch.searchsorted(cumulated, target, right=True).clamp_(max=blocks.shape[1] - 1)
-    rest = target - torch.where(block > 0, cumulated.gather(1, (block - 1).clamp_(min=0)), 0.0)
-    inside = blocks[torch.arange(rows, device=weights.device), block[:, 0]]
-    index = torch.searchsorted(inside.double().cumsum(dim=-1), rest, right=True)
-    # Rounding can carry the target past the block's last positive weight; that token is meant.
-    last = _BLOCK - 1 - inside.flip(-1).gt(0).int().argmax(dim=-1, keepdim=True)
-    tokens = (block * _BLOCK + torch.minimum(index, last))[:, 0]
-    share = _pick(weights, tokens).double() / total[:, 0]
-    return tokens, share.log().float(), total[:, 0]
-
-
-def _pick(values: Float[Tensor, "R V"], tokens: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
-    return values.gather(1, tokens[:, None])[:, 0]
-
-
 @dataclass
 class Drawing:
     """What a step has given: each row's token, and the groups for which it could not."""
@@ -252,10 +179,47 @@ def draw(rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace
     for places in alike.values():
         part = logits if len(places) == len(rows) else logits[places]
         _draw_alike([rows[place] for place in places], part, workspace, drawing)
+    return _without_failed(drawing)
+
+
+def _without_failed(drawing: Drawing) -> Drawing:
     for group in drawing.failed:
         for row in group.rows:
             drawing.tokens.pop(row, None)
     return drawing
+
+
+def needs_host(request: Request) -> bool:
+    """Whether drawing for a request, or the end of its rows, is more than a backend can do by
+    itself: filters and processors, stop strings, and all that is recorded of a step."""
+    params = request.params
+    filters = bool(params.top_k) or params.top_p < 1 or params.min_p > 0
+    recorded = params.top_logprobs > 0 or params.record_attention is not None
+    reads_text = bool(params.stop) or params.consensus is not None
+    return filters or needs_history(params) or recorded or reads_text
+
+
+def ahead_of(row: Row) -> Ahead:
+    """What a backend needs to know of a row to go on with it by itself."""
+    request = row.group.request
+    return Ahead(
+        token=row.tokens[-1],
+        length=len(row.tokens) - 1,
+        key=int(row.key.astype(np.int64)),
+        temperature=request.params.temperature,
+        forbidden=request.forbidden.tolist(),
+        stops=sorted(request.stop_ids),
+    )
+
+
+def drawing_of(rows: Sequence[Row], values: Sequence[Sequence[float]]) -> Drawing:
+    """What a backend has drawn by itself: of each row the token and its log-probabilities."""
+    drawing = Drawing()
+    for row, (token, logprob, sampled) in zip(rows, values, strict=True):
+        if logprob != logprob or sampled != sampled:
+            drawing.failed[row.group] = _cannot_draw(row, logits_are_numbers=logprob == logprob)
+        drawing.tokens[row] = Drawn(int(token), logprob, sampled, None)
+    return _without_failed(drawing)
 
 
 def _draw_alike(

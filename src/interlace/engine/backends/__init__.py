@@ -7,10 +7,11 @@ from torch import nn
 from interlace.attaching import base_model_of
 from interlace.engine.backends.base import Backend
 from interlace.engine.backends.cpu import CPUBackend, why_not_packed
+from interlace.engine.backends.graph import GraphBackend
 from interlace.engine.backends.hf import HFBackend
 from interlace.errors import GenerationError
 
-BACKENDS: dict[str, type[HFBackend]] = {"hf": HFBackend, "cpu": CPUBackend}
+BACKENDS: dict[str, type[HFBackend]] = {"hf": HFBackend, "cpu": CPUBackend, "graph": GraphBackend}
 
 
 def choose_backend(name: str, model: nn.Module, prefill_chunk: int) -> Backend:

@@ -10,7 +10,8 @@ asks nothing else of those.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,20 @@ from transformers import PreTrainedModel
 from interlace.coupling.base import Seat
 from interlace.engine.kv import Slot, StoredPrompt
 from interlace.rows import Reads
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a backend needs to know of a row to go on with it by itself: the token that comes next,
+    the number of tokens that it was fed, the key of its uniforms (as a signed number), its
+    temperature, the tokens that it never gets, and those that end it."""
+
+    token: int
+    length: int
+    key: int
+    temperature: float
+    forbidden: list[int]
+    stops: list[int]
 
 
 class Backend(ABC):
@@ -34,6 +49,7 @@ class Backend(ABC):
         name: Name by which a user chooses it.
         seats: Seats of couplings that it carries; a coupling at another seat is refused.
         reads: Reaches of blocks that it carries beside the paper's; another is refused.
+        draws: Whether it can draw tokens itself, by `draw`.
         base: Hugging Face model itself.
         context: Number of positions that the model gets at most, if there is such a number, and its
             reason.
@@ -45,6 +61,7 @@ class Backend(ABC):
     name: ClassVar[str]
     seats: ClassVar[tuple[Seat, ...]]
     reads: ClassVar[tuple[Reads, ...]] = ()
+    draws: ClassVar[bool] = False
 
     base: PreTrainedModel
     context: tuple[int | None, str]
@@ -117,6 +134,28 @@ class Backend(ABC):
     @abstractmethod
     def advance(self) -> None:
         """Count the tokens that `decode` has just fed."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it has begun a step by itself, of which `draw` gives the tokens next."""
+        return False
+
+    def draw(
+        self, slots: Sequence[Slot], tell: Callable[[Slot], Ahead], go_on: bool
+    ) -> tuple[list[Slot], list[list[float]]]:
+        """`decode`, `advance` and the choice of tokens in one. A backend that `draws` may be one
+        step ahead; it then ends rows by itself.
+
+        Args:
+            slots: All rows that are open.
+            tell: Function that tells what the backend needs to know of a row.
+            go_on: Whether to begin another step.
+
+        Returns:
+            Rows that have a token, and of each the token and its log-probabilities, at temperature
+            1 and under the distribution that was drawn from.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def release(self, gone: Slot | StoredPrompt) -> None:

@@ -1,15 +1,20 @@
 """Weights packed for oneDNN on the CPU: 1.5 to 2 times a plain product at the row counts of
 decoding; and a Bridge block's decode step in as few operator calls as torch has.
 
-Packed copies are taken from the model's weights when a call begins and taken anew when those have
-changed, because a trainer samples from the very weights that it trains.
+A model of a family that flat.py knows is one function, with few products and few operators beside
+them; another keeps its modules, whose linears are packed one by one. Packed copies are taken from
+the model's weights when a call begins and taken anew when those have changed, because a trainer
+samples from the very weights that it trains.
 
-Axes: R rows, I inputs, O outputs, D hidden size, H query heads, G key-value heads, C head dim.
+Axes: R rows, S positions, N tokens of a call, I inputs, O outputs, D hidden size, H query heads, G
+key-value heads, C head dim.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +24,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interlace import huge_pages
+from interlace.attaching import base_model_of
 from interlace.coupling.base import Coupling
 from interlace.coupling.bridge import BridgeBlock
-from interlace.engine.backends.hf import Borrowed, HFBackend, Patch, Twin, can_have_twin
+from interlace.engine.backends.flat import (
+    FlatBackend,
+    Product,
+    eps_of,
+    flatten,
+    normalised,
+    why_not_flat,
+)
+from interlace.engine.backends.hf import Borrowed, Patch, Twin, can_have_twin
 from interlace.engine.kv import fused_cpu
 from interlace.errors import GenerationError
 from interlace.rows import Owners, Rows
 
 
-class CPUBackend(HFBackend):
-    """The portable backend on a twin whose linears and blocks use packed products."""
+class CPUBackend(FlatBackend):
+    """The portable backend on packed products: one function where the model's family is known, else
+    a twin whose linears and blocks use them."""
 
     name = "cpu"
 
@@ -45,10 +60,14 @@ class CPUBackend(HFBackend):
 
     def refresh(self) -> None:
         super().refresh()
-        self._packed_host = None
+        self._packed_host = self._flat = None
         if can_have_twin(self.model):
             twin = Twin(self.model)
-            twin.patch(self.packed.refresh(twin.model))
+            base = base_model_of(twin.model)
+            is_flat = why_not_flat(base) is None and _is_of_one_type(base)
+            with self.packed.anew():
+                twin.patch(self.packed.refresh(twin.model, blocks_only=is_flat))
+                self._flat = flatten(base, self.packed.product) if is_flat else None
             self._packed_host = twin
 
     def _host_of_pass(self) -> Twin | Borrowed:
@@ -61,88 +80,128 @@ _FEWEST_FP32_ROWS = 4
 
 
 @dataclass
-class _Packed:
-    weight: Tensor
-    bias: Tensor | None
-    packed: Tensor
-    version: tuple[int, int]
-    sums: Tensor
-
-
-@dataclass
-class _Step:
-    step: BridgeStep
+class _Made:
+    what: Any
+    nbytes: int
     versions: list[tuple[int, int]]
     sums: list[Tensor]
 
 
 class PackedWeights:
-    """Packed copies of a model's linear weights, kept from call to call by their modules' paths."""
+    """Packed copies of a model's weights, kept from call to call by name, and made anew when one of
+    the weights has changed."""
 
     def __init__(self) -> None:
-        self._packed: dict[tuple[str, str], _Packed] = {}
-        self._steps: dict[str, _Step] = {}
+        self._made: dict[Hashable, _Made] = {}
+        self._before: dict[Hashable, _Made] = {}
+        self._new: list[huge_pages.Span] = []
 
     @property
     def nbytes(self) -> int:
         """What the copies take, in bytes."""
-        linears = sum(p.weight.numel() * p.weight.element_size() for p in self._packed.values())
-        return linears + sum(s.step.nbytes for s in self._steps.values())
+        return sum(made.nbytes for made in self._made.values())
 
-    def refresh(self, model: nn.Module) -> list[Patch]:
-        """Compare every weight with the one that was packed, pack those that have changed, and
-        return what has the modules of `model` use them."""
-        fresh: dict[tuple[str, str], _Packed] = {}
-        steps: dict[str, _Step] = {}
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Within this context all copies are asked for; others are let go."""
+        self._before, self._made = self._made, {}
+        try:
+            yield
+            huge_pages.collapse(self._new)  # what was kept lies there already
+        finally:
+            self._before, self._new = {}, []
+
+    def of(self, name: Hashable, weights: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """What `make` makes of these weights, or has made of them before."""
+        versions, sums = [_version(w) for w in weights], [_sums(w) for w in weights]
+        made = self._before.pop(name, None)
+        if made is not None and self._is_stale(made, versions, sums):
+            made = None
+        if made is None:
+            nbytes = sum(w.numel() * w.element_size() for w in weights)
+            made = _Made(make(), nbytes, versions, sums)
+            copies = [made.what] if isinstance(made.what, Tensor) else made.what.packed
+            self._new += [*map(_span, copies), *((w.data_ptr(), w.nbytes) for w in weights)]
+        self._made[name] = made
+        return made.what
+
+    def _is_stale(self, made: _Made, versions: list[tuple[int, int]], sums: list[Tensor]) -> bool:
+        pairs = zip(made.sums, sums, strict=True) if made.versions == versions else None
+        return pairs is None or not all(torch.equal(a, b) for a, b in pairs)
+
+    def product(self, name: str, linears: Sequence[nn.Linear], norm: nn.Module | None) -> Product:
+        """One product of linears and the norm before them."""
+        norms = [] if norm is None else list(norm.parameters())
+        weights = [p for linear in linears for p in linear.parameters()] + norms
+        made: Product = self.of(name, weights, lambda: PackedProduct(linears, norm))
+        return made
+
+    def refresh(self, model: nn.Module, blocks_only: bool = False) -> list[Patch]:
+        """Packed copies for the modules of `model`, or for its blocks alone, and what has them use
+        those."""
         patches: list[Patch] = []
         for path, module in model.named_modules():
             names = _packable_weights(module)
-            if names and isinstance(module, Coupling) and _has_step(module):
-                steps[path] = self._fresh_step(path, module)
-                patches.append((module, "step", steps[path].step))
+            if not names or (blocks_only and not isinstance(module, Coupling)):
                 continue
-            for name in names:
-                fresh[path, name] = self._fresh(path, module, name)
-            if isinstance(module, Coupling) and names:
-                products = {name: fresh[path, name] for name in names}
-                patches.append((module, "_linear", functools.partial(_block_product, products)))
-            elif names:
-                product = functools.partial(_product, fresh[path, names[0]])
+            if isinstance(module, Coupling) and _has_step(module):
+                block: Any = module
+                make = functools.partial(STEPS[module.kind], block)
+                patches.append((module, "step", self.of(path, list(module.parameters()), make)))
+                continue
+            packed = {name: self._packed(path, module, name) for name in names}
+            if isinstance(module, Coupling):
+                patches.append((module, "_linear", functools.partial(_block_product, packed)))
+            else:
+                product = functools.partial(_product, packed[names[0]])
                 patches.append((module, "forward", product))
-        # What was kept lies there already.
-        new = [p for key, p in fresh.items() if self._packed.get(key) is not p]
-        copies = [packed.packed for packed in new]
-        for path, step in steps.items():
-            copies += step.step.packed if self._steps.get(path) is not step else ()
-        weights = [packed.weight for packed in new]
-        huge_pages.collapse([*map(_span, copies), *((w.data_ptr(), w.nbytes) for w in weights)])
-        self._packed, self._steps = fresh, steps
         return patches
 
-    def _fresh_step(self, path: str, block: Any) -> _Step:
-        weights = list(block.parameters())
-        versions = [_version(weight) for weight in weights]
-        sums = [_sums(weight) for weight in weights]
-        kept = self._steps.get(path)
-        if (
-            kept is not None
-            and kept.versions == versions
-            and all(map(torch.equal, kept.sums, sums))
-        ):
-            return kept
-        return _Step(STEPS[block.kind](block), versions, sums)
-
-    def _fresh(self, path: str, module: nn.Module, name: str) -> _Packed:
+    def _packed(self, path: str, module: nn.Module, name: str) -> _Packed:
         weight: Tensor = getattr(module, name)
         bias: Tensor | None = getattr(module, "bias", None)
-        version = _version(weight)
-        sums = _sums(weight)
-        kept = self._packed.get((path, name))
-        if kept is not None and kept.version == version and torch.equal(kept.sums, sums):
-            kept.weight, kept.bias = weight, bias
-            return kept
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        return _Packed(weight, bias, packed, version, sums)
+        reorder = torch.ops.mkldnn._reorder_linear_weight
+        packed = self.of((path, name), [weight], lambda: reorder(weight.detach()))
+        return _Packed(weight, bias, packed)
+
+
+@dataclass
+class _Packed:
+    weight: Tensor
+    bias: Tensor | None
+    packed: Tensor
+
+
+class PackedProduct(Product):
+    """Linears of one input as one packed product, the weight of the norm before them folded into
+    it."""
+
+    def __init__(self, linears: Sequence[Any], norm: Any) -> None:
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        if norm is not None:
+            weight = weight * norm.weight.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._eps = None if norm is None else eps_of(norm)
+        biases = [linear.bias for linear in linears]
+        self._bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+
+    @property
+    def packed(self) -> tuple[Tensor]:
+        """The packed copy."""
+        return (self._packed,)
+
+    def __call__(
+        self, x: Float[Tensor, "N I"], residual: Float[Tensor, "N O"] | None = None
+    ) -> Float[Tensor, "N O"]:
+        ops: Any = torch.ops.mkldnn
+        if self._eps is not None:
+            x = normalised(x, self._eps)
+        out: Tensor
+        if residual is None:
+            out = ops._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        else:
+            out = ops._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
+        return out
 
 
 def why_not_packed(model: nn.Module) -> str | None:
@@ -169,6 +228,11 @@ def _packable_weights(module: nn.Module) -> tuple[str, ...]:
     weight = getattr(module, names[0])
     plain = type(weight) in (nn.Parameter, Tensor) and weight.device.type == "cpu"
     return names if plain and weight.dtype in _PACKABLE else ()
+
+
+def _is_of_one_type(model: nn.Module) -> bool:
+    types = {parameter.dtype for parameter in model.parameters()}
+    return len(types) == 1 and types <= set(_PACKABLE)
 
 
 def _has_step(block: Coupling) -> bool:
@@ -221,7 +285,7 @@ class BridgeStep:
         folded = (block.qkv_weight.detach().float() * norm.float()).to(norm.dtype)
         self._qkv = torch.ops.mkldnn._reorder_linear_weight(folded)
         self._o = torch.ops.mkldnn._reorder_linear_weight(block.o_weight.detach())
-        self._eps = torch.full((1,), float(block.norm.eps or 0), dtype=torch.float32)
+        self._eps = eps_of(block.norm)
         self._per_dim = 1 / block.norm.weight.shape[0]
         self._heads = [block.num_heads, block.num_kv_heads, block.num_kv_heads]
         self._scale = block.head_dim**-0.5
@@ -230,12 +294,6 @@ class BridgeStep:
     def packed(self) -> tuple[Tensor, Tensor]:
         """The packed copies."""
         return self._qkv, self._o
-
-    @property
-    def nbytes(self) -> int:
-        """What the packed copies take, in bytes."""
-        weights = (self._block.qkv_weight, self._block.o_weight)
-        return sum(w.numel() * w.element_size() for w in weights)
 
     def __call__(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
         """X + Bridge(Norm(X)), as the block itself computes it where this is not a decode step."""

@@ -1,7 +1,7 @@
 """The model's own Hugging Face forward: the portable backend.
 
 Axes: B prompts, R live rows, S positions, V vocabulary, L layers with blocks, U prompt positions,
-C head dim.
+C head dim, E positions whose logits are wanted.
 
 The modules that a backend runs: a twin of the user's model, or the model itself for a moment.
 
@@ -27,15 +27,15 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from interlace.attaching import SHARDED, Attachment, base_model_of
-from interlace.coupling.base import Coupling, check_carried
+from interlace.coupling.base import Coupling, Seat, check_carried
 from interlace.engine.backends.base import Backend
 from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import (
@@ -49,7 +49,7 @@ from interlace.engine.kv import (
     shared_attention,
 )
 from interlace.errors import GenerationError
-from interlace.rows import Owners, Prompts, Rows
+from interlace.rows import Owners, Prompts, Reads, Rows
 
 AttentionInterface.register(ATTENTION, shared_attention)
 
@@ -60,8 +60,8 @@ class HFBackend(Backend):
     """Hugging Face's modules with our attention; keys and values in a `SharedCache`."""
 
     name = "hf"
-    seats = ("input", "attention", "attended", "layer", "head")
-    reads = ("finished", "history")
+    seats: ClassVar[tuple[Seat, ...]] = ("input", "attention", "attended", "layer", "head")
+    reads: ClassVar[tuple[Reads, ...]] = ("finished", "history")
 
     def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
         self.model = model
@@ -160,33 +160,20 @@ class HFBackend(Backend):
         padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
         ids = torch.tensor(padded, device=self.device)
         positions = torch.arange(longest, device=self.device).expand(len(prompts), -1)
-        cache, host = DynamicCache(config=self.base.config), self._fresh_host()
+        cache, host = self._prefill_cache(), self._fresh_host()
         flags = list(alone) or [False] * len(prompts)
         rows: dict[str, Rows] = {"groups": Prompts(flags)} if self.skips_alone else {}
         logits: dict[int, Float[Tensor, "B V"]] = {}
         for start in range(0, longest, self._chunk):
             stop = min(start + self._chunk, longest)
             wanted = [end - start for end in ends if start <= end < stop]
-            keep: Any = (
-                1
-                if wanted in ([], [stop - start - 1])
-                else torch.tensor(wanted, device=self.device)
-            )
-            with host.ready(None):
-                out = host.model(
-                    input_ids=ids[:, start:stop],
-                    position_ids=positions[:, start:stop],
-                    past_key_values=cache,
-                    use_cache=True,
-                    **rows,
-                    **({"logits_to_keep": keep} if self._picks_logits else {}),
-                )
-            kept = out.logits if self._picks_logits else out.logits[:, wanted]
+            part = ids[:, start:stop], positions[:, start:stop]
+            kept = self._compute_chunk(host, *part, cache, wanted, rows)
             for n, end in enumerate(wanted):
                 logits[start + end] = kept[:, n].to(self.device)
             if stop < longest:
                 yield
-        self._windows = windows_of(cache)
+        self._windows = windows_of(DynamicCache(config=self.base.config))
         stored = keys_and_values(self.base, cache)
         return [
             self._cache.add_prompt(
@@ -196,6 +183,34 @@ class HFBackend(Backend):
             )
             for b, length in enumerate(lengths)
         ]
+
+    def _prefill_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.base.config)
+
+    def _compute_chunk(
+        self,
+        host: Twin | Borrowed,
+        ids: Int[Tensor, "B S"],
+        positions: Int[Tensor, "B S"],
+        cache: DynamicCache,
+        wanted: list[int],
+        rows: dict[str, Rows],
+    ) -> Float[Tensor, "B E V"]:
+        """Logits at the wanted places of a chunk of prompts; its keys and values go to the
+        cache."""
+        is_last = wanted in ([], [ids.shape[1] - 1])
+        keep: Any = 1 if is_last else torch.tensor(wanted, device=self.device)
+        with host.ready(None):
+            out = host.model(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **rows,
+                **({"logits_to_keep": keep} if self._picks_logits else {}),
+            )
+        logits: Tensor = out.logits if self._picks_logits else out.logits[:, wanted]
+        return logits
 
     # Rows -----------------------------------------------------------------------------------------
 
@@ -234,8 +249,8 @@ class HFBackend(Backend):
         seats = () if self._coupling is None else self._coupling.seats
         cache.has_further_part = "attention" in seats
         places = [slot.place for slot in slots]
-        ids = torch.tensor(tokens, device=self.device)[:, None]
-        positions = torch.tensor(cache.positions, device=self.device)[:, None]
+        ids = torch.tensor(tokens, device=self.device)
+        positions = torch.tensor(cache.positions, device=self.device)
         in_order = places == list(range(len(places)))
         if not in_order:
             ids = torch.empty_like(ids).index_copy_(0, torch.tensor(places, device=ids.device), ids)
@@ -244,25 +259,35 @@ class HFBackend(Backend):
             host.patch(self._recorders(host.model))
             self._recording = host
         self._seen = [] if recording else None
-        token = active_cache.set(cache)
+        try:
+            logits = self._compute_step(host, ids, positions).to(self.device)
+        finally:
+            seen, self._seen = self._seen, None
+        weights = torch.stack(seen) if seen else None
+        if in_order:
+            return logits, weights
+        return logits[places], None if weights is None else weights[:, places][:, :, places]
+
+    def _compute_step(
+        self, host: Twin | Borrowed, ids: Int[Tensor, " R"], positions: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R V"]:
+        """Logits after the live rows' next tokens; their keys and values go to the cache."""
+        token = active_cache.set(self._cache)
         try:
             with host.ready(ATTENTION):
                 out = host.model(
-                    input_ids=ids,
-                    position_ids=positions,
-                    past_key_values=cache,
+                    input_ids=ids[:, None],
+                    position_ids=positions[:, None],
+                    past_key_values=self._cache,
                     use_cache=True,
                     **({} if self._coupling is None else {"groups": self._owners}),
                 )
         finally:
             active_cache.reset(token)
-            seen, self._seen = self._seen, None
-        if not cache.is_checked:
-            cache.check_asked(self.base, self._windows)
-        logits, weights = out.logits[:, -1].to(self.device), torch.stack(seen) if seen else None
-        if in_order:
-            return logits, weights
-        return logits[places], None if weights is None else weights[:, places][:, :, places]
+        if not self._cache.is_checked:
+            self._cache.check_asked(self.base, self._windows)
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
     def advance(self) -> None:
         if self._kept is not None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from interlace import Engine, SamplingParams
 from interlace.engine.backends import choose_backend
 from interlace.engine.backends.hf import HFBackend
+from interlace.engine.slots import SlotCache
 from support.architectures import NAMES, attach_random, build
 from support.engine import largest_gap, prefilled
 
 # Of four different lengths, in no order.
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [15, 16, 17, 18], [19, 20, 21]]
+
+
+def stores_of(backend: HFBackend) -> list[Tensor]:
+    """Keys and values of prompts, prompts second."""
+    cache: Any = backend._cache
+    return [cache.shared] if isinstance(cache, SlotCache) else [s.data for s in cache._shared]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,9 +41,9 @@ def test_I6_prompts_together_are_prompts_alone(name: str, backend: str) -> None:
         (alone,) = prefilled(one, [prompt])
         torch.testing.assert_close(stored[place].logits, alone.logits, atol=1e-5, rtol=1e-5)
         assert stored[place].length == alone.length == len(prompt)
-        for mine, theirs in zip(many._cache._shared, one._cache._shared, strict=True):
-            got = mine.data[:, stored[place].place, :, : len(prompt)]
-            want = theirs.data[:, alone.place, :, : len(prompt)]
+        for mine, theirs in zip(stores_of(many), stores_of(one), strict=True):
+            got = mine[:, stored[place].place, :, : len(prompt)]
+            want = theirs[:, alone.place, :, : len(prompt)]
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
