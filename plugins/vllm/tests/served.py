@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Before vLLM is imported: one process, so that tests see the scheduler.
@@ -17,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from interlace.saving.vllm import export_for_vllm
-from support.architectures import attach_random, build
+from support.architectures import attach_random, build, tiny_config
 from support.text import tiny_tokenizer
 
 SIZES = {
@@ -40,6 +41,7 @@ def exported(folder: Path, name: str = "llama", **blocks: Any) -> PreTrainedMode
     # vLLM decorates the classes of decoders in place: after its first engine, every model of the
     # class in this process asks for its configuration, and whether to compile.
     uncompiled = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE))
+    uncompiled.model_config = SimpleNamespace(hf_config=tiny_config(name, **sizes))
     with set_current_vllm_config(uncompiled):
         model = attach_random(build(name, **sizes), **blocks)
     model.get_decoder().do_not_compile = True

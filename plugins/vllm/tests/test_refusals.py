@@ -99,7 +99,7 @@ def test_a_group_longer_than_the_cache_is_refused(
     _, llm = llama
     cache = llm.llm_engine.vllm_config.cache_config
     monkeypatch.setattr(cache, "kv_cache_size_tokens", 1000)
-    with pytest.raises(VLLMValidationError, match=r"8 x 150 \(prompt 50, max_tokens 100\).*1000"):
+    with pytest.raises(VLLMValidationError, match=r"8 x 150 \(prompt 50, max_tokens 100\).*968"):
         sampled(llm, prompts(1, 50, 50), [8], max_tokens=100)
     sampled(llm, prompts(1, 50, 50), [6], max_tokens=100)
 

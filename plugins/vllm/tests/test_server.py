@@ -35,7 +35,7 @@ class Server:
         options = (
             f"--model {folder} --port {port} --dtype float32 --enforce-eager --max-model-len 256 "
             "--max-num-seqs 24 --max-num-batched-tokens 96 --block-size 32 "
-            f"--kv-cache-memory-bytes {24 * 2**20}"
+            f"--kv-cache-memory-bytes {8 * 2**20}"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()],

@@ -103,11 +103,14 @@ def _check_length(config: Any, request: Any) -> None:
     tokens = min(prompt + params.max_tokens, config.model_config.max_model_len)
     block = cache.block_size
     needed = params.n * -(-tokens // block) * block
-    if cache.kv_cache_size_tokens is not None and needed > cache.kv_cache_size_tokens:
+    if cache.kv_cache_size_tokens is None:
+        return
+    room = cache.kv_cache_size_tokens - block  # one block is vLLM's own
+    if needed > room:
         raise VLLMValidationError(
             f"A group of n rows needs room for all its tokens: {params.n} x {tokens} (prompt "
             f"{prompt}, max_tokens {params.max_tokens}), and the KV cache has "
-            f"{cache.kv_cache_size_tokens}. Ask for fewer rows or a smaller max_tokens.",
+            f"{room}. Ask for fewer rows or a smaller max_tokens.",
             parameter="max_tokens",
         )
 
