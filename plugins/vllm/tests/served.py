@@ -32,6 +32,8 @@ SIZES = {
 ENDS = list(range(1, 9))  # tokens that end rows in tests: one in twelve
 TOLERANCE = 1e-4
 
+_kept: list[Any] = []  # the end of one engine takes the process groups of all others along
+
 
 def exported(folder: Path, name: str = "llama", **blocks: Any) -> PreTrainedModel:
     """A tiny attached model, written to `folder` as vLLM serves it."""
@@ -78,7 +80,9 @@ def served(folder: Path, **options: Any) -> Any:
         "seed": 1,
         "disable_log_stats": True,
     }
-    return LLM(str(folder), **(settings | options))
+    llm = LLM(str(folder), **(settings | options))
+    _kept.append(llm)
+    return llm
 
 
 def params(n: int, **options: Any) -> Any:

@@ -88,9 +88,10 @@ def is_export(folder: Path) -> bool:
 
 def _describe(path: Path, attachment: Attachment) -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["architectures"] = [ARCHITECTURE]
+    base, values["architectures"] = values["architectures"], [ARCHITECTURE]
     values[SECTION] = {
         "format": FORMAT,
+        "base": base,
         "blocks": attachment.config.to_dict(),
         "layers": list(attachment.layer_names),
     }

@@ -59,6 +59,7 @@ def test_base_and_blocks_are_rebuilt_from_the_folder_alone(
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.architectures == ["InterlaceForCausalLM"]
     section = section_of(tmp_path)
+    assert section["base"] == [type(model).__name__]
     assert section["layers"] == list(model.interlace_attachment.layer_names)
     rebuilt = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with warnings.catch_warnings():

@@ -78,6 +78,12 @@ class InterlaceForCausalLM(TransformersForCausalLM):
             places[layer.interlace_place] = layer
             swap(layer, LayerInStep, config.kind)
 
+    def _create_hf_to_vllm_mapper(self) -> None:
+        own = self.config.architectures
+        self.config.architectures = self.config.interlace["base"]  # whose weights are renamed
+        super()._create_hf_to_vllm_mapper()
+        self.config.architectures = own
+
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """As vLLM's; on a CPU the blocks' products are packed, as in Interlace's own engine."""
         loaded: set[str] = super().load_weights(weights)
