@@ -37,7 +37,11 @@ _kept: list[Any] = []  # the end of one engine takes the process groups of all o
 
 def exported(folder: Path, name: str = "llama", **blocks: Any) -> PreTrainedModel:
     """A tiny attached model, written to `folder` as vLLM serves it."""
-    sizes = SIZES if name != "llama" else {k: v for k, v in SIZES.items() if k != "sliding_window"}
+    sizes = dict(SIZES)
+    if name == "llama":  # which has none
+        del sizes["sliding_window"]
+    if name == "gpt_neox":  # whose heads make up the hidden size
+        sizes |= {"num_attention_heads": 3, "num_key_value_heads": 3}
     from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_current_vllm_config
 
     # vLLM decorates the classes of decoders in place: after its first engine, every model of the
