@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-oldest test-gpu fuzz vllm check format demo serve bench docs dist smoke size smollm2 clean
+.PHONY: help setup test test-slow test-oldest clients test-gpu fuzz vllm check format demo serve bench docs dist smoke size smollm2 clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,16 @@ test-oldest: ## Run the core's tests with the oldest transformers that is suppor
 	.venv-oldest/bin/python -m pytest -n 2 tests/invariants tests/unit/coupling tests/unit/engine tests/unit/saving \
 	  tests/unit/training/test_trainer_batches.py tests/unit/test_attaching.py tests/unit/test_attachment.py \
 	  tests/unit/test_generate_hf.py tests/unit/test_save_pretrained.py
+
+# uv, since pip tries for half an hour which versions go together. aiperf's go with nobody's.
+clients: $(STAMP) ## Run clients of others against our server, from .venv-clients
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet uv
+	.venv-clients/bin/uv pip install --quiet --python .venv-clients/bin/python --group clients
+	.venv-clients/bin/uv venv --quiet --clear .venv-clients/aiperf
+	.venv-clients/bin/uv pip install --quiet --python .venv-clients/aiperf/bin/python "aiperf>=0.13" transformers
+	-npm install --prefix .venv-clients --no-save --no-audit --no-fund openai@6
+	$(BIN)/python -m pytest -m slow tests/server/test_clients.py
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

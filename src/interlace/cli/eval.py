@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 
     from interlace.engine.engine import Engine
     from interlace.evaluation.report import Report
+    from interlace.evaluation.responses import RecordedResponses
     from interlace.evaluation.results import ArmResult
     from interlace.remote import RemoteEngine
     from interlace.tasks import Task
 
+_MISSING = dataclasses.MISSING
 EXAMPLES = """\
 examples:
   The model that comes with the package, in seconds:
@@ -51,6 +54,8 @@ examples:
     interlace eval --config eval.yaml --temperature 0.6 --task-options.digits 1
   Metrics anew from the raw generations, without sampling, here at 90 %:
     interlace eval --from runs/bridge --level 0.9
+  Responses made elsewhere, n for each problem, whose rows do not read each other:
+    interlace eval --responses theirs.jsonl --rows independent --task gsm8k
   Arms over the same problems: interlace compare --help
 """
 
@@ -84,6 +89,9 @@ class _Measuring:
         timed: Number of problems whose group is sampled once more, alone, at every width, for the
             latency; 0 leaves out seconds.
         from_run: Path of a run's folder whose rows are measured, instead of sampling.
+        responses: Path of a file of responses made elsewhere (JSON lines), instead of a model.
+        rows: What the responses of a line are: a group whose rows read each other, or
+            independent; with --responses only.
         ks: Sizes of sets; with --from only.
         level: Coverage of the intervals, by default 0.95; with --from only.
         figures: Types of the figures' files: pdf, svg, png, or none.
@@ -95,6 +103,8 @@ class _Measuring:
     symbolic_votes: bool = False
     timed: int = 4
     from_run: str | None = None
+    responses: str | None = None
+    rows: Literal["groups", "independent"] | None = None
     ks: tuple[int, ...] | None = None
     level: float | None = None
     figures: tuple[FigureType, ...] = ("pdf", "svg", "png")
@@ -130,7 +140,8 @@ class Settings(ModelOptions, _Sampling, _Measuring, DeviceOptions):
         """Where the run is kept."""
         if self.output is not None:
             return Path(self.output)
-        name = "-".join([self.task, Path(self.model).name, *([self.arm] if self.arm else [])])
+        model = Path(self.model).name if self.responses is None else Path(self.responses).stem
+        name = "-".join([self.task, model, *([self.arm] if self.arm else [])])
         return Path("runs") / re.sub(r"[^\w.-]+", "-", name)
 
 
@@ -138,7 +149,8 @@ def build_parser(prog: str) -> Parser:
     """The options of `interlace eval`."""
     parser = Parser(
         prog,
-        usage="--model MODEL --task TASK [options]\n--from RUN [options]",
+        usage="--model MODEL --task TASK [options]\n--from RUN [options]\n"
+        "--responses FILE --rows groups|independent --task TASK [options]",
         description="Sample a task at several widths and measure pass@1, majority votes, "
         "G-Pass@k,\ncoverage, diversity, tokens and seconds, each with its interval. Prints the\n"
         "tables; keeps raw generations, result and figures in a folder, and goes on\n"
@@ -170,10 +182,44 @@ def settle(arguments: Namespace) -> Settings:
         raise ConfigError(
             "--ks and --level go with --from RUN, which measures again; a run keeps all it takes."
         )
+    if settings.responses is not None:
+        return _made_elsewhere(settings)
+    if settings.rows is not None:
+        raise ConfigError("--rows says what the lines of --responses FILE hold; give both.")
     check_loading(settings)
+    _check_task(settings)
+    return settings
+
+
+def _check_task(settings: Settings) -> None:
     if not settings.task:
         raise ConfigError("Say which task: --task countdown; `interlace tasks` lists them.")
-    return settings
+
+
+_OF_RESPONSES = {
+    *("responses", "rows", "task", "task_options", "data", "split", "limit", "arm", "scorer"),
+    *("training_seed", "symbolic_votes", "figures", "output", "overwrite", "json"),
+}
+
+
+def _made_elsewhere(settings: Settings) -> Settings:
+    """The settings of --responses, which samples and times nothing."""
+    fields = dataclasses.fields(Settings)
+    others = [f for f in fields if f.name not in _OF_RESPONSES and f.default_factory is _MISSING]
+    given = [f for f in others if getattr(settings, f.name) != f.default]
+    if given:
+        names = " and ".join(f"--{f.name.replace('_', '-')}" for f in given)
+        raise ConfigError(
+            f"--responses judges what {settings.responses} holds and samples nothing; leave out "
+            f"{names}."
+        )
+    if settings.rows is None:
+        raise ConfigError(
+            "Say what the responses of a line are: --rows groups, if they read each other, or "
+            "--rows independent. Their texts do not show it, and the metrics differ."
+        )
+    _check_task(settings)
+    return dataclasses.replace(settings, timed=0)
 
 
 # What it does -----------------------------------------------------------------------------------
@@ -209,11 +255,20 @@ def _evaluate(settings: Settings, notes: Console) -> int:
     from interlace.evaluation.run import report_of
 
     settings.sampling()  # mistakes show before a model is loaded
-    given = settings.scorer.items()
-    scorers = {name: named_function(str(where), "--scorer") for name, where in given}
+    scorers = {
+        name: named_function(str(where), "--scorer") for name, where in settings.scorer.items()
+    }
     task = task_of(settings.task, settings, settings.task_options)
-    engine = load_engine(settings, notes)
-    result = _sampled(settings, engine, _answerable(settings, task, engine, notes), scorers, notes)
+    engine: Engine | RemoteEngine | RecordedResponses
+    if settings.responses is not None:
+        engine = _recorded(settings, task)
+        settings = dataclasses.replace(
+            settings, widths=tuple(engine.widths), groups_per_problem=engine.groups
+        )
+    else:
+        engine = load_engine(settings, notes)
+        task = _answerable(settings, task, engine, notes)
+    result = _sampled(settings, engine, task, scorers, notes)
     if result is None:
         say(
             notes,
@@ -228,7 +283,7 @@ def _evaluate(settings: Settings, notes: Console) -> int:
 
 def _sampled(
     settings: Settings,
-    engine: Engine | RemoteEngine,
+    engine: Engine | RemoteEngine | RecordedResponses,
     task: Task,
     scorers: Mapping[str, Callable[..., Any]],
     notes: Console,
@@ -261,6 +316,14 @@ def _sampled(
     for line in [] if progress.tally is None else summary(progress.tally):
         say(notes, line)
     return result
+
+
+def _recorded(settings: Settings, task: Task) -> RecordedResponses:
+    from interlace.evaluation.responses import RecordedResponses
+
+    assert settings.responses is not None
+    assert settings.rows is not None
+    return RecordedResponses(settings.responses, task, settings.rows, limit=settings.limit)
 
 
 def _answerable(

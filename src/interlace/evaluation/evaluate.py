@@ -32,6 +32,7 @@ from interlace.tasks import Task
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
     from interlace.engine.types import SamplingParams
+    from interlace.evaluation.responses import RecordedResponses
     from interlace.remote import RemoteEngine
 
 WIDTHS = (1, 2, 4, 8, 16)
@@ -42,7 +43,7 @@ BASE_ARM = "base"
 
 
 def evaluate(
-    engine: Engine | RemoteEngine,
+    engine: Engine | RemoteEngine | RecordedResponses,
     task: Task,
     widths: Sequence[int] = WIDTHS,
     *,
@@ -66,7 +67,7 @@ def evaluate(
     """Sample a task at every width and measure pass@1, votes, G-Pass@k, diversity, tokens, seconds.
 
     Args:
-        engine: Engine with the model, attached or not.
+        engine: Engine with the model, attached or not; a server, or responses made elsewhere.
         task: Task with the problems; `interlace.tasks.get_task` builds one.
         widths: Widths to measure. A model whose rows see each other (Bridge) runs each of them. Any
             other runs the largest, and every k up to it follows.
@@ -127,7 +128,7 @@ def evaluate(
             "widths": sorted(widths),
             "groups": groups,
             "seed": chosen.seed,
-            "sampling": describe_sampling(chosen),
+            "sampling": getattr(engine, "sampling", None) or describe_sampling(chosen),
             "batch_rows": batch_rows,
             "timed": timed,
             "scorers": {name: qualified_name(scorer) for name, scorer in (scorers or {}).items()},

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from interlace.engine.engine import Engine
     from interlace.engine.types import SamplingParams
+    from interlace.evaluation.responses import RecordedResponses
     from interlace.remote import RemoteEngine
     from interlace.tasks import Example, Task
 
@@ -31,13 +32,13 @@ PACKAGES = ("interlace", "torch", "transformers", "numpy")
 _NOT_SAMPLING = ("width", "seed", "top_logprobs", "record_attention", "consensus")
 
 
-def describe_engine(engine: Engine | RemoteEngine) -> dict[str, Any]:
+def describe_engine(engine: Engine | RemoteEngine | RecordedResponses) -> dict[str, Any]:
     """`describe_model` of an engine's model; of a server's, what the server says."""
     model = getattr(engine, "model", None)
     return engine.description if model is None else describe_model(model)  # type: ignore[union-attr]
 
 
-def runs_on_cpu(engine: Engine | RemoteEngine) -> bool:
+def runs_on_cpu(engine: Engine | RemoteEngine | RecordedResponses) -> bool:
     """Whether this process's processor does the work."""
     model = getattr(engine, "model", None)
     return model is not None and next(model.parameters()).device.type == "cpu"
@@ -129,7 +130,7 @@ def describe_sampling(params: SamplingParams) -> dict[str, Any]:
     return as_json(values)
 
 
-def environment(engine: Engine | RemoteEngine) -> dict[str, Any]:
+def environment(engine: Engine | RemoteEngine | RecordedResponses) -> dict[str, Any]:
     """Where a run runs: versions, device, threads."""
     import torch
 
@@ -141,7 +142,7 @@ def environment(engine: Engine | RemoteEngine) -> dict[str, Any]:
     }
     model = getattr(engine, "model", None)
     if model is None:
-        return {**versions, "device": "a server", "threads": None}
+        return {**versions, "device": getattr(engine, "place", "a server"), "threads": None}
     device = base_model_of(model).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
@@ -200,15 +201,16 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def summary(
-    settings: Mapping[str, Any], environments: Sequence[Mapping[str, Any]]
-) -> dict[str, str]:
-    """The lines that stand at the head of a report."""
-    model, task, sampling = settings["model"], settings["task"], settings["sampling"]
-    origin = f", dequantised from {model['dequantised_from']}" if model["dequantised_from"] else ""
-    blocks = f", with {model['blocks']['kind']} blocks" if model["blocks"] else ""
-    options = settings["notes"].get("task_options", {})
-    given = "".join(f", {name}={value!r}" for name, value in options.items())
+def _size(model: Mapping[str, Any]) -> str:
+    if model["parameters"] is None:  # a server does not say
+        return ""
+    return f", {model['parameters'] / 1e6:,.4g} M parameters, {model['dtype']}"
+
+
+def _sampling(settings: Mapping[str, Any]) -> str:
+    sampling = settings["sampling"]
+    if "responses" in sampling:
+        return f"elsewhere; rows of {sampling['responses']} declared as {sampling['rows']}"
     filters = [
         f"{name} {sampling[name]}"
         for name, plain in (("top_k", (None, 0)), ("top_p", (1.0,)), ("min_p", (0.0,)))
@@ -217,14 +219,24 @@ def summary(
     how = ", ".join(
         [f"temperature {sampling['temperature']:g}", *filters, f"seed {settings['seed']}"]
     )
-    size = ""
-    if model["parameters"] is not None:  # a server does not say
-        size = f", {model['parameters'] / 1e6:,.4g} M parameters, {model['dtype']}"
+    return f"{how}, at most {sampling['max_new_tokens']} tokens a row"
+
+
+def summary(
+    settings: Mapping[str, Any], environments: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """The lines that stand at the head of a report."""
+    model, task = settings["model"], settings["task"]
+    origin = f", dequantised from {model['dequantised_from']}" if model["dequantised_from"] else ""
+    blocks = f", with {model['blocks']['kind']} blocks" if model["blocks"] else ""
+    options = settings["notes"].get("task_options", {})
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
     lines = {
-        "model": f"{model['id'] or 'in memory'} ({model['architecture']}{size}{origin}{blocks})",
+        "model": f"{model['id'] or 'in memory'} ({model['architecture']}{_size(model)}{origin}"
+        f"{blocks})",
         "task": f"{task['name']}, split {task['split']}{given}: "
         f"{_count(task['problems'], 'problem')}",
-        "sampling": f"{how}, at most {sampling['max_new_tokens']} tokens a row",
+        "sampling": _sampling(settings),
     }
     timed = min(settings["timed"], task["problems"])
     if timed:

@@ -26,6 +26,7 @@ from interlace.user_code import called
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
     from interlace.engine.types import GroupOutput, Prompt, SamplingParams
+    from interlace.evaluation.responses import RecordedResponses
     from interlace.remote import RemoteEngine
 
 
@@ -144,7 +145,7 @@ class Recorder:
 
     def __init__(
         self,
-        engine: Engine | RemoteEngine,
+        engine: Engine | RemoteEngine | RecordedResponses,
         task: Task,
         params: SamplingParams,
         *,
@@ -211,6 +212,8 @@ class Recorder:
     def _record(self, job: Job, group: GroupOutput) -> GroupRecord:
         *_, number = job.key
         verdicts = [self._task.verify(job.subject, text) for text in group.texts]
+        rows = group.completions
+        told = all(row.logprobs or not row.text for row in rows)  # some servers and files do not
         return GroupRecord(
             task=self._task.name,
             example_id=job.subject.id,
@@ -221,10 +224,10 @@ class Recorder:
             answers=tuple(verdict.answer for verdict in verdicts),
             correct=tuple(verdict.correct for verdict in verdicts),
             scores=tuple(verdict.score for verdict in verdicts),
-            tokens=tuple(len(row.token_ids) for row in group.completions),
-            logprob_sums=tuple(row.cumulative_logprob for row in group.completions),
+            tokens=tuple(len(row.token_ids) for row in rows),
+            logprob_sums=tuple(row.cumulative_logprob for row in rows) if told else None,
             texts=tuple(group.texts),
-            finish_reasons=tuple(row.finish_reason for row in group.completions),
+            finish_reasons=tuple(row.finish_reason for row in rows),
             scorers={
                 name: self._scores(name, scorer, job.subject, group.texts)
                 for name, scorer in self._scorers.items()

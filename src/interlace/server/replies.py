@@ -208,7 +208,8 @@ class Replier:
         tokens = tokens_of(completion) if generated else []
         choice: dict[str, Any] = {"index": index}
         if self.is_chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            choice["message"] = {"role": "assistant", "content": text}
+            choice["message"] |= {"refusal": None, "annotations": []}
         else:
             choice["text"] = (prompt.text if prompt else "") + text
         before = None if prompt is None else self._echoed(prompt, index)

@@ -283,7 +283,7 @@ class Service:
 
     async def _groups(self, job: Job) -> list[GroupOutput]:
         found: dict[int, GroupOutput] = {}
-        async for index, event in _mail(job):
+        async for index, event in job.mail():
             if event.group is not None:
                 found[index] = event.group
         return assembled(job, found)
@@ -301,7 +301,7 @@ class Service:
             for number, prompt in enumerate(await self._scored(request, job) or []):
                 for choice in replier.echo(number * width, prompt):
                     yield _sse(replier.chunk([choice], **more))
-            async for index, event in _mail(job):
+            async for index, event in job.mail():
                 if event.step is not None and request.max_tokens != 0:
                     first = index * width if job.coupled else index
                     chunks = [replier.chunk([c], **more) for c in replier.step(first, event.step)]
@@ -372,18 +372,6 @@ class Service:
                 raise
             log.error("%s", error)
             raise ApiError(500, f"{what} of this server failed.", code="scorer_failed") from error
-
-
-async def _mail(job: Job) -> AsyncIterator[Any]:
-    """What comes of a job, to its end.
-
-    Raises:
-        Exception: what the job failed with.
-    """
-    while (item := await job.mailbox.get()) is not None:
-        if isinstance(item, Exception):
-            raise item
-        yield item
 
 
 async def _gone(http: HttpRequest) -> None:

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +26,7 @@ from interlace.server.metrics import Metrics
 
 log = logging.getLogger("interlace.server")
 
-MOST_UNREAD = 8192  # events that wait for a slow reader, then its job ends
+MOST_UNREAD = 2**18  # tokens, likely ones too, that wait for a slow reader; then its job ends
 
 
 class SlowReaderError(Exception):
@@ -61,12 +61,34 @@ class Job:
     born: float = field(default_factory=time.monotonic)
     began: bool = False
     numbers: dict[int, int] = field(default_factory=dict)  # index of a request by the core's number
+    unread: int = 0  # tokens in the mailbox
     ended: bool = False
 
     @property
     def groups_a_prompt(self) -> int:
         """Requests of the core that answer one prompt."""
         return 1 if self.coupled else self.params.width
+
+    def post(self, item: tuple[int, Event] | Exception | None) -> None:
+        """Put into the mailbox what is to be read."""
+        self.unread += self._tokens(item)
+        self.mailbox.put_nowait(item)
+
+    async def mail(self) -> AsyncIterator[tuple[int, Event]]:
+        """What comes of the job, to its end.
+
+        Raises:
+            Exception: what the job failed with.
+        """
+        while (item := await self.mailbox.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            self.unread -= self._tokens(item)
+            yield item
+
+    def _tokens(self, item: tuple[int, Event] | Exception | None) -> int:
+        step = item[1].step if isinstance(item, tuple) else None
+        return 0 if step is None else sum(step.alive) * (1 + self.params.top_logprobs)
 
 
 class Worker:
@@ -285,10 +307,10 @@ class Worker:
         for job, item in mail:
             if job.ended:
                 continue
-            if job.mailbox.qsize() >= MOST_UNREAD:
+            if job.unread > MOST_UNREAD:
                 job.ended, item = True, SlowReaderError("What was sampled was not read.")
                 self.abort(job)
-            job.mailbox.put_nowait(item)
+            job.post(item)
 
 
 def assembled(job: Job, groups: dict[int, GroupOutput]) -> list[GroupOutput]:
