@@ -24,7 +24,7 @@ from typing import Unpack
 from interlace.answers.arithmetic import Node, canonical, evaluate, has_power, literals, parse
 from interlace.answers.extract import final_part
 from interlace.errors import ExpressionError, TaskError
-from interlace.tasks.base import Example, Verdict
+from interlace.tasks.base import Example, Task, Verdict
 from interlace.tasks.drawn import Draw, DrawnOptions, DrawnTask, Problem, check_count
 
 MAX_NUMBERS = 8
@@ -36,54 +36,11 @@ _MARKER = re.compile(r"\s*+(?:[-*+\u2022]|[0-9]{1,3}[.)])\s++")
 _EDGE = " \t\r\n$`*.,;:"
 
 
-class Countdown(DrawnTask):
-    """The task; see this module's head for its rule.
-
-    Args:
-        numbers: Number of numbers a problem gives, 2 to 8.
-        max_number: Largest of them; the smallest is 1.
-        min_target: Smallest target.
-        max_target: Largest target.
-        use_all: Whether every number must be used.
-        **options: Those of `DrawnTask`; the template may use `{numbers}` and `{target}`.
-
-    Raises:
-        TaskError: for options out of range, or if there are not that many problems.
-
-    >>> task = Countdown(size=3)
-    >>> task[0].data["numbers"], task[0].data["target"], task[0].answer
-    ([52, 97, 99], 26, '52 / (99 - 97)')
-    >>> task.verify(task[0], "I get " + task[0].answer).correct
-    True
-    """
+class CountdownRule(Task):
+    """Which expression of a text counts, and whether it reaches the target."""
 
     instruction: str = "End with one line of the form\nAnswer: <expression>"
-
-    def __init__(
-        self,
-        *,
-        numbers: int = 3,
-        max_number: int = 99,
-        min_target: int = 10,
-        max_target: int = 100,
-        use_all: bool = True,
-        **options: Unpack[DrawnOptions],
-    ) -> None:
-        check_count("numbers", numbers, 2, MAX_NUMBERS)
-        check_count("max_number", max_number)
-        check_count("min_target", min_target)
-        if max_target < min_target:
-            raise TaskError(f"Targets run from {min_target} to {max_target}: there is none.")
-        self.use_all = use_all
-
-        def draw(stream: Draw) -> Problem | None:
-            given = [stream.between(1, max_number) for _ in range(numbers)]
-            solved = _combine(given, stream)
-            if solved is None or not min_target <= solved[0] <= max_target:
-                return None
-            return problem_of(sorted(given), *solved, use_all)
-
-        super().__init__("countdown", draw, **options)
+    use_all: bool = True
 
     def extract(self, text: str) -> str | None:
         """The expression that counts, by the rule in the module's head; None without one."""
@@ -137,6 +94,54 @@ class Countdown(DrawnTask):
         if unused and self.use_all:
             return f"does not use {min(unused)}"
         return None
+
+
+class Countdown(CountdownRule, DrawnTask):
+    """The task; see this module's head for its rule.
+
+    Args:
+        numbers: Number of numbers a problem gives, 2 to 8.
+        max_number: Largest of them; the smallest is 1.
+        min_target: Smallest target.
+        max_target: Largest target.
+        use_all: Whether every number must be used.
+        **options: Those of `DrawnTask`; the template may use `{numbers}` and `{target}`.
+
+    Raises:
+        TaskError: for options out of range, or if there are not that many problems.
+
+    >>> task = Countdown(size=3)
+    >>> task[0].data["numbers"], task[0].data["target"], task[0].answer
+    ([52, 97, 99], 26, '52 / (99 - 97)')
+    >>> task.verify(task[0], "I get " + task[0].answer).correct
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        numbers: int = 3,
+        max_number: int = 99,
+        min_target: int = 10,
+        max_target: int = 100,
+        use_all: bool = True,
+        **options: Unpack[DrawnOptions],
+    ) -> None:
+        check_count("numbers", numbers, 2, MAX_NUMBERS)
+        check_count("max_number", max_number)
+        check_count("min_target", min_target)
+        if max_target < min_target:
+            raise TaskError(f"Targets run from {min_target} to {max_target}: there is none.")
+        self.use_all = use_all
+
+        def draw(stream: Draw) -> Problem | None:
+            given = [stream.between(1, max_number) for _ in range(numbers)]
+            solved = _combine(given, stream)
+            if solved is None or not min_target <= solved[0] <= max_target:
+                return None
+            return problem_of(sorted(given), *solved, use_all)
+
+        super().__init__("countdown", draw, **options)
 
 
 def _combine(given: list[int], stream: Draw) -> tuple[int, str] | None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 from interlace.errors import TaskError
-from interlace.tasks.base import Example, Split, Task
-from interlace.tasks.countdown import Countdown, problem_of
+from interlace.tasks.base import Example, Split, TaskOptions
+from interlace.tasks.countdown import CountdownRule, problem_of
 from interlace.tasks.drawn import Draw, Problem, check_count, digest, split_of
 from interlace.tasks.splicing import Row, Try, splice_rows
 
@@ -36,8 +37,8 @@ def tries_of(text: str) -> list[str]:
     return [one for one in _VERDICT.split(text) if one]
 
 
-class TinyCountdown(Countdown):
-    """`Countdown` with three numbers from 1 to 9 and a target from 1 to 100, as plain text.
+class TinyCountdown(CountdownRule):
+    """Countdown with three numbers from 1 to 9 and a target from 1 to 100, as plain text.
 
     Problems have a solution whose intermediate values are whole and positive: all 2,145 are here,
     1,750 of them in the split "train" and 395 in "test". The packaged tiny models were trained on
@@ -48,8 +49,7 @@ class TinyCountdown(Countdown):
         size: Number of problems; None for all.
         seed: Seed of their order, and so of which a smaller size takes.
         split: "train", "test" (held out) or "all".
-        chat: Whether prompts are chat messages.
-        template: As in `Task`.
+        **options: Those of `Task`, but `chat` is False unless given.
 
     Raises:
         TaskError: if there are not that many problems.
@@ -66,8 +66,7 @@ class TinyCountdown(Countdown):
         size: int | None = None,
         seed: int = 0,
         split: Split = "test",
-        chat: bool = False,
-        template: str = TEMPLATE,
+        **options: Unpack[TaskOptions],
     ) -> None:
         check_count("max_number", max_number, 1, LARGEST_NUMBER)
         found = [p for p in _problems(max_number) if split in ("all", split_of(p.canonical))]
@@ -80,9 +79,9 @@ class TinyCountdown(Countdown):
                 )
         found.sort(key=lambda problem: digest("order", seed, problem.canonical))
         examples = [problem.to_example("countdown") for problem in found[:size]]
-        self.use_all = True
-        # Not the parent's: that one draws problems, which takes longer and misses rare ones.
-        Task.__init__(self, "tiny-countdown", examples, split=split, chat=chat, template=template)
+        options.setdefault("chat", False)
+        options.setdefault("template", TEMPLATE)
+        super().__init__("tiny-countdown", examples, split=split, **options)
 
     def reference_text(self, example: Example) -> str:
         """A response of a single try, which hits."""
