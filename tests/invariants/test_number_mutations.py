@@ -27,7 +27,7 @@ from interlace.evaluation import (
     scaling,
     votes,
 )
-from interlace.training import advantages, losses
+from interlace.training import losses
 from unit.evaluation import (
     test_compare,
     test_efficiency,
@@ -66,7 +66,7 @@ class Mutation:
         return f"{inspect.unwrap(self.function).__qualname__}: {self.old} -> {self.new}"
 
 
-LOSS, ROWS, HALF = losses.policy_loss, advantages.advantages, " * 0.5"
+LOSS, ROWS, HALF = losses.policy_loss, losses.advantages, " * 0.5"
 WIDTH = test_intervals.test_of_single_draws_it_is_wilsons_interval
 MUTATIONS = [
     Mutation(LOSS, "-torch.minimum(", "-torch.maximum(", loss("token", "token")),
@@ -103,9 +103,9 @@ MUTATIONS = [
              test_advantages.test_leaving_the_row_out),
     Mutation(ROWS, "rewards.mean(dim=1, keepdim=True).expand_as(rewards)", "rewards",
              test_advantages.test_shared_credit_gives_every_row_its_groups_mean),
-    Mutation(advantages._sets, 'baseline == "own"', 'baseline == "none"',
+    Mutation(losses._sets, 'baseline == "own"', 'baseline == "none"',
              test_advantages.test_over_the_own_group),
-    Mutation(advantages.without_variance, "return lowest == highest", "return low == high",
+    Mutation(losses.without_variance, "return lowest == highest", "return low == high",
              test_advantages.test_groups_without_variance_are_found_by_prompt),
     Mutation(metrics._tail, "range(least,", "range(least + 1,", test_metrics.test_by_hand),
     Mutation(metrics._tail, "comb(n, k)", "comb(n + 1, k)", test_metrics.test_by_hand),
