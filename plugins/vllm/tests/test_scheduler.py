@@ -154,7 +154,7 @@ def test_a_group_that_comes_apart_ends_with_an_error_and_others_go_on(
     """Rows past their prompt do not wait for siblings here."""
     model, _ = llama
     monkeypatch.setattr("interlace_vllm.scheduler.Group.waiting_for_siblings", lambda group: [])
-    driver.add("long", prompts(1, 120, 120)[0], 8)
+    driver.add("long", prompts(1, 120, 120)[0], 8, stop_token_ids=[])
     driver.add("short", prompts(1, 3, 3)[0], 2)
     done = driver.finish()
     assert {choice.finish_reason for choice in done["long"].outputs} == {"error"}

@@ -27,6 +27,23 @@ ARCHITECTURE = "InterlaceForCausalLM"
 SECTION = "interlace"  # of the configuration
 FORMAT = 1  # raised when an older plug-in cannot read what is written here
 WEIGHTS = "base"  # the first part of names of files, where Hugging Face has "model"
+# Base models whose log-probabilities under vLLM 0.32 are Hugging Face's, with and without blocks.
+COMPARED = (
+    "Cohere2",
+    "GPTNeoX",
+    "Gemma2",
+    "Gemma3",
+    "Glm4",
+    "Llama",
+    "Mistral",
+    "OPT",
+    "Olmo2",
+    "Phi3",
+    "Qwen2",
+    "Qwen3",
+    "SmolLM3",
+    "Starcoder2",
+)
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM 0.32
 
 
@@ -134,6 +151,17 @@ def _check_base(base: PreTrainedModel) -> None:
         raise CheckpointError(
             f"vLLM cannot run {name}: it puts its own attention in where Hugging Face's class "
             "says that it may, and this one does not. Serve it with `interlace serve`."
+        )
+    if getattr(config, "logits_scaling", 1.0) != 1.0:  # compared: log-probabilities off by 5 nats
+        raise CheckpointError(
+            f"vLLM's backend for Hugging Face's models leaves out the logits_scaling of {name}, "
+            "and would sample from other probabilities. Serve it with `interlace serve`."
+        )
+    if name.removesuffix("ForCausalLM") not in COMPARED:
+        warnings.warn(
+            f"What vLLM gives for {name} has not been compared with what Hugging Face gives. "
+            "Compare a few log-probabilities before you rely on it.",
+            stacklevel=3,
         )
     heads = config.num_attention_heads
     head_dim: Any = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -163,6 +163,15 @@ def test_a_base_that_is_no_plain_weights_is_refused(tmp_path: Path) -> None:
         vllm.export_for_vllm(adapted, tmp_path / "out")
 
 
+def test_a_base_that_vllm_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="leaves out the logits_scaling of Granite"):
+        export(tmp_path / "out", "granite")
+    with pytest.warns(UserWarning, match="GPT2LMHeadModel has not been compared"):
+        vllm.export_for_vllm(
+            attach_random(build("gpt2", hidden_size=96, num_attention_heads=3)), tmp_path / "out"
+        )
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     folder = base_folder(tmp_path / "plain")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
