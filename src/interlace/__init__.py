@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from interlace.attaching import new_parameters as new_parameters
     from interlace.coupling.bridge import BridgeConfig as BridgeConfig
     from interlace.coupling.gated import GatedConfig as GatedConfig
+    from interlace.coupling.lanerope import LaneRoPEConfig as LaneRoPEConfig
     from interlace.coupling.pmatch import PMatchConfig as PMatchConfig
     from interlace.engine.engine import Engine as Engine
     from interlace.engine.types import GroupOutput as GroupOutput
@@ -66,6 +67,7 @@ _EXPORTS = {
     "GroupOutput": "interlace.engine.types",
     "Groups": "interlace.rows",
     "InterlaceError": "interlace.errors",
+    "LaneRoPEConfig": "interlace.coupling.lanerope",
     "PMatchConfig": "interlace.coupling.pmatch",
     "RemoteEngine": "interlace.remote",
     "Responses": "interlace.answers.choose",

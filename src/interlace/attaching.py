@@ -175,6 +175,8 @@ def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None)
     config = config.resolve(decoder.hidden_size, len(decoder.layers), base_parameters)
     coupling = coupling_class(config.kind)
     spots = places(coupling, config.layer_indices(len(decoder.layers)))
+    layers = [spot for spot in spots if spot is not None]
+    coupling.check(base.config.get_text_config(decoder=True), base.get_decoder(), layers)
     blocks = _build_blocks(base, decoder, config, spots, seed)
     share = sum(p.numel() for block in blocks for p in block.parameters()) / base_parameters
     if share > SHARE_WARNING and asked_share is None:

@@ -111,6 +111,14 @@ class ContinuedGroups(Groups):
         record.kept[place] = keys, values
         return keys, values
 
+    def written(
+        self, count: int, columns: int, device: torch.device
+    ) -> tuple[Bool[Tensor, "P W L"], Int[Tensor, " P"]]:
+        """The alive mask of prompt and completions so far, and where completions begin."""
+        record = self._record
+        alive = record.alive.unflatten(0, (-1, self.width)).to(device)
+        return alive, torch.full((count,), record.prompt_length, device=device)
+
     def _find_earlier(
         self, reads: Reads, count: int, positions: int, device: torch.device
     ) -> Earlier | None:

@@ -41,6 +41,8 @@ class Kept(ABC):
         query: Float[Tensor, "R H C"],
         key: Float[Tensor, "R G C"],
         value: Float[Tensor, "R G C"],
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> tuple[Float[Tensor, "R H C"], Float[Tensor, "R H"]] | None:
         """Keep the keys and values of this step, and attend to the earlier ones that each row
         reads: the result with its log-sum-exp; None where no row reads any.
@@ -50,6 +52,8 @@ class Kept(ABC):
             query: Queries of this step, without positions.
             key: Keys, likewise.
             value: Values.
+            scale: Factor of the scores; by default C^-1/2.
+            softcap: Bound that the scores are softly held to; None for none.
         """
 
 
@@ -339,6 +343,22 @@ class Groups(Rows):
         if (reads, count) not in self._earlier:
             self._earlier[reads, count] = self._find_earlier(reads, count, positions, device)
         return self._earlier[reads, count]
+
+    def written(
+        self, count: int, columns: int, device: torch.device
+    ) -> tuple[Bool[Tensor, "P W L"], Int[Tensor, " P"]]:
+        """The alive mask of all columns so far, and the first column of each group's completions.
+
+        Args:
+            count: P.
+            columns: Number of columns so far.
+            device: Device of both.
+        """
+        alive, start = self.alive, self.completion_start
+        if alive is None:
+            alive = torch.ones(count, self.width, columns, dtype=torch.bool)
+        start = torch.zeros(count, dtype=torch.long) if start is None else start
+        return alive.to(device), start.to(device)
 
     def joined(
         self,

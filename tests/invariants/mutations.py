@@ -49,6 +49,12 @@ the named checks fail.
 | rows_alike | ... which tells rows apart | I3-reach |
 | rows_turn_positions | ... by features that positions do not turn | I3-reach |
 | side_path_detached | ... and through which gradients flow | I8-differences |
+| finished_stay_in_lanes | lanes show what a row wrote while alive | I3, I3-reach, I8 |
+| lanes_see_ahead | ... and nothing after the position in hand | I3-reach, I4, I8 |
+| prompts_in_lanes | ... nor the prompts of siblings | I3-reach, I7-generate |
+| lanes_alike | lanes are told apart | I3-reach |
+| lanes_of_queries_only | ... by queries and keys | I3-reach |
+| lane_of_generate_late | generate knows where completions begin | I7-generate |
 """
 
 from __future__ import annotations
@@ -68,13 +74,16 @@ from transformers import DynamicCache
 import interlace.rows as rows_module
 from interlace.coupling import bridge as block_module
 from interlace.coupling import gated as gated_module
+from interlace.coupling import lanerope as lanes_module
 from interlace.coupling import reach as reach_module
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.gated import GatedBlock
+from interlace.coupling.lanerope import LaneRoPE
 from interlace.generate_hf import ContinuedGroups, GenerationRecord
 from interlace.rows import Earlier, Groups
 from invariants import checks
 from invariants.subject import REACHES
+from support.architectures import HEADS
 
 _forward = BridgeBlock.forward
 _seen, _joined = Earlier.seen, ContinuedGroups.joined
@@ -87,6 +96,8 @@ _record_init = GenerationRecord.__init__
 _expand = DynamicCache.batch_repeat_interleave
 _reset_gated, _attended = GatedBlock.reset_parameters, GatedBlock.attended
 _turns = gated_module.turns
+_written, _continued = Groups.written, ContinuedGroups.written
+_in_lane, _with_own = LaneRoPE._in_lane, lanes_module._with_own
 _teacher_force = checks.teacher_force
 
 
@@ -332,6 +343,40 @@ def _on_gated(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutati
     return Mutation(owner, attribute, fault, caught_by, kinds=("gated", "gated-history"))
 
 
+# Lanes -----------------------------------------------------------------------------------------
+
+
+def finished_stay_in_lanes(self: Groups, *args: Any) -> Any:
+    alive, start = _written(self, *args)
+    return torch.ones_like(alive), start
+
+
+def lanes_see_ahead(seen: Tensor, own: Tensor, width: int) -> Tensor:
+    return _with_own(seen.any(dim=2, keepdim=True).expand_as(seen), own, width)
+
+
+def prompts_in_lanes(self: Groups, *args: Any) -> Any:
+    alive, start = _written(self, *args)
+    return alive, torch.zeros_like(start)
+
+
+def lanes_alike(self: LaneRoPE, x: Tensor, lanes: Tensor) -> Tensor:
+    return x
+
+
+def lanes_of_queries_only(self: LaneRoPE, x: Tensor, lanes: Tensor) -> Tensor:
+    return _in_lane(self, x, lanes) if x.shape[1] in (4, HEADS) else x
+
+
+def lane_of_generate_late(self: ContinuedGroups, *args: Any) -> Any:
+    alive, start = _continued(self, *args)
+    return alive, start + 2
+
+
+def _on_lanes(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutation:
+    return Mutation(owner, attribute, fault, caught_by, kinds=("lanerope",))
+
+
 def _on_block(fault: Callable[..., Any], *caught_by: str) -> Mutation:
     return Mutation(BridgeBlock, "forward", fault, caught_by)
 
@@ -399,5 +444,11 @@ _ALL = [
     _on_gated(Groups, "numbers", rows_alike, "I3-reach"),
     _on_gated(gated_module, "turns", rows_turn_positions, "I3-reach"),
     _on_gated(GatedBlock, "attended", side_path_detached, "I8-differences"),
+    _on_lanes(Groups, "written", finished_stay_in_lanes, "I3", "I3-reach", "I8"),
+    _on_lanes(lanes_module, "_with_own", lanes_see_ahead, "I3-reach", "I4", "I8"),
+    _on_lanes(Groups, "written", prompts_in_lanes, "I3-reach", "I7-generate"),
+    _on_lanes(LaneRoPE, "_in_lane", lanes_alike, "I3-reach"),
+    _on_lanes(LaneRoPE, "_in_lane", lanes_of_queries_only, "I3-reach"),
+    _on_lanes(ContinuedGroups, "written", lane_of_generate_late, "I7-generate"),
 ]
 MUTATIONS = {mutation.fault.__name__: mutation for mutation in _ALL}

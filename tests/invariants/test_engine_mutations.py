@@ -36,7 +36,10 @@
 | alone_shares_prompt | width 1 has a prompt of its own where it skips blocks | I7-alone-skips |
 | left_over_is_alone | a row whose siblings are gone is not alone | I7-alone-skips |
 | numbered_by_place | a row's number in its group is not its place among the live ones | I7-gated |
-| all_features_turned | positions turn the features of positions only | I7-gated |
+| all_features_turned | positions turn the features of positions only | I7-gated, I7-lanes |
+| prompt_in_own_lane | a later lane is farther from the prompt | I7-lanes |
+| new_tokens_unseen | lanes see each other's new tokens | I7-lanes |
+| default_scale | ... and scores scaled as the model's | I7-lanes |
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ from transformers import DynamicCache
 
 from interlace import Engine, SamplingParams
 from interlace.coupling import bridge as block_module
+from interlace.coupling.lanerope import LaneRoPE
 from interlace.engine import kept as kept_module
 from interlace.engine import kv as cache_module
 from interlace.engine import request as requests_module
@@ -75,6 +79,7 @@ from interlace.rows import Owners
 from invariants import test_engine as engine_invariants
 from support.architectures import attach_random, build
 from support.engine import largest_gap
+from unit.coupling import test_lanerope as lanes
 
 
 @torch.no_grad()
@@ -103,6 +108,9 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "I7-gated": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call(
         "llama", "gated-history", b
     ),
+    "I7-lanes": lambda b: lanes.test_engine_and_training_agree_with_other_attention(
+        "granite", "all", b
+    ),
     "I7-trained": i7_trained,
     "I7-finished": lambda b: engine_invariants.test_I7_with_another_reach("llama", "finished", b),
     "I7-history": lambda b: engine_invariants.test_I7_with_another_reach("llama", "history", b),
@@ -129,7 +137,8 @@ _alone = Owners.alone
 _finish, _open, _remove = KeptKeys.finish, KeptKeys.open, KeptKeys._remove
 _mask, _new_step, _to_front = KeptKeys._mask, KeptKeys._new_step, KeptKeys._to_front
 _turned = kept_module.turned
-_kept_init = KeptKeys.__init__
+_kept_init, _read = KeptKeys.__init__, KeptKeys.read
+_attention_step = LaneRoPE.attention_step
 
 
 _prompt_mask = PromptAttention._mask
@@ -355,6 +364,23 @@ def all_features_turned(self: KeptKeys, reads: Any = "position", size: int = 0, 
     _kept_init(self, reads, size)
 
 
+def prompt_in_own_lane(self: LaneRoPE, query: Tensor, rows: Owners) -> Tensor:
+    return query
+
+
+def new_tokens_unseen(self: LaneRoPE, *args: Any) -> Any:
+    strict = self.strict
+    try:
+        self.strict = True
+        return _attention_step(self, *args)
+    finally:
+        self.strict = strict
+
+
+def default_scale(self: KeptKeys, place: int, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Any:
+    return _read(self, place, q, k, v)
+
+
 def _on_cache(attribute: str, fault: Any, *caught_by: str) -> Mutation:
     return Mutation(SharedCache, attribute, fault, caught_by, PORTABLE)
 
@@ -394,7 +420,10 @@ _ALL = [
     Mutation(Request, "prompt_key", property(alone_shares_prompt), ("I7-alone-skips",)),
     Mutation(Owners, "alone", left_over_is_alone, ("I7-alone-skips",)),
     Mutation(Owners, "numbers", numbered_by_place, ("I7-gated",), PORTABLE),
-    _on_kept("__init__", all_features_turned, "I7-gated"),
+    _on_kept("__init__", all_features_turned, "I7-gated", "I7-lanes"),
+    Mutation(LaneRoPE, "prompt_query", prompt_in_own_lane, ("I7-lanes",), PORTABLE),
+    Mutation(LaneRoPE, "attention_step", new_tokens_unseen, ("I7-lanes",), PORTABLE),
+    _on_kept("read", default_scale, "I7-lanes"),
 ]
 MUTATIONS = {(m.fault.fget if isinstance(m.fault, property) else m.fault).__name__: m for m in _ALL}
 PAIRS = [(name, check) for name, m in MUTATIONS.items() for check in m.caught_by]

@@ -21,7 +21,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from interlace import BridgeConfig, GatedConfig, PMatchConfig, attach
+from interlace import BridgeConfig, GatedConfig, LaneRoPEConfig, PMatchConfig, attach
 from interlace.attaching import new_parameters
 from interlace.coupling.config import CouplingConfig
 
@@ -140,6 +140,12 @@ RIVALS: dict[str, CouplingConfig] = {
     "gated": GATED,
     "gated-feature": dataclasses.replace(GATED, gate="feature", row_features=0),
     "gated-history": dataclasses.replace(GATED, reads="history"),
+    # The layer that has no window in any architecture.
+    "lanerope": LaneRoPEConfig(slot=16, layers=[1]),
+    "lanerope-zero": LaneRoPEConfig(omega="zero", learned=False, layers=[1]),
+    "lanerope-strict": LaneRoPEConfig(
+        omega="slot", slot=5, learned=False, strict=True, prompt="own", layers=[1]
+    ),
 }
 
 

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from interlace.coupling.base import Coupling
+from interlace.coupling.attention import explicit
+from interlace.coupling.base import INVARIANTS, Coupling
 from interlace.coupling.config import CouplingConfig, Layers
 from interlace.rows import Rows
 
@@ -114,20 +115,46 @@ class ToyAttention(Coupling):
         super().__init__()
         self.weight = nn.Parameter(torch.full((1,), -100.0, device=device, dtype=dtype))
 
-    def attention(
-        self, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def claims(cls, config: Any) -> frozenset[str]:
+        """Not the bits of the base model: a softmax over more keys is summed in another order."""
+        return INVARIANTS - {"I1"}
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, rows: Any) -> Any:
         weights, problems = weights_of(rows, query.shape[0], query.shape[2])
-        repeats = query.shape[1] // key.shape[1]
-        key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
-        q, k, v = (
-            t.unflatten(0, (problems, -1)).permute(0, 3, 2, 1, 4) for t in (query, key, value)
+        count, positions, width = query.shape[0], query.shape[2], rows.width
+        offset = key.shape[2] - positions
+        more = [
+            t[:, :, offset:].unflatten(0, (problems, -1)).transpose(1, 2).flatten(2, 3)
+            for t in (key, value)
+        ]
+        key, value = (
+            torch.cat([t, new.repeat_interleave(width, dim=0)], dim=2)
+            for t, new in zip((key, value), more, strict=True)
         )
         # Equal weights in place of 0 and minus infinity: more rows that say the same weigh no more.
-        scores = q @ k.transpose(-1, -2) * scale + weights.log().unsqueeze(2)
-        out = (scores.softmax(dim=-1) @ v).permute(0, 3, 2, 1, 4)  # P W H S C
-        lse = scores.logsumexp(dim=-1).permute(0, 3, 2, 1) + self.weight
-        return out.flatten(0, 1).to(query.dtype), lse.flatten(0, 1)
+        bias = weights.log().permute(0, 2, 1, 3)[..., None] + self.weight  # P W S W 1
+        same = torch.eye(positions, dtype=torch.bool)[:, None]
+        bias = bias.masked_fill(~same, -1e4).clamp(min=-1e4).flatten(3).flatten(0, 1)[:, None]
+        own = explicit(mask, query, key[:, :, : offset + positions])
+        if own.dtype == torch.bool:
+            own = torch.zeros(own.shape).masked_fill(~own, -1e4)
+        own = own.expand(count, 1, positions, -1)
+        return query, key, value, torch.cat([own, bias], dim=-1).to(query.dtype)
+
+    def attention_step(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, softcap: Any
+    ) -> tuple[Tensor, Tensor]:
+        weights, _ = weights_of(rows, query.shape[0], 1)
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+        q, k, v = (t[:, :, 0].transpose(0, 1) for t in (query, key, value))  # H R C
+        scores = q @ k.transpose(-1, -2) * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = scores + weights[0].log()
+        out = (scores.softmax(dim=-1) @ v).transpose(0, 1)
+        return out, scores.logsumexp(dim=-1).t() + self.weight
 
 
 @dataclass(frozen=True)

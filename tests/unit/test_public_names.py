@@ -23,6 +23,7 @@ PUBLIC = [
     "GroupOutput",
     "Groups",
     "InterlaceError",
+    "LaneRoPEConfig",
     "PMatchConfig",
     "RemoteEngine",
     "Responses",

@@ -1,11 +1,8 @@
-"""The seats within a layer's attention, in Hugging Face's attention interface: a further part
-beside the base model's own attention, and what is made of the result.
+"""The seats within a layer's attention, in Hugging Face's attention interface: what attention runs
+on, and what is made of its result.
 
 Axes: R rows, H query heads, G key-value heads, S positions of this call, U positions so far (those
 of the cache included), C head dim.
-
-The base model's part is computed as without a coupling; its log-sum-exp, by which the parts are
-merged, from the scores once more. That is the portable way, and costs S x U numbers a head.
 """
 
 from __future__ import annotations
@@ -24,8 +21,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interlace.coupling.base import Coupling
-from interlace.errors import AttachError, GenerationError
-from interlace.rows import Owners, Rows
+from interlace.errors import AttachError
+from interlace.rows import Rows
 
 PREFIX = "interlace-coupled-"
 CARRIED = ("sdpa", "eager")
@@ -43,20 +40,22 @@ def serving(coupling: Coupling, rows: Rows) -> Iterator[None]:
         _serving.reset(token)
 
 
-def further_part(
-    query: Float[Tensor, "R H S C"],
-    key: Float[Tensor, "R G S C"],
-    value: Float[Tensor, "R G S C"],
+def in_step(
+    query: Float[Tensor, "R H 1 C"],
+    key: Float[Tensor, "R G 1 C"],
+    value: Float[Tensor, "R G 1 C"],
     scale: float,
-) -> tuple[Float[Tensor, "R H S C"], Float[Tensor, "R H S"]] | None:
-    """What the coupling of the layer in hand adds; None where there is none."""
+    softcap: float | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """In a decode step: the queries as they meet the keys of prompts, and what the coupling of the
+    layer in hand adds; the queries themselves and None where there is none."""
     served = _serving.get()
     if served is None or "attention" not in served[0].seats:
-        return None
+        return query, None
     coupling, rows = served
     rows.check(query.shape[0], query.shape[2])
-    attend = coupling.attention_step if isinstance(rows, Owners) else coupling.attention
-    return attend(query, key, value, rows, scale)
+    part = coupling.attention_step(query, key, value, rows, scale, softcap)
+    return coupling.prompt_query(query, rows), part
 
 
 def attended(out: Float[Tensor, "R S H C"]) -> Float[Tensor, "R S H C"]:
@@ -122,48 +121,40 @@ def coupled_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "R S H C"], None]:
-    """Hugging Face's attention interface: the implementation `before`, and the further part.
-
-    Raises:
-        GenerationError: in a cached step, for a coupling that reads earlier positions: Hugging
-            Face's cache does not keep them apart for it.
-    """
+    """Hugging Face's attention interface: the implementation `before`, on what the coupling of the
+    layer in hand puts in place of queries, keys, values and mask."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    earlier = key.shape[2] - query.shape[2]
-    _check_history(earlier)
-    part = further_part(query, key[:, :, earlier:], value[:, :, earlier:], scale)
+    shape = query.shape[0], query.shape[2], query.shape[1], query.shape[3]
+    served = _serving.get()
+    if served is not None and "attention" in served[0].seats:
+        coupling, rows = served
+        rows.check(query.shape[0], query.shape[2])
+        query, key, value, attention_mask = coupling.attention(
+            query, key, value, attention_mask, rows
+        )
     if before == "sdpa":
         attend: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
         out, _ = attend(
             module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs
         )
-        if part is None:
-            return attended(out), None
-        scores = _scores(module, query, key, attention_mask, scale, softcap)
     else:
-        scores = _scores(module, query, key, attention_mask, scale, softcap)
+        scores = _scores(query, key, attention_mask, scale, softcap)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
         weights = nn.functional.dropout(weights, p=dropout, training=module.training)
         values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         out = (weights @ values).transpose(1, 2).contiguous()
-        if part is None:
-            return attended(out), None
-    lse = scores.float().logsumexp(dim=-1)
-    out = merged(out.transpose(1, 2), lse, *part).transpose(1, 2).contiguous()
-    return attended(out), None
+    return attended(out.reshape(shape)), None
 
 
-def _check_history(earlier: int) -> None:
-    served = _serving.get()
-    if earlier and served is not None and served[0].needs_history:
-        raise GenerationError(
-            f"{served[0].kind} reads what siblings wrote at earlier positions, which a pass with "
-            "Hugging Face's cache does not give it. Pass whole sequences with use_cache=False."
-        )
+def explicit(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """The mask of an attention that sees the past where it has none."""
+    if mask is not None:
+        return mask
+    seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+    return seen.tril(key.shape[2] - query.shape[2])[None, None]
 
 
 def _scores(
-    module: Any,
     query: Float[Tensor, "R H S C"],
     key: Float[Tensor, "R G U C"],
     mask: Tensor | None,
@@ -174,13 +165,7 @@ def _scores(
     scores = query @ keys.transpose(-1, -2) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is None:
-        if query.shape[2] > 1 and getattr(module, "is_causal", True):
-            seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
-            scores = scores.masked_fill(
-                ~seen.tril(key.shape[2] - query.shape[2]), torch.finfo(scores.dtype).min
-            )
-        return scores
+    mask = explicit(mask, query, key)
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask

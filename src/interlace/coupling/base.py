@@ -10,7 +10,7 @@ form that reads its siblings at the same position only is the same in both.
 | seat | when | from | to |
 | --- | --- | --- | --- |
 | input | before the first layer | embeddings | embeddings of what the rows are fed |
-| attention | within a layer's attention | queries, keys, values | a further part, its log-sum-exp |
+| attention | before a layer's attention | queries, keys, values, mask | those that it runs on |
 | attended | behind a layer's attention | what its heads give | what goes into their projection |
 | layer | after a decoder layer | hidden states | hidden states |
 | head | after the last layer | logits | logits that are sampled from |
@@ -59,8 +59,6 @@ class Coupling(nn.Module):
             group, and evaluation samples every width.
         shares_prompt: Whether W rows that hold the same prompt get from it what one row of width 1
             gets (I5, I6), so that a prompt is computed once.
-        needs_history: Whether its decode form reads keys and values of earlier positions, which it
-            keeps itself.
         place: Layer that this one stands at; 0 for the one of the model as a whole.
         reads: Reach of its rows among their siblings.
         turned_features: Number of features of a head that positions turn, where it reads earlier
@@ -76,7 +74,6 @@ class Coupling(nn.Module):
     seats: ClassVar[tuple[Seat, ...]] = ("layer",)
     couples: ClassVar[bool] = True
     shares_prompt: ClassVar[bool] = True
-    needs_history: ClassVar[bool] = False
     PROJECTIONS: ClassVar[tuple[str, ...]] = ()
     place: int = 0
     reads: Reads = "position"
@@ -87,6 +84,19 @@ class Coupling(nn.Module):
         """The invariants of docs/invariants.md that hold for a model with this configuration, of
         those that depend on the kind, I1 to I9."""
         return INVARIANTS
+
+    @classmethod
+    def check(cls, base: Any, decoder: nn.Module, layers: list[int]) -> None:
+        """Refuse models that it cannot be attached to.
+
+        Args:
+            base: Configuration of the base model's decoder.
+            decoder: Decoder of the base model.
+            layers: Layers that would carry one.
+
+        Raises:
+            AttachError: if it cannot.
+        """
 
     @property
     def kept_bytes(self) -> int:
@@ -166,33 +176,49 @@ class Coupling(nn.Module):
     def attention(
         self,
         query: Float[Tensor, "R H S C"],
-        key: Float[Tensor, "R G S C"],
-        value: Float[Tensor, "R G S C"],
-        rows: Rows,
-        scale: float,
-    ) -> tuple[Float[Tensor, "R H S C"], Float[Tensor, "R H S"]]:
-        """A further part of a layer's attention: a softmax over what it reads, and the log-sum-exp
-        of its scores, by which it is merged with the base model's own part.
+        key: Float[Tensor, "R G U C"],
+        value: Float[Tensor, "R G U C"],
+        mask: Tensor | None,
+        rows: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What a layer's attention runs on in place of its own queries, keys, values and mask: of
+        the same rows, or of each group's rows behind each other as one.
 
         Args:
-            query: Queries of this call's positions, rotated as the base model rotates them.
-            key: Keys of this call's positions.
-            value: Values of this call's positions.
-            rows: Rows of the call: who sees whom.
-            scale: Factor of the scores.
+            query: Queries of this call's positions, turned as the base model turns them.
+            key: Keys of the positions so far.
+            value: Values of the positions so far.
+            mask: Mask `[R, 1, S, U]` of the base model, as booleans or to add; None if it is
+                causal.
+            rows: Groups of the call: who sees whom.
         """
         raise NotImplementedError
 
     def attention_step(
         self,
-        query: Float[Tensor, "R H S C"],
-        key: Float[Tensor, "R G S C"],
-        value: Float[Tensor, "R G S C"],
+        query: Float[Tensor, "R H 1 C"],
+        key: Float[Tensor, "R G 1 C"],
+        value: Float[Tensor, "R G 1 C"],
         rows: Rows,
         scale: float,
-    ) -> tuple[Float[Tensor, "R H S C"], Float[Tensor, "R H S"]]:
-        """`attention` in a decode step."""
-        return self.attention(query, key, value, rows, scale)
+        softcap: float | None,
+    ) -> tuple[Float[Tensor, "R H C"], Float[Tensor, "R H"]] | None:
+        """`attention` in a decode step: a softmax over what is read beside prompt and own past, and
+        the log-sum-exp of its scores, by which the parts are merged; None where it is nothing.
+
+        Args:
+            query: Queries of the new tokens.
+            key: Keys of the new tokens.
+            value: Values of the new tokens.
+            rows: Owners of the rows.
+            scale: Factor of the scores.
+            softcap: Bound that the scores are softly held to; None for none.
+        """
+        raise NotImplementedError
+
+    def prompt_query(self, query: Float[Tensor, "R H 1 C"], rows: Rows) -> Tensor:
+        """Queries of a decode step as they meet the keys of prompts, which are stored once."""
+        return query
 
     def attended(self, out: Float[Tensor, "R S HC"], rows: Rows) -> Float[Tensor, "R S HC"]:
         """What the heads of a layer's attention give to what goes into their projection."""
@@ -259,7 +285,6 @@ def check_carried(
                 f"does not carry; it carries {', '.join(carried)}. {others}"
             )
     needs = {
-        "keys and values of its own": coupling.needs_history,
         "every row's prompt computed apart": not coupling.shares_prompt,
     }
     for what, needed in needs.items():

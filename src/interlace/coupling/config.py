@@ -113,7 +113,7 @@ def check_whole(config: CouplingConfig, *names: str, least: int = 1) -> None:
             raise ConfigError(f"{name} is a whole number, at least {least}; got {value!r}.")
 
 
-def check_word(config: CouplingConfig, name: str, words: Sequence[str]) -> None:
+def check_word(config: CouplingConfig, name: str, words: Sequence[Any]) -> None:
     """Refuse a field that is none of some words.
 
     Raises:

@@ -22,8 +22,10 @@ from torch import Tensor
 from interlace.coupling.base import NORM_EPS
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.gated import GatedBlock
+from interlace.coupling.lanerope import LaneRoPE
 from interlace.coupling.pmatch import PMatchBlock
 from interlace.coupling.reach import ROTARY_BASE
+from interlace.rows import Groups
 
 
 def bridge_reference(
@@ -148,6 +150,57 @@ def _apart(block: GatedBlock, key: Float[Tensor, " C"], far: int, rows: int) -> 
         a, b = key[i], key[i + half]
         out[i] = a * math.cos(angle) - b * math.sin(angle)
         out[i + half] = b * math.cos(angle) + a * math.sin(angle)
+    return out
+
+
+def lanerope_reference(
+    block: LaneRoPE,
+    query: Float[Tensor, "R H S C"],
+    key: Float[Tensor, "R G S C"],
+    value: Float[Tensor, "R G S C"],
+    groups: Groups,
+    scale: float,
+) -> Float[Tensor, "R S H C"]:
+    """What a causal attention with `block` must return, one row, position and head at a time."""
+    rows, heads, positions, _ = query.shape
+    width, per_kv = groups.width, heads // key.shape[1]
+    out = torch.empty(rows, positions, heads, value.shape[3], dtype=value.dtype)
+    for row in range(rows):
+        group, me = divmod(row, width)
+        start = 0 if groups.completion_start is None else int(groups.completion_start[group])
+        for s in range(positions):
+            read = [(row, at) for at in range(s + 1)]
+            for w in range(width):
+                for at in range(start, s if block.strict else s + 1):
+                    lives = groups.alive is None or bool(groups.alive[group, w, at])
+                    if w != me and lives:
+                        read.append((group * width + w, at))
+            for head in range(heads):
+                scores = torch.stack(
+                    [
+                        _in_lane(block, query[row, head, s], me if s >= start else 0)
+                        @ _in_lane(block, key[r, head // per_kv, at], r % width * (at >= start))
+                        * scale
+                        for r, at in read
+                    ]
+                )
+                weights = torch.exp(scores - scores.max())
+                weights = weights / weights.sum()
+                out[row, s, head] = sum(
+                    a * value[r, head // per_kv, at]
+                    for a, (r, at) in zip(weights, read, strict=True)
+                )
+    return out
+
+
+def _in_lane(block: LaneRoPE, x: Float[Tensor, " C"], lane: int) -> Tensor:
+    """Features turned to a lane, pair by pair; with prompts in lane 0."""
+    out, half = x.clone(), len(block.start)
+    for i in range(half):
+        angle = lane * (block.start[i] if block.omega is None else block.omega[i])
+        cos, sin = torch.as_tensor(angle).cos(), torch.as_tensor(angle).sin()
+        out[i] = x[i] * cos - x[i + half] * sin
+        out[i + half] = x[i + half] * cos + x[i] * sin
     return out
 
 

@@ -20,6 +20,7 @@ COUPLINGS: dict[str, str] = {
     "bridge": "interlace.coupling.bridge.BridgeBlock",
     "pmatch": "interlace.coupling.pmatch.PMatchBlock",
     "gated": "interlace.coupling.gated.GatedBlock",
+    "lanerope": "interlace.coupling.lanerope.LaneRoPE",
 }
 DEFAULT_KIND = "bridge"
 

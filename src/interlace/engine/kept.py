@@ -126,19 +126,23 @@ class KeptKeys(Kept):
         query: Float[Tensor, "R H C"],
         key: Float[Tensor, "R G C"],
         value: Float[Tensor, "R G C"],
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> tuple[Float[Tensor, "R H C"], Float[Tensor, "R H"]] | None:
         """Keep a layer's keys and values of this step, and attend to those that siblings read."""
         if not self._groups:
             return None
         step = self._step(query)
-        if not self._ended_only:
+        if not self._ended_only and self._features != 0:
             key = turned(key, *step.turns)
         data, both = self._layer(place, key), torch.cat([key, value], dim=1)
         data[step.places, step.entries] = both if step.coupled is None else both[step.coupled]
         if step.longest == 0:
             return None
         kv_heads = key.shape[1]
-        spread = turned(query, *step.turns).unflatten(1, (kv_heads, -1))[step.members]
+        if self._features != 0:
+            query = turned(query, *step.turns)
+        spread = query.unflatten(1, (kv_heads, -1))[step.members]
         per_kv = spread.shape[3]
         keys, values = data[: len(self._groups), : step.longest].split(kv_heads, dim=2)
         out, lse = attend_partially(
@@ -146,7 +150,8 @@ class KeptKeys(Kept):
             keys.transpose(1, 2),
             values.transpose(1, 2),
             step.mask.repeat_interleave(per_kv, dim=1).unsqueeze(1),
-            query.shape[-1] ** -0.5,
+            query.shape[-1] ** -0.5 if scale is None else scale,
+            softcap,
         )
         out, lse = (_to_rows(t, per_kv)[step.back].flatten(1, 2) for t in (out, lse))
         return out, lse if step.nothing is None else lse.masked_fill(step.nothing, float("-inf"))

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from interlace.coupling.attention import attended, further_part
+from interlace.coupling.attention import attended, in_step
 from interlace.errors import GenerationError
 
 ATTENTION = "interlace"  # the name under which Hugging Face models find `shared_attention`
@@ -244,10 +244,12 @@ class SharedCache(Cache):
         window: int,
         softcap: float | None,
         sinks: Float[Tensor, " H"] | None,
-        further: tuple[Float[Tensor, "R H 1 C"], Float[Tensor, "R H 1"]] | None = None,
+        further: tuple[Tensor, Tensor] | None = None,
+        prompt_query: Float[Tensor, "R H 1 C"] | None = None,
     ) -> Float[Tensor, "R 1 H C"]:
-        """One layer's attention of every live row's new token to its prompt, its own completion
-        and, by `further` with its log-sum-exp, what a coupling reads beside them."""
+        """One layer's attention of every live row's new token to its prompt (by `prompt_query`, if
+        a coupling says so), its own completion and, by `further` with its log-sum-exp, what a
+        coupling reads beside them."""
         step = self._layout(query.device)
         rows, heads, _, dim = query.shape
         own_keys, own_values = step.own[layer_idx]
@@ -255,6 +257,8 @@ class SharedCache(Cache):
         per_kv = query.reshape(rows, kv_heads, heads // kv_heads, dim)  # R G Q C
         mask = step.own_mask(window, query.dtype)
         own, own_lse = attend_partially(per_kv, own_keys, own_values, mask, scale, softcap)
+        if prompt_query is not None:
+            per_kv = prompt_query.reshape(per_kv.shape)
         if step.prompt_rows is None:  # one prompt: its rows lie in order already
             spread = per_kv.transpose(0, 1).reshape(1, kv_heads, -1, dim)
         else:
@@ -343,8 +347,11 @@ def shared_attention(
     layer_idx: Any = module.layer_idx
     if not cache.is_checked:
         cache.note_asking(layer_idx, key, value, sliding_window or 0)
-    further = further_part(query, key, value, scale) if cache.has_further_part else None
-    out = cache.attend(layer_idx, query, scale, sliding_window or 0, softcap, s_aux, further)
+    asked, further = query, None
+    if cache.has_further_part:
+        asked, further = in_step(query, key, value, scale, softcap)
+    window = sliding_window or 0
+    out = cache.attend(layer_idx, query, scale, window, softcap, s_aux, further, asked)
     return attended(out), None
 
 

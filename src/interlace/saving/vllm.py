@@ -122,7 +122,7 @@ def _check_blocks(attachment: Attachment) -> None:
             f"vLLM carries couplings that stand after layers, and {coupling.kind} stands at "
             f"{' and '.join(coupling.seats)}. Serve it with `interlace serve`."
         )
-    if reads != "position" or coupling.needs_history:
+    if reads != "position":
         raise CheckpointError(
             "vLLM keeps no keys and values of blocks, so rows there read siblings at their own "
             f"position only, and these blocks read {reads!r}. Serve them with `interlace serve`."

@@ -334,8 +334,7 @@ def shares_prompts(model: nn.Module) -> bool:
         return False
     if is_attached(inner):
         attachment = get_attachment(inner)
-        keeps = attachment.coupling.needs_history or attachment.config.reads != "position"
-        if keeps or not attachment.coupling.shares_prompt:
+        if attachment.config.reads != "position" or not attachment.coupling.shares_prompt:
             return False
     try:
         check_model(inner, inner)

@@ -31,6 +31,11 @@ def choose_parameters(model: nn.Module, args: GroupArguments) -> None:
             "train='new' trains the attached blocks' weights, and nothing is attached. Attach "
             "blocks (attach: bridge), or use train='all'."
         )
+    if args.train == "new" and not any(True for _ in new_parameters(model)):
+        raise ConfigError(
+            "train='new' trains the attached blocks' weights, and these blocks have none. Attach "
+            "blocks that have (LaneRoPEConfig(learned=True)), or use train='all'."
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(args.train == "all")
     if args.train == "lora":

@@ -53,7 +53,6 @@ def test_what_the_kinds_are() -> None:
         coupling = coupling_class(kind)
         assert coupling.seats == ("layer",)
         assert coupling.shares_prompt
-        assert not coupling.needs_history
     assert default_config().kind == DEFAULT_KIND
 
 

@@ -85,7 +85,10 @@ def test_a_fresh_toy_changes_nothing_and_a_detached_one_neither(toy: type[Coupli
     assert all(toy.kind in name for name in added)
     at_layers, at_model = set(AT_LAYERS) & set(toy.seats), set(AT_MODEL) & set(toy.seats)
     assert len(added) == (3 if at_layers else 0) + (1 if at_model else 0)
-    assert torch.equal(model(IDS, groups=Groups(W)).logits, expected)
+    close = {} if "I1" in toy.claims(toy.Config()) else {"atol": 1e-5}
+    torch.testing.assert_close(
+        model(IDS, groups=Groups(W)).logits, expected, **{"atol": 0, "rtol": 0} | close
+    )
     learn(model)
     assert (model(IDS, groups=Groups(W)).logits - expected).abs().max() > 0.05
     with get_attachment(model).disabled():
@@ -210,7 +213,7 @@ def test_attention_that_gives_no_place_beside_it_is_refused() -> None:
 
 def test_unknown_kinds_name_the_known_ones() -> None:
     with pytest.raises(
-        interlace.InterlaceError, match=r"'mystery'; known are bridge, pmatch, gated, toy"
+        interlace.InterlaceError, match=r"'mystery'; known are bridge, pmatch, gated, lanerope, toy"
     ):
         coupling_class("mystery")
 
@@ -225,7 +228,8 @@ def test_a_kind_trains_saves_loads_generates_and_is_evaluated(kind: str, tmp_pat
     else:
         attach_random(stopping(model), kind)
     before = weights_of_toy(model)
-    warmup(tmp_path / "warm", model).train()
+    if before:  # else there is nothing to warm up
+        warmup(tmp_path / "warm", model).train()
     warmed = weights_of_toy(model)
     assert all(not torch.equal(warmed[name], before[name]) for name in before)
     grpo(tmp_path / "rl", model).train()
@@ -282,7 +286,6 @@ def test_what_a_backend_does_not_carry_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("need", "message"),
     [
-        ({"needs_history": True}, r"toylayer needs keys and values of its own, .*hf backend"),
         ({"shares_prompt": False}, r"toylayer needs every row's prompt computed apart"),
     ],
 )
