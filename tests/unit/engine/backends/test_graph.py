@@ -19,7 +19,7 @@ from interlace.engine.inverse_cdf import (
     uniforms_on_device,
 )
 from interlace.engine.sampling import sample
-from interlace.engine.types import GroupOutput
+from interlace.engine.types import GroupOutput, HidingParams
 from interlace.errors import GenerationError
 from support.architectures import VOCAB, attach_random, build
 from support.engine import largest_gap
@@ -69,6 +69,15 @@ MIXES: dict[str, list[SamplingParams]] = {
         for w, t in ((4, 1.0), (1, 0.0), (7, 0.6), (2, 1.3), (3, 1.0))
     ],
     "maxima": [PARAMS.replace(max_new_tokens=[3, 17, 1, 9])] * 5,
+    "hidden siblings": [
+        HidingParams(
+            width=4,
+            max_new_tokens=17,
+            stop_token_ids=PARAMS.stop_token_ids,
+            hidden=((0, 1), (3, 2)),
+        )
+    ]
+    * 5,
     "only the host can draw for one": [
         *[PARAMS] * 2,
         PARAMS.replace(top_k=5, max_new_tokens=5),
@@ -95,9 +104,16 @@ def test_the_same_tokens_as_with_modules(mix: str, rows: int) -> None:
     )
     assert tokens(groups) == tokens(expected)
     for group, other in zip(groups, expected, strict=True):
-        assert largest_gap(model, [group]) < 1e-5
+        for mine, theirs in zip(group.completions, other.completions, strict=True):
+            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
         if group.attention is not None:
             np.testing.assert_allclose(group.attention, other.attention, atol=1e-5)
+
+
+def test_bf16_is_within_its_noise() -> None:
+    model = attach_random(build("qwen3", dtype=torch.bfloat16))
+    groups = Engine(model, backend="graph", max_rows=9).generate(PROMPTS, PARAMS)
+    assert largest_gap(model, groups) < 0.25
 
 
 class NothingComesFromTheHost(TorchDispatchMode):
