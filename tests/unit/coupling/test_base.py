@@ -45,22 +45,23 @@ def test_a_kind_describes_itself(kind: str) -> None:
 
 
 def test_what_the_kinds_are() -> None:
-    assert {kind: coupling_class(kind).couples for kind in COUPLINGS} == {
-        "bridge": True,
-        "pmatch": False,
+    kinds = {kind: coupling_class(kind) for kind in COUPLINGS}
+    assert {kind: (coupling.couples, *coupling.seats) for kind, coupling in kinds.items()} == {
+        "bridge": (True, "layer"),
+        "pmatch": (False, "layer"),
+        "gated": (True, "attended"),
+        "lanerope": (True, "attention"),
     }
-    for kind in COUPLINGS:
-        coupling = coupling_class(kind)
-        assert coupling.seats == ("layer",)
-        assert coupling.shares_prompt
+    assert all(coupling.shares_prompt for coupling in kinds.values())
     assert default_config().kind == DEFAULT_KIND
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["bridge", "pmatch", "gated"])
 @torch.no_grad()
 def test_a_kind_is_its_reference_in_both_forms(kind: str) -> None:
     coupling: Any = coupling_class(kind)
-    config = coupling.Config(num_heads=4, num_kv_heads=2, head_dim=3)
+    shape = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 3}
+    config = coupling.Config(**({"rank": 8, "num_heads": 2} if kind == "gated" else shape))
     block = coupling(config, D, dtype=torch.float64)
     randomise(block.named_parameters(), seed=1)
     x = torch.randn(P * W, S, D, dtype=torch.float64)
@@ -68,7 +69,7 @@ def test_a_kind_is_its_reference_in_both_forms(kind: str) -> None:
     expected = block.reference(x, groups)
     torch.testing.assert_close(block(x, groups), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(x + block.added(x, groups), expected, rtol=0, atol=1e-12)
-    step = Owners([0, 0, 0, 1, 1, 1])
+    step = Owners([0, 0, 0, 1, 1, 1], numbers=[0, 1, 2, 0, 1, 2])
     expected = block.reference(x[:, :1], Groups(W))
     torch.testing.assert_close(block(x[:, :1], step), expected, rtol=0, atol=1e-12)
 
