@@ -40,6 +40,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -457,14 +458,16 @@ def _damage(draw: random.Random, body: Any) -> None:
     if inner and draw.random() < 0.4:
         _damage(draw, body[draw.choice(inner)])
     elif names and draw.random() < 0.7:
-        body[draw.choice(names)] = draw.choice(ODD)
+        body[draw.choice(names)] = copy.deepcopy(draw.choice(ODD))
     elif names and draw.random() < 0.5:
         del body[draw.choice(names)]
     elif isinstance(body, dict):
         every = [name for some in BODIES.values() for one in some for name in one]
-        body[draw.choice([*every, "tools", "best_of", "suffix", "temprature"])] = draw.choice(ODD)
+        body[draw.choice([*every, "tools", "best_of", "suffix", "temprature"])] = copy.deepcopy(
+            draw.choice(ODD)
+        )
     else:
-        body.append(draw.choice(ODD))
+        body.append(copy.deepcopy(draw.choice(ODD)))
 
 
 def fuzz(bench: Bench) -> dict[str, Any]:

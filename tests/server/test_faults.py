@@ -128,6 +128,21 @@ def test_a_body_of_another_type_is_refused(http: httpx.Client) -> None:
     assert reply.status_code == 415
 
 
+def test_a_large_body_of_another_type_is_read_before_it_is_refused(server: Running) -> None:
+    """Closed with bytes unread, a connection is reset, and the answer is lost with it."""
+    size = 3 * 2**20
+    head = b"POST /v1/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+    place = urlsplit(server.address)
+    with socket.create_connection((place.hostname, place.port), timeout=60) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % size)
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(100)  # nothing is said before the body is there
+        connection.settimeout(60)
+        connection.sendall(b"a" * size)
+        assert connection.recv(100).startswith(b"HTTP/1.1 415")
+
+
 def test_a_name_that_is_not_this_machines_is_refused_without_a_key(http: httpx.Client) -> None:
     reply = http.get("/v1/models", headers={"Host": "evil.example"})
     assert reply.status_code == 403
@@ -237,6 +252,7 @@ def test_a_client_that_goes_away_frees_its_rows(stream: bool) -> None:
 def test_a_slow_reader_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits is counted by tokens: counted by steps, wide ones filled the memory."""
     monkeypatch.setattr(worker, "MOST_UNREAD", 5 * 64 * 21)
+    monkeypatch.setattr(worker, "PATIENCE", 0.05)
     with running(max_tokens=240) as server:
         place = urlsplit(server.address)
         fields = {"prompt": "a", "max_tokens": 240, "ignore_eos": True, "n": 64, "stream": True}
@@ -255,6 +271,15 @@ def test_a_slow_reader_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert ask(http).status_code == 200
                 until(lambda: server.service.engine.core.is_idle)
             assert server.service.metrics.tokens._value.get() < 240 * 64
+
+
+def test_who_reads_slower_than_is_sampled_keeps_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own writing of wide steps may be the slow part."""
+    monkeypatch.setattr(worker, "MOST_UNREAD", 0)
+    with running(max_tokens=60) as server, httpx.Client(base_url=server.address) as http:
+        reply = ask(http, n=16, max_tokens=60, ignore_eos=True, stream=True, logprobs=20)
+        assert reply.text.endswith("data: [DONE]\n\n")
+        assert reply.text.count('"finish_reason": "length"') == 16
 
 
 def test_a_group_that_fails_ends_alone() -> None:

@@ -137,9 +137,10 @@ def _post(
     async def endpoint(http: Request) -> Response:
         status = 500
         try:
+            body = await http.body()  # read it whatever is wrong: else the answer is lost with it
             if not http.headers.get("content-type", "").lower().startswith("application/json"):
                 raise ApiError(415, "The body is JSON: send Content-Type: application/json.")
-            response = await answer(parse(kind, await http.body()), http)
+            response = await answer(parse(kind, body), http)
             status = response.status_code
             return response
         except ClientDisconnect:  # within its body

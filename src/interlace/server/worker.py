@@ -26,7 +26,9 @@ from interlace.server.metrics import Metrics
 
 log = logging.getLogger("interlace.server")
 
-MOST_UNREAD = 2**18  # tokens, likely ones too, that wait for a slow reader; then its job ends
+# A job ends if so many tokens, likely ones too, wait for a reader that has taken none for so many
+# seconds. The second keeps those who read, but slower than the model samples.
+MOST_UNREAD, PATIENCE = 2**16, 5.0
 
 
 class SlowReaderError(Exception):
@@ -62,6 +64,7 @@ class Job:
     began: bool = False
     numbers: dict[int, int] = field(default_factory=dict)  # index of a request by the core's number
     unread: int = 0  # tokens in the mailbox
+    read: float = field(default_factory=time.monotonic)  # when something was last taken from it
     ended: bool = False
 
     @property
@@ -74,6 +77,11 @@ class Job:
         self.unread += self._tokens(item)
         self.mailbox.put_nowait(item)
 
+    @property
+    def is_ignored(self) -> bool:
+        """Whether its reader takes nothing while much waits."""
+        return self.unread > MOST_UNREAD and time.monotonic() - self.read > PATIENCE
+
     async def mail(self) -> AsyncIterator[tuple[int, Event]]:
         """What comes of the job, to its end.
 
@@ -84,6 +92,7 @@ class Job:
             if isinstance(item, Exception):
                 raise item
             self.unread -= self._tokens(item)
+            self.read = time.monotonic()
             yield item
 
     def _tokens(self, item: tuple[int, Event] | Exception | None) -> int:
@@ -307,7 +316,7 @@ class Worker:
         for job, item in mail:
             if job.ended:
                 continue
-            if job.unread > MOST_UNREAD:
+            if job.is_ignored:
                 job.ended, item = True, SlowReaderError("What was sampled was not read.")
                 self.abort(job)
             job.post(item)
