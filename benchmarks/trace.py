@@ -7,7 +7,7 @@ so that a reader knows what stands between a call and its numbers?
 Method
 - The packaged model `tiny-bridge` (the untrained `tiny` with fresh blocks for the step) on the CPU.
 - Everything that only happens once, imports above all, is done before counting: the same call is
-  made once uncounted, and an optimizer step is counted from the second on.
+  made once uncounted, and of optimizer steps the third is counted.
 - `sys.setprofile` and `threading.setprofile` see every call of a Python function. Distinct code
   objects of functions and methods are counted, with their files; module bodies, class bodies,
   comprehensions and lambdas are not functions that a reader looks for.
@@ -70,15 +70,15 @@ def one_prompt() -> set[CodeType]:
     return found
 
 
-class SecondStep(TrainerCallback):
-    """Count between the beginning and the end of the second optimizer step."""
+class ThirdStep(TrainerCallback):
+    """Count between the beginning and the end of the third optimizer step."""
 
     def __init__(self, found: set[CodeType]) -> None:
         self.found = found
         self.running: Any = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 1:
+        if state.global_step == 2:
             self.running = counting(self.found)
             self.running.__enter__()
 
@@ -89,20 +89,20 @@ class SecondStep(TrainerCallback):
 
 
 def one_step() -> set[CodeType]:
-    """The second optimizer step of GRPO with Bridge blocks."""
+    """The third optimizer step of GRPO with Bridge blocks."""
     model, tokenizer = interlace.load("tiny")
     interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=0)
     found: set[CodeType] = set()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(model, tokenizer, folder, SecondStep(found))
+        trainer = make_trainer(model, tokenizer, folder, ThirdStep(found))
         trainer.train()
     return found
 
 
 def make_trainer(model: Any, tokenizer: Any, folder: str, callback: TrainerCallback) -> Any:
-    """A GRPO trainer that makes two optimizer steps and says nothing."""
+    """A GRPO trainer that makes three optimizer steps and says nothing."""
     quiet: dict[str, Any] = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
-    sizes = {"prompts_per_rollout": 4, "width": WIDTH, "max_new_tokens": 8, "max_steps": 2}
+    sizes = {"prompts_per_rollout": 4, "width": WIDTH, "max_new_tokens": 8, "max_steps": 3}
     args = interlace.GRPOConfig(output_dir=folder, **quiet, **sizes)
     task = interlace.tasks.get_task("tiny-countdown")
     return interlace.GRPOTrainer(

@@ -88,6 +88,7 @@ class SharedCache(Cache):
         self.asked: dict[int, int] = {}  # the window with which each layer asked for attention
         self.is_checked = False  # that they asked rightly
         self.has_further_part = False  # whether a coupling reads beside prompt and completion
+        self.is_changed_after = False  # whether one changes what attention gives
         self._given: tuple[Tensor, Tensor] | None = None  # the last update
 
     # What the backend calls -----------------------------------------------------------------------
@@ -352,7 +353,7 @@ def shared_attention(
         asked, further = in_step(query, key, value, scale, softcap)
     window = sliding_window or 0
     out = cache.attend(layer_idx, query, scale, window, softcap, s_aux, further, asked)
-    return attended(out), None
+    return (attended(out) if cache.is_changed_after else out), None
 
 
 _ROOM = 64  # stores grow in steps of this many positions

@@ -248,6 +248,7 @@ class HFBackend(Backend):
             self._kept.begin_step(cache.rows)
         seats = () if self._coupling is None else self._coupling.seats
         cache.has_further_part = "attention" in seats
+        cache.is_changed_after = "attended" in seats
         places = [slot.place for slot in slots]
         ids = torch.tensor(tokens, device=self.device)
         positions = torch.tensor(cache.positions, device=self.device)
