@@ -267,9 +267,10 @@ class GroupOutput:
         tokens_saved: Number of tokens that stopping early can have saved at most, with `consensus`:
             the tokens that unfinished rows had left to their maximum.
         attention: Attention of rows to rows in each step, with `record_attention`: `[W, W]`, or
-            `[L, W, W]` for each layer; rows that were finished have zeros. Entry t was computed
-            from the rows' t-th tokens and gave the next ones; the first tokens come from the prompt
-            alone. Empty for a model without Bridge.
+            `[L, W, W]` for each layer, summed over the positions of the row that is read; readers
+            that were finished have zeros. Entry t was computed from the rows' t-th tokens and gave
+            the next ones; the first tokens come from the prompt alone. Empty for a model without a
+            coupling that attends to rows.
         seconds: Seconds from the group's admission to its last token.
     """
 

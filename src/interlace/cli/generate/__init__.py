@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from interlace.cli.generate.outcome import Aggregation
     from interlace.cli.generate.view import Columns
     from interlace.engine.engine import Engine
-    from interlace.engine.types import Prompt, SamplingParams
+    from interlace.engine.types import GroupOutput, Prompt, SamplingParams
     from interlace.remote import RemoteEngine
 
 AGGREGATES = ("majority", "weighted", "best-of-n", "medoid", "synthesize", "none")
 # These say where lines come from and go to, and nothing about what is in them.
-_NOT_IN_LINES = frozenset({"prompt", "input", "output", "skip_bad", "overwrite", "json"})
+_NOT_IN_LINES = frozenset(
+    {"prompt", "input", "output", "skip_bad", "overwrite", "json"}
+    | {"attention", "attention_layer", "attention_png"}
+)
 
 EXAMPLES = """\
 examples:
@@ -47,6 +50,8 @@ examples:
     Reason step by step, and put your final answer within \\boxed{}." "What is 17 + 25?"
   A reward function of your own picks the best of 16:
     interlace generate --model out/ --width 16 --aggregate best-of-n --scorer my.py:reward "..."
+  Who listens to whom, in the terminal and as a figure:
+    interlace generate --model tiny-bridge --attention --attention-png who.png "3 5 7 -> 56 :"
   Into other programs:
     interlace generate --model out/ --json "Name a prime." | jq .aggregate.answer
 """
@@ -111,6 +116,10 @@ class Settings(ModelOptions, _Sampling, _Files, DeviceOptions):
             interlace.Aggregate.
         scorer: Function of a module or .py file, as WHERE:NAME: from a text to a number, or a
             reward function with TRL's signature, which also gets the line's other fields.
+        attention: Show who listened to whom: a heat map of rows against rows.
+        attention_layer: Number of a layer with a block, from 1, for a map of its own; by default
+            the mean over all. The flag may be repeated.
+        attention_png: Path of a PNG that the maps are drawn into, too.
     """
 
     prompt: str | None = None
@@ -120,11 +129,20 @@ class Settings(ModelOptions, _Sampling, _Files, DeviceOptions):
     json: bool = False
     aggregate: str = "majority"
     scorer: str | None = None
+    attention: bool = False
+    attention_layer: tuple[int, ...] = ()
+    attention_png: str | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether to record who listens to whom."""
+        return bool(self.attention or self.attention_layer or self.attention_png)
 
     def sampling(self, **changes: Any) -> SamplingParams:
         """As of any command; consensus is told by final answers."""
         from interlace.answers import extract_answer
 
+        changes = {"record_attention": "layers" if self.listens else None} | changes
         return super().sampling(consensus=extract_answer if self.consensus else None, **changes)
 
     def in_lines(self) -> dict[str, Any]:
@@ -182,6 +200,10 @@ def settle(arguments: Namespace) -> Settings:
     if settings.scorer is not None and settings.aggregate not in ("weighted", "best-of-n"):
         raise ConfigError(
             f"--scorer goes with --aggregate weighted or best-of-n; got {settings.aggregate!r}."
+        )
+    if settings.listens and (settings.json or settings.input is not None):
+        raise ConfigError(
+            "--attention shows one PROMPT's rows, beside their texts; leave out --json and --input."
         )
     if settings.batch_size < 1:
         raise ConfigError(f"--batch-size is at least 1; got {settings.batch_size}.")
@@ -301,7 +323,21 @@ def _show(settings: Settings, engine: Engine | RemoteEngine, prompt: Any) -> int
     else:
         outcome = aggregation([responses_of(group, prompt)])[0]
     _print_outcome(console, columns, outcome)
+    if group is not None and settings.listens:
+        _print_attention(console, settings, group)
     return INTERRUPTED if interrupted else 0
+
+
+def _print_attention(console: Console, settings: Settings, group: GroupOutput) -> None:
+    from interlace.cli.generate import listening
+
+    maps = listening.maps_of(group, settings.attention_layer)
+    if console.is_terminal:
+        console.print(listening.view(maps, group.texts, console))
+    else:
+        sys.stdout.write("\n".join(listening.plain(maps, group.texts)) + "\n")
+    if settings.attention_png is not None:
+        listening.write_png(maps, group.texts, Path(settings.attention_png))
 
 
 def _early_vote(

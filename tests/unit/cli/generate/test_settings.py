@@ -30,7 +30,8 @@ def test_every_option_reaches_the_settings(tmp_path: Path) -> None:
         "--trust-remote-code",
     )
     left = {name for name, value in vars(settings).items() if value == getattr(Settings(), name)}
-    assert left == {"prompt", "raw", "template"}  # --template contradicts --raw
+    shown = {"attention", "attention_layer", "attention_png"}  # for one prompt
+    assert left == {"prompt", "raw", "template"} | shown  # --template contradicts --raw
     params = settings.sampling()
     assert (params.width, params.max_new_tokens, params.temperature) == (3, 5, 0.5)
     assert (params.top_k, params.top_p, params.min_p, params.seed) == (4, 0.9, 0.1, 7)
