@@ -56,6 +56,18 @@ class Kept(ABC):
             softcap: Bound that the scores are softly held to; None for none.
         """
 
+    def shares(
+        self, place: int, query: Float[Tensor, "R H C"]
+    ) -> tuple[Float[Tensor, "R H W"], Float[Tensor, "R H"]] | None:
+        """How much of what each row reads at earlier positions comes from each row of its group, by
+        number, with the log-sum-exp; None where no row reads any, or it cannot be told.
+
+        Args:
+            place: Layer that the coupling stands at.
+            query: Queries of this step, without positions.
+        """
+        return None
+
 
 class Rows:
     """What a forward pass takes as `groups`: who sees whom among its rows, in either layout.
@@ -364,8 +376,8 @@ class Groups(Rows):
         self,
         place: int,
         keys: Float[Tensor, "P W S G C"],
-        values: Float[Tensor, "P W S G C"],
-    ) -> tuple[Float[Tensor, "P W L G C"], Float[Tensor, "P W L G C"]]:
+        values: Float[Tensor, "P W S G V"],
+    ) -> tuple[Float[Tensor, "P W L G C"], Float[Tensor, "P W L G V"]]:
         """Keys and values of all positions that `earlier` speaks of, from those of this call.
 
         Args:

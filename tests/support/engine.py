@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel
 
-from interlace.attaching import is_attached
+from interlace.attaching import get_attachment, is_attached
 from interlace.engine.backends.base import Backend
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.types import GroupOutput
@@ -44,6 +44,25 @@ def fed_again(groups: Sequence[GroupOutput], pad: int = 0) -> tuple[Tensor, Tens
             attention[p * width + w, left : left + len(row)] = 1
             alive[p * width + w, left : left + fed] = True
     return ids, attention, alive.unflatten(0, (len(groups), width))
+
+
+@torch.no_grad()
+def attention_by_teacher_forcing(model: nn.Module, group: GroupOutput) -> list[Tensor]:
+    """`[T - 1]` of `[L, W, W]`, from the blocks of one training pass."""
+    tokens, mask, alive = fed_again([group])
+    prompt, seen = len(group.prompt_token_ids), []
+    groups = Groups(alive.shape[1], alive, torch.tensor([prompt]))
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda block, args: seen.append(block.attention_weights(*args)[0].mean(dim=1))
+        )
+        for name in get_attachment(model).block_names
+    ]
+    model(input_ids=tokens, attention_mask=mask, groups=groups)
+    for handle in handles:
+        handle.remove()
+    layers = torch.stack(seen)  # L S W W
+    return list(layers[:, prompt:].transpose(0, 1))
 
 
 @torch.no_grad()

@@ -155,8 +155,14 @@ class Coupling(nn.Module):
 
     def attention_weights(
         self, x: Float[Tensor, "R S D"], rows: Rows
-    ) -> Float[Tensor, "P S H W W"] | None:
-        """Who listens to whom, for views; the last axis sums to 1. None: it cannot be told."""
+    ) -> Float[Tensor, "P S H W N"] | None:
+        """Who listens to whom, for views, of what `layer` or `attended` is given: all that a row
+        reads of another, at whatever position, is one number. The last axis sums to 1. None: it
+        cannot be told.
+
+        N is W; in a decode step that keeps earlier positions the rows of the step at their own
+        position come first, then the rows of the reader's group at earlier ones, by number.
+        """
         return None
 
     def reference(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:

@@ -204,14 +204,10 @@ class BridgeBlock(Coupling):
 
     def attention_weights(
         self, x: Float[Tensor, "R S D"], rows: Rows
-    ) -> Float[Tensor, "P S H W W"] | None:
-        """Who attends to whom: the softmax weights for input X; the last axis sums to 1. None
-        where rows read earlier positions, too, which W x W weights cannot tell."""
-        count = rows.check(x.shape[0], x.shape[1])
-        if self.reads != "position":
-            return None
-        q, k, _ = self._project(self.norm(x), count)
-        return _weights(q, k, rows.visible()).flatten(2, 3)
+    ) -> Float[Tensor, "P S H W N"] | None:
+        """Who attends to whom: the softmax weights for input X, summed over a row's positions."""
+        q, k, _ = self._project(self.norm(x), rows.check(x.shape[0], x.shape[1]))
+        return shares_of_siblings(self, q, k, rows)
 
     def _project(
         self, normed: Float[Tensor, "R S D"], count: int
@@ -240,9 +236,9 @@ def read_siblings(
     block: Coupling,
     q: Float[Tensor, "P W S H C"],
     k: Float[Tensor, "P W S G C"],
-    v: Float[Tensor, "P W S G C"],
+    v: Float[Tensor, "P W S G V"],
     rows: Rows,
-) -> Float[Tensor, "R S HC"]:
+) -> Float[Tensor, "R S HV"]:
     """What each row reads with the reach of a block, heads concatenated. Equations (3), (30)."""
     if block.reads == "position":
         return _attend(q, k, v, rows.visible())
@@ -285,12 +281,46 @@ def _read_in_step(
     return merged(own, lse, *part).flatten(1).unsqueeze(1)
 
 
+def shares_of_siblings(
+    block: Coupling,
+    q: Float[Tensor, "P W S H C"],
+    k: Float[Tensor, "P W S G C"],
+    rows: Rows,
+) -> Float[Tensor, "P S H W N"] | None:
+    """How much of what a row reads comes from each row, as `Coupling.attention_weights` has it.
+
+    Beyond the own position: what `read_siblings` gives where a row's values are its unit vector.
+    None where earlier calls keep what is read.
+    """
+    width = q.shape[1]
+    if block.reads == "position":
+        return _weights(q, k, rows.visible()).flatten(2, 3)
+    if isinstance(rows, Groups):
+        if rows.continues:
+            return None
+        units = torch.eye(width, dtype=q.dtype, device=q.device)[None, :, None, None]
+        read = read_siblings(block, q, k, units.expand(*k.shape[:-1], -1), rows)
+        return read.unflatten(0, (-1, width)).unflatten(-1, (-1, width)).permute(0, 2, 3, 1, 4)
+    part = (
+        rows.kept.shares(block.place, q[0, :, 0])
+        if isinstance(rows, Owners) and rows.kept
+        else None
+    )
+    own = _weights(q, k, rows.visible()).flatten(2, 3)
+    if part is None:
+        return own
+    earlier, lse = part
+    _, own_lse = attend_with_lse(q[0, :, 0], k[0, :, 0], k[0, :, 0], rows.visible())
+    own = F.pad(own[0, 0].transpose(0, 1), (0, earlier.shape[-1]))
+    return merged(own, own_lse, F.pad(earlier, (width, 0)), lse).transpose(0, 1)[None, None]
+
+
 def _attend(
     q: Float[Tensor, "P W S H C"],
     k: Float[Tensor, "P W S G C"],
-    v: Float[Tensor, "P W S G C"],
+    v: Float[Tensor, "P W S G V"],
     visible: Bool[Tensor, "P S W W"] | None,
-) -> Float[Tensor, "R S HC"]:
+) -> Float[Tensor, "R S HV"]:
     """softmax(mask(Q K^T / sqrt(C))) V at each position of each group, heads concatenated.
 
     Equation (3).

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interlace.coupling.base import INVARIANTS, Coupling
-from interlace.coupling.bridge import read_siblings
+from interlace.coupling.bridge import read_siblings, shares_of_siblings
 from interlace.coupling.config import CouplingConfig, Layers, check_whole, check_word
 from interlace.coupling.reach import turned, turns
 from interlace.errors import ConfigError
@@ -201,6 +201,13 @@ class GatedBlock(Coupling):
         q, k, v = self._project(x, count, rows)
         mixed = self._linear(read_siblings(self, q, k, v, rows), "up_weight")
         return torch.sigmoid(F.linear(x, self.gate_weight, self.gate_bias)) * mixed
+
+    def attention_weights(
+        self, x: Float[Tensor, "R S A"], rows: Rows
+    ) -> Float[Tensor, "P S H W N"] | None:
+        """Who attends to whom, before the gate."""
+        q, k, _ = self._project(x, rows.check(x.shape[0], x.shape[1]), rows)
+        return shares_of_siblings(self, q, k, rows)
 
     def _project(
         self, x: Float[Tensor, "R S A"], count: int, rows: Rows

@@ -56,11 +56,11 @@ def turned(x: Float[Tensor, "*axes C"], cos: Tensor, sin: Tensor) -> Float[Tenso
 def attend_with_earlier(
     q: Float[Tensor, "P W S H C"],
     keys: Float[Tensor, "P W L G C"],
-    values: Float[Tensor, "P W L G C"],
+    values: Float[Tensor, "P W L G V"],
     visible: Bool[Tensor, "P S W W"] | None,
     earlier: Earlier,
     features: int | None = None,
-) -> Float[Tensor, "R B HC"]:
+) -> Float[Tensor, "R B HV"]:
     """What the rows read at this call's positions from `earlier.first` on, heads concatenated.
     Positions turn so many `features` of a head; None: all.
 

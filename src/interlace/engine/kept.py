@@ -139,12 +139,39 @@ class KeptKeys(Kept):
         data[step.places, step.entries] = both if step.coupled is None else both[step.coupled]
         if step.longest == 0:
             return None
-        kv_heads = key.shape[1]
+        keys, values = data[: len(self._groups), : step.longest].split(key.shape[1], dim=2)
+        return self._attended(step, query, keys, values, scale, softcap)
+
+    def shares(
+        self, place: int, query: Float[Tensor, "R H C"]
+    ) -> tuple[Float[Tensor, "R H W"], Float[Tensor, "R H"]] | None:
+        """What the rows would read if each entry's value were the unit vector of its writer."""
+        step = self._step(query) if self._groups else None
+        if step is None or step.longest == 0:
+            return None
+        entries = self._layers[place][: len(self._groups), : step.longest]
+        keys, _ = entries.chunk(2, dim=2)
+        groups = self._groups.values()
+        writers = [(g.writers + [0] * step.longest)[: step.longest] for g in groups]
+        width = max(len(g.rows) for g in groups)
+        units = torch.eye(width, dtype=query.dtype)[torch.tensor(writers)].to(query.device)
+        values = units.unsqueeze(2).expand(-1, -1, keys.shape[2], -1)
+        return self._attended(step, query, keys, values)
+
+    def _attended(
+        self,
+        step: _Step,
+        query: Float[Tensor, "R H C"],
+        keys: Float[Tensor, "N U G C"],
+        values: Float[Tensor, "N U G V"],
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> tuple[Float[Tensor, "R H V"], Float[Tensor, "R H"]]:
+        kv_heads = keys.shape[2]
         if self._features != 0:
             query = turned(query, *step.turns)
         spread = query.unflatten(1, (kv_heads, -1))[step.members]
         per_kv = spread.shape[3]
-        keys, values = data[: len(self._groups), : step.longest].split(kv_heads, dim=2)
         out, lse = attend_partially(
             spread.transpose(1, 2).flatten(2, 3),  # N G MQ C
             keys.transpose(1, 2),

@@ -522,13 +522,14 @@ _FUSED_DTYPES = (torch.float32, torch.bfloat16)
 def attend_partially(
     query: Float[Tensor, "B G N C"],
     keys: Float[Tensor, "B G U C"],
-    values: Float[Tensor, "B G U C"],
+    values: Float[Tensor, "B G U V"],
     mask: Float[Tensor, "B 1 #N U"] | None,
     scale: float,
     softcap: float | None = None,
-) -> tuple[Float[Tensor, "B G N C"], Float[Tensor, "B G N"]]:
+) -> tuple[Float[Tensor, "B G N V"], Float[Tensor, "B G N"]]:
     """softmax(softcap(Q K^T scale) + mask) V over these keys alone, and the scores' log-sum-exp."""
     fused = fused_cpu is not None and query.device.type == "cpu" and softcap is None
+    fused = fused and keys.shape[-1] == values.shape[-1]
     if fused and query.dtype in _FUSED_DTYPES:
         out, lse = fused_cpu(query, keys, values, 0.0, False, attn_mask=mask, scale=scale)
         return out, lse
@@ -538,11 +539,11 @@ def attend_partially(
 def _portable(
     query: Float[Tensor, "B G N C"],
     keys: Float[Tensor, "B G U C"],
-    values: Float[Tensor, "B G U C"],
+    values: Float[Tensor, "B G U V"],
     mask: Float[Tensor, "B 1 #N U"] | None,
     scale: float,
     softcap: float | None,
-) -> tuple[Float[Tensor, "B G N C"], Float[Tensor, "B G N"]]:
+) -> tuple[Float[Tensor, "B G N V"], Float[Tensor, "B G N"]]:
     scores = query @ keys.transpose(-1, -2)
     scores = (scores if scores.dtype == torch.float64 else scores.float()) * scale
     if softcap is not None:

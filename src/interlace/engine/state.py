@@ -273,19 +273,22 @@ class RunningGroup:
         )
 
     def note_attention(
-        self, weights: Float[np.ndarray, "L R R"], live: Sequence[Row], places: Sequence[int]
+        self, weights: Float[np.ndarray, "L R N"], live: Sequence[Row], places: Sequence[int]
     ) -> None:
         """Keep who attended to whom in a step, the rows in their own order.
 
         Args:
-            weights: Attention of all live rows.
+            weights: Attention of all live rows, as `Backend.decode` returns it.
             live: All live rows, in the order of `weights`.
             places: Where this group's are among them.
         """
         order = [live[place].index for place in places]
         width = len(self.rows)
         full = np.zeros((weights.shape[0], width, width), dtype=np.float32)
-        full[np.ix_(range(len(full)), order, order)] = weights[:, places][:, :, places]
+        own = weights[:, places]
+        full[np.ix_(range(len(full)), order, order)] = own[:, :, places]
+        earlier = own[:, :, len(live) :][:, :, :width]
+        full[:, order, : earlier.shape[2]] += earlier
         mean = self.request.params.record_attention == "mean"
         self._attention.append(full.mean(axis=0) if mean else full)
 

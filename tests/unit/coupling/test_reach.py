@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +30,7 @@ from interlace.engine.backends import BACKENDS
 from interlace.errors import ConfigError, GenerationError, GroupError
 from interlace.rows import Owners, Prompts, Reads
 from support.architectures import attach_random, build, random_ids, randomise
-from support.engine import largest_gap
+from support.engine import attention_by_teacher_forcing, largest_gap
 from support.number_model import number_folder, number_tokenizer
 from support.training import grpo, stopping, warmup
 from support.typecheck import unchecked
@@ -198,10 +199,65 @@ def test_passes_with_a_cache_that_nobody_keeps_for_are_refused(reads: Reads) -> 
     model(ids[:, :1], past_key_values=cache)  # without siblings
 
 
-def test_who_attends_to_whom_is_not_told_where_rows_read_more() -> None:
-    x, groups = case_with_ends()
-    assert random_block("history").attention_weights(x, groups) is None
-    assert random_block("position").attention_weights(x, groups) is not None
+@pytest.mark.parametrize("ends", [True, False])
+@every_reach
+def test_what_a_row_reads_of_a_sibling_is_summed_over_its_positions(
+    reads: Reads, ends: bool
+) -> None:
+    """Against one softmax over all pairs of rows and positions. Catches positions summed to
+    another row, and scores without rotary positions."""
+    block = random_block(reads)
+    x, groups = random_case(3, 4, 7, seed=8, ends=ends)
+    weights = block.attention_weights(x, groups)
+    assert weights is not None
+    assert weights.shape == (3, 7, 4, 4, 4)  # P S H W W
+    assert groups.alive is not None
+    assert groups.completion_start is not None
+    q, k, _ = block._project(block.norm(x), 3)
+    place = torch.arange(7) - groups.completion_start[:, None]
+    angles = turns(place[:, None, :, None], 6, FLOAT64)
+    q, k = turned(q, *angles), turned(k.repeat_interleave(2, dim=3), *angles)
+    scores = torch.einsum("pwshc,pvthc->phwsvt", q, k) / 6**0.5
+    alive, at = groups.alive, torch.arange(7)
+    wrote = alive & (at >= groups.completion_start[:, None, None])  # P V T
+    others = ~torch.eye(4, dtype=torch.bool)[None, :, None, :, None]  # W V
+    before = (at < at[:, None])[None, None, :, None] & wrote[:, None, None] & others
+    if reads == "finished":
+        before = before & ~alive.transpose(1, 2)[:, None, :, :, None]  # P S V
+    here = torch.eye(7, dtype=torch.bool)[None, None, :, None]
+    here = here & (alive[:, None, None] | ~others)
+    seen = (here | before)[:, None]
+    flat = scores.masked_fill(~seen, float("-inf")).flatten(4).softmax(dim=-1)
+    expected = flat.unflatten(4, (4, 7)).sum(-1).permute(0, 3, 1, 2, 4)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+
+
+@every_reach
+@pytest.mark.parametrize("kind", ["bridge", "gated"])
+def test_recorded_attention_is_that_of_the_teacher_forced_pass(
+    reads: Reads, kind: str, backend: str
+) -> None:
+    """With rows that end early, beside a wider group. Catches finished siblings left out, and
+    columns of another group's rows."""
+    if kind == "gated" and reads == "finished":
+        pytest.skip("gated reads the position or the history")
+    model = attach_random(build("llama"), kind, reads=reads)
+    limits = interlace.SamplingParams(
+        width=4, max_new_tokens=[9, 2, 5, 7], seed=3, ignore_eos=True, record_attention="layers"
+    )
+    wider = limits.replace(width=5, max_new_tokens=8, record_attention=None)
+    _, group = interlace.Engine(model, backend=backend).generate(
+        [[5, 6, 7], [8, 9]], [wider, limits]
+    )
+    assert group.attention is not None
+    assert len(group.attention) == 8
+    expected = attention_by_teacher_forcing(model, group)
+    for t, got in enumerate(group.attention):
+        live = [w for w in range(4) if t + 1 < len(group.completions[w].token_ids)]
+        np.testing.assert_allclose(got[:, live].sum(-1), 1, atol=1e-5)
+        np.testing.assert_allclose(got[:, live], expected[t][:, live], atol=1e-5)
+    last = group.attention[-1][:, 0]
+    assert (last[:, 1:] > 1e-4).all()  # the one row left reads those that have finished
 
 
 @pytest.mark.parametrize("name", BACKENDS)

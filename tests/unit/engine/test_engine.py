@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 import interlace
-from interlace import Engine, Groups, SamplingParams, attach
-from interlace.attaching import get_attachment, new_parameters
+from interlace import Engine, SamplingParams, attach
+from interlace.attaching import new_parameters
 from interlace.engine.types import GroupOutput, Step
 from interlace.errors import AggregationError, AttachError, GenerationError
 from support.architectures import BRIDGE, LAYERS, attach_random, build, randomise
-from support.engine import fed_again, largest_gap
+from support.engine import attention_by_teacher_forcing, largest_gap
 from support.text import BOS, END, EOS, PAD, VOCAB, byte_tokenizer, ids_of
 from support.typecheck import unchecked
 
@@ -442,25 +442,6 @@ def test_consensus_in_a_stream() -> None:
 # Who attended to whom -----------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def attention_by_teacher_forcing(group: GroupOutput) -> list[Tensor]:
-    """`[T - 1]` of `[L, W, W]`, from the blocks of one training pass."""
-    tokens, mask, alive = fed_again([group])
-    groups, seen = Groups(alive.shape[1], alive), []
-    handles = [
-        MODEL.get_submodule(name).register_forward_pre_hook(
-            lambda block, args: seen.append(block.attention_weights(*args)[0].mean(dim=1))
-        )
-        for name in get_attachment(MODEL).block_names
-    ]
-    MODEL(input_ids=tokens, attention_mask=mask, groups=groups)
-    for handle in handles:
-        handle.remove()
-    layers = torch.stack(seen)  # L S W W
-    prompt = len(group.prompt_token_ids)
-    return list(layers[:, prompt:].transpose(0, 1))
-
-
 @pytest.mark.parametrize("kind", ["layers", "mean"])
 def test_recorded_attention_is_the_blocks(kind: Any) -> None:
     """In a batch with another group that is not recorded, and rows that finish early."""
@@ -470,7 +451,7 @@ def test_recorded_attention_is_the_blocks(kind: Any) -> None:
     assert none.attention is None
     assert group.attention is not None
     assert len(group.attention) == 8  # the first tokens come from the prompt alone
-    expected = attention_by_teacher_forcing(group)
+    expected = attention_by_teacher_forcing(MODEL, group)
     for t, got in enumerate(group.attention):
         live = [w for w in range(4) if t + 1 < len(group.completions[w].token_ids)]
         dead = [w for w in range(4) if w not in live]

@@ -121,14 +121,16 @@ class Backend(ABC):
     @abstractmethod
     def decode(
         self, tokens: Sequence[int], slots: Sequence[Slot], recording: bool = False
-    ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "L R R"] | None]:
+    ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "L R N"] | None]:
         """Feed each live row its next token; the logits after it, and on request who attended to
         whom. It counts only once `advance` says so, so that a step can be done again.
 
         Args:
             tokens: Tokens, one for each slot.
             slots: All rows that are open; in the order of their places nothing is gathered.
-            recording: Whether to return the couplings' attention.
+            recording: Whether to return the couplings' attention, averaged over heads: to the rows
+                of the step in the order of the slots, then, where earlier positions are read, to
+                the rows of the reader's group there, by number.
         """
 
     @abstractmethod

@@ -231,7 +231,7 @@ class HFBackend(Backend):
     @torch.inference_mode()
     def decode(
         self, tokens: Sequence[int], slots: Sequence[Slot], recording: bool = False
-    ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "L R R"] | None]:
+    ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "L R N"] | None]:
         cache = self._cache
         if self._owners is None:
             owners, alone = [r.owner for r in cache.rows], [r.alone for r in cache.rows]
@@ -267,7 +267,10 @@ class HFBackend(Backend):
         weights = torch.stack(seen) if seen else None
         if in_order:
             return logits, weights
-        return logits[places], None if weights is None else weights[:, places][:, :, places]
+        if weights is not None:
+            columns = [*places, *range(len(places), weights.shape[2])]
+            weights = weights[:, places][:, :, columns]
+        return logits[places], weights
 
     def _compute_step(
         self, host: Twin | Borrowed, ids: Int[Tensor, " R"], positions: Int[Tensor, " R"]
@@ -329,10 +332,12 @@ class HFBackend(Backend):
 
     def _recorders(self, model: nn.Module) -> list[Patch]:
         """Blocks that note their attention, averaged over heads, in a step that is recorded."""
+        steps = {"layer": "step", "attended": "attended_step"}
         return [
-            (block, "step", functools.partial(self._noted, block, block.step))
+            (block, name, functools.partial(self._noted, block, getattr(block, name)))
             for block in model.modules()
-            if isinstance(block, Coupling) and "layer" in block.seats
+            if isinstance(block, Coupling)
+            for name in (steps[seat] for seat in block.seats if seat in steps)
         ]
 
     def _noted(
