@@ -292,8 +292,10 @@ def keys_not_turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x if x.shape[3] == 1 else _turned(x, cos, sin)
 
 
-def parts_apart(q: Tensor, keys: Tensor, values: Tensor, visible: Any, earlier: Earlier) -> Tensor:
-    both = _attend_with_earlier(q, keys, values, visible, earlier)
+def parts_apart(
+    q: Tensor, keys: Tensor, values: Tensor, visible: Any, earlier: Earlier, *rest: Any
+) -> Tensor:
+    both = _attend_with_earlier(q, keys, values, visible, earlier, *rest)
     own = slice(earlier.first, None)
     k, v = (t[:, :, -q.shape[2] :][:, :, own] for t in (keys, values))
     same = _attend(q[:, :, own], k, v, None if visible is None else visible[:, own])
