@@ -85,7 +85,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-MINIATURE = Settings(rollouts=2, problems=4, warmup_problems=8, warmup_steps=2, prompts=4)
+MINIATURE = Settings(steps=2, problems=4, warmup_problems=8)
 RUN = """
 import sys
 from pathlib import Path

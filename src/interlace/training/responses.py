@@ -101,7 +101,7 @@ def _sample_rest(
         for start in range(0, len(mine), _CHUNK)
     ]
     chunks = [chunk for chunk in chunks if any(example.id not in done for example in chunk)]
-    hidden = bool(args.disable_tqdm or quiet)
+    hidden, tokenizer = bool(args.disable_tqdm or quiet), engine.tokenizer
     for chunk in track(chunks, "Sampling responses", disable=hidden):
         sampled = _sample(engine, task, args, chunk)
         for example, own in zip(chunk, sampled, strict=True):
@@ -112,10 +112,11 @@ def _sample_rest(
                 "sampling": sampling,
                 "prompt_token_ids": own[0].prompt_token_ids,
             }
-            kept = [
-                _right(task, example, splice_group(engine.tokenizer, task, example, rows, args, n))
+            groups = [
+                splice_group(tokenizer, task, example, rows, args, n)
                 for n, rows in enumerate(_as_groups(own, args))
             ]
+            kept = [_right(task, example, rows, args.max_new_tokens) for rows in groups]
             store.append(line | ({"completions": kept[0]} if len(kept) == 1 else {"groups": kept}))
 
 
@@ -242,8 +243,10 @@ def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
     return found
 
 
-def _right(task: Task, example: Example, rows: Sequence[Response]) -> list[list[int]]:
-    return [r.ids for r in rows if r.finished and task.verify(example, r.text).correct]
+def _right(task: Task, example: Example, rows: Sequence[Response], most: int) -> list[list[int]]:
+    """Rows that end with a right answer; a copied try may have made one too long."""
+    ended = [row for row in rows if row.finished and len(row.ids) <= most]
+    return [row.ids for row in ended if task.verify(example, row.text).correct]
 
 
 def _done(path: Path, sampling: dict[str, Any]) -> set[str]:

@@ -62,7 +62,7 @@ def test_demo_that_was_killed_goes_on_and_does_nothing_twice(
     folder, output, before = killed
     after = outcomes(folder)
     assert before
-    assert len(after) == 7  # 3 trainings, 4 evaluations (Bridge's in two parts)
+    assert len(after) == 6  # 2 trainings, 4 evaluations (Bridge's in two parts)
     assert {name: after[name] for name in before} == before
     assert output.startswith("Going on with the demo")
 
@@ -70,10 +70,11 @@ def test_demo_that_was_killed_goes_on_and_does_nothing_twice(
 def test_output_in_a_pipe_is_plain_and_says_it_all(killed: tuple[Path, str, dict]) -> None:
     folder, output, _ = killed
     assert "\x1b" not in output
-    assert "Bridge, eval W=2,4,16: done" in output
+    assert "Bridge, eval W=2,4: done" in output
     assert "groups of 4 problems" in output
     assert re.search(r"pass@1 at width 8: Bridge [\d.]+ %, RLVR-only [\d.]+ %, difference", output)
     assert "One group of 8: rows see each other" in output
+    assert "The control, an SFT of all weights on the same texts without blocks" in output
     assert "one training seed" in output
     assert output.rstrip().endswith(f"Report: {folder / 'report.md'}")
     assert "seconds" not in output  # of arms that ran at different moments
@@ -85,8 +86,8 @@ def test_report_holds_table_figures_group_limits_and_versions(
 ) -> None:
     folder, _, _ = killed
     text = (folder / "report.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (base|RLVR-only|Bridge) \| (\d+) \|", text, re.M)
-    assert rows[:15] == [(arm, str(w)) for arm in ("base", "RLVR-only", "Bridge")
+    rows = re.findall(r"^\| (RLVR-only|SFT on the same texts|Bridge) \| (\d+) \|", text, re.M)
+    assert rows[:15] == [(arm, str(w)) for arm in ("RLVR-only", "SFT on the same texts", "Bridge")
                          for w in (1, 2, 4, 8, 16)]  # fmt: skip
     assert "](figures/accuracy.png)" in text
     assert (folder / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
@@ -94,7 +95,7 @@ def test_report_holds_table_figures_group_limits_and_versions(
     assert "## What the numbers do not say" in text
     assert "gain over RLVR-only" in text
     assert "- torch: 2" in text
-    assert "experiments/01-countdown" in text
+    assert "experiments/07-blocks-last" in text
 
 
 def test_shown_again_without_work(killed: tuple[Path, str, dict]) -> None:
@@ -122,17 +123,18 @@ def test_full_disk_under_the_report_says_how_to_go_on(
     assert "## A group from inside" in (folder / "report.md").read_text()
 
 
-def test_arms_differ_in_the_blocks_alone(killed: tuple[Path, str, dict]) -> None:
+def test_control_learns_from_the_same_texts_without_blocks(killed: tuple[Path, str, dict]) -> None:
     folder, _, _ = killed
-    bridge, rlvr = (
-        yaml.safe_load((folder / arm / "grpo" / "recipe.yaml").read_text())
-        for arm in ("bridge", "rlvr")
+    bridge, sft = (
+        yaml.safe_load((folder / arm / "warmup" / "recipe.yaml").read_text())
+        for arm in ("bridge", "sft")
     )
-    # "blocks" says that RLVR-only has none to start from.
-    differing = {key for key in bridge if bridge[key] != rlvr[key]}
-    assert differing == {"attach", "blocks", "output_dir"}
-    assert bridge["grpo"]["width"] == [1, 2, 4, 8]
-    assert bridge["grpo"]["max_steps"] == 8
+    assert bridge["model"] == sft["model"] == "tiny-rlvr"
+    differing = {key for key in bridge if bridge[key] != sft[key]}
+    assert differing == {"attach", "output_dir", "warmup"}
+    of_training = {key for key, value in bridge["warmup"].items() if sft["warmup"][key] != value}
+    assert of_training == {"train", "splice", "data", "learning_rate"}
+    assert sft["warmup"]["data"] == str(folder / "bridge" / "warmup" / work.RESPONSES)
 
 
 def test_what_is_written_twice_is_the_same() -> None:
@@ -144,7 +146,7 @@ def test_a_model_that_is_still_put_in_place_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lane that trains it moves its files while the other already finds it complete."""
-    model = tmp_path / "bridge" / "grpo" / "model"
+    model = tmp_path / "bridge" / "warmup" / "model"
     (model / files.WRITTEN / "base").mkdir(parents=True)
     (model / files.WRITTEN / files.MANIFEST).touch()
 

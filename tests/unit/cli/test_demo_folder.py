@@ -138,8 +138,8 @@ def test_quick_without_packaged_arms_says_so(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--quick", "--rollouts", "10"], "trains nothing"),
-        (["--rollouts", "0"], "at least 1; got 0"),
+        (["--quick", "--steps", "10"], "trains nothing"),
+        (["--steps", "0"], "at least 1; got 0"),
         (["--problems", "1"], "2 to 395"),
         (["--problems", str(Settings().problems + 1)], "2 to 395"),
         (["--seed", "-1"], "from 0 on"),

@@ -311,6 +311,13 @@ def test_spliced_rows_keep_their_columns_and_end_with_the_end_token(tmp_path: Pa
     assert rewritten > 5
 
 
+def test_a_copied_try_makes_no_row_too_long(tmp_path: Path) -> None:
+    """Such rows were stored, and left out with a warning when they were read."""
+    args = arguments(tmp_path, samples=12, splice=1.0, max_new_tokens=4)
+    stored = sample_copies(tmp_path / "a.jsonl", args)
+    assert max(len(row) for line in stored for row in line["completions"]) <= 4
+
+
 def test_splicing_follows_from_the_seed_whatever_the_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

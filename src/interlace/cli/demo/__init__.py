@@ -3,7 +3,7 @@
 The folder of a demo holds
 
 plan.json                        what was asked for; another demo is refused
-<arm>/warmup, <arm>/grpo         runs of `interlace train`
+<arm>/warmup                     runs of `interlace train`
 evaluation/<name>                runs of `interlace.evaluate`
 logs/                            what the two child processes said
 report.md, result.json, figures  the outcome
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import interlace
-from interlace.cli.demo.work import METRICS, PLAN, Job, Settings, lanes, model_of
+from interlace.cli.demo.work import METRICS, PLAN, RLVR, Job, Settings, lanes, model_of
 from interlace.configuration import Parser
 from interlace.errors import ConfigError, RunError, WorkerError
 from interlace.files import LOCK, is_complete, locked_folder, move_aside, write_text
@@ -41,21 +41,22 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn
 
-QUICK_PROBLEMS, PACKAGED_ROLLOUTS = 200, 120  # rollouts: of experiments/01-countdown/package.py
+QUICK_PROBLEMS = 200
 # As in interlace.models.source, which loads torch: the process that only looks on does without.
 PACKAGED = Path(interlace.__file__).parent / "models" / "packaged"
 INTERRUPTED = 130
 SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_LINES, SECONDS_TO_END = 1.0, 15.0, 5.0
-RECENT = 8  # rollouts whose mean is shown
+RECENT = 8  # optimizer steps whose mean is shown
 SHOWN_LINES = 200
 DEFAULTS = Settings()
 EPILOG = """\
 what happens:
-  1. From one tiny model (0.4 M parameters, packaged) two arms are trained side by side, each in a
-     process of its own: Bridge (a warm-up of the new weights, then GRPO at widths 1, 2, 4 and 8)
-     and RLVR-only (the same GRPO, nothing attached). The puzzle: reach a target with three numbers.
-  2. Base, RLVR-only and Bridge answer the same held-out problems at widths 1 to 16, with 16 rows a
-     problem at every width.
+  1. A tiny model (0.4 M parameters, packaged) was trained with RLVR to reach a target with three
+     numbers. It gets Bridge blocks, and the blocks alone are trained, on groups of its responses
+     that are rewritten to show how a row reads a sibling's find (recipe blocks-last). As a control,
+     all weights of the same model are trained on the same texts, without blocks (SFT).
+  2. RLVR-only, the control and Bridge answer the same held-out problems at widths 1 to 16, with 16
+     rows a problem at every width.
   3. One group of eight rows is replayed, picked because it shows best how a find spreads; beside it
      the same prompt and the same weights with every row alone.
   4. A report with tables, figures and the group is written; its path is printed.
@@ -63,10 +64,10 @@ what happens:
 examples:
   Everything, in some minutes:
     interlace demo
-  A look at it without training, in about a minute, at packaged arms (120 rollouts each):
+  A look at it without training, at packaged arms:
     interlace demo --quick
-  Longer training lifts every arm; another seed shows how much is chance:
-    interlace demo --rollouts 400 --output runs/demo-400
+  More steps; another seed shows how much is chance:
+    interlace demo --steps 300 --output runs/demo-300
     interlace demo --seed 1 --output runs/demo-seed-1
 
 After Ctrl-C or a kill the same command goes on where it was. It needs no network, no GPU, and less
@@ -80,10 +81,9 @@ class Options:
 
     Args:
         output: Path of the demo's folder; by default runs/demo, or runs/demo-quick.
-        quick: Ask packaged arms (of 120 rollouts) instead of training.
+        quick: Ask packaged arms instead of training.
         seed: Seed of training and sampling.
-        rollouts: Number of rollouts of GRPO for each arm, each 64 prompts x 8 responses and four
-            optimizer steps; by default 60.
+        steps: Number of optimizer steps of each training; by default 150.
         problems: Number of held-out problems; by default all 395, with --quick 200.
         restart: Begin anew; the folder's earlier demo, unless at work, is moved aside.
     """
@@ -91,7 +91,7 @@ class Options:
     output: str | None = None
     quick: bool = False
     seed: int = 0
-    rollouts: int | None = None
+    steps: int | None = None
     problems: int | None = None
     restart: bool = False
 
@@ -104,7 +104,7 @@ def build_parser(prog: str) -> Parser:
         description="See the method work, honestly, on a laptop: train, evaluate, look inside a\n"
         "group, read what the numbers mean and what they do not.",
         examples=EPILOG,
-        config="rollouts: 400",
+        config="steps: 300",
     )
     parser.add_options(Options)
     return parser
@@ -114,17 +114,17 @@ def settle(arguments: Namespace) -> tuple[Path, Settings]:
     """The folder and the settings that a command line asks for.
 
     Raises:
-        ConfigError: for a value out of its range, or --rollouts with --quick.
+        ConfigError: for a value out of its range, or --steps with --quick.
     """
     quick, most = arguments.quick, DEFAULTS.problems
-    if quick and arguments.rollouts is not None:
-        raise ConfigError("--quick trains nothing, so it takes no --rollouts; drop one of them.")
-    rollouts = DEFAULTS.rollouts if arguments.rollouts is None else arguments.rollouts
+    if quick and arguments.steps is not None:
+        raise ConfigError("--quick trains nothing, so it takes no --steps; drop one of them.")
+    steps = DEFAULTS.steps if arguments.steps is None else arguments.steps
     problems = arguments.problems
     if problems is None:
         problems = QUICK_PROBLEMS if quick else most
-    if rollouts < 1:
-        raise ConfigError(f"--rollouts is at least 1; got {rollouts}.")
+    if steps < 1:
+        raise ConfigError(f"--steps is at least 1; got {steps}.")
     if not 2 <= problems <= most:
         raise ConfigError(f"--problems is 2 to {most}, all held-out ones; got {problems}.")
     if arguments.seed < 0:
@@ -132,7 +132,7 @@ def settle(arguments: Namespace) -> tuple[Path, Settings]:
     path = Path(arguments.output or f"runs/demo{'-quick' * quick}").expanduser()
     # The folder that is moved aside needs a name, which "." has only as an absolute path.
     folder = path if path.name.strip(".") else Path(os.path.abspath(path))
-    return folder, Settings(quick, arguments.seed, rollouts, problems)
+    return folder, Settings(quick, arguments.seed, steps, problems)
 
 
 def run(arguments: Namespace) -> int:
@@ -186,12 +186,13 @@ def _greeting(folder: Path, settings: Settings, known: bool) -> str:
         return f"Going on with the demo in {folder}."
     if settings.quick:
         return (
-            f"Asking the packaged arms, trained with {PACKAGED_ROLLOUTS} rollouts of GRPO each, "
-            "held-out puzzles: reach a target with three numbers. Two processes, one core each."
+            "Asking the packaged arms held-out puzzles: reach a target with three numbers. Two "
+            "processes, one core each."
         )
     return (
-        "Training Bridge and RLVR-only from one tiny model, then asking both held-out puzzles: "
-        "reach a target with three numbers. Two processes, one core each, everything in "
+        "Giving a tiny model, trained with RLVR, blocks that read siblings; then asking both "
+        "held-out puzzles: reach a target with three numbers. Two processes, one core each, "
+        "everything in "
         f"{folder}. Ctrl-C is safe: the same command goes on."
     )
 
@@ -234,7 +235,7 @@ def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator
 
 
 def _check_packaged(settings: Settings) -> None:
-    arms = settings.arms if settings.quick else ["base"]
+    arms = settings.arms if settings.quick else [RLVR]
     names = [model_of(PACKAGED, settings, arm) for arm in arms]
     missing = [name for name in names if not is_complete(PACKAGED / name)]
     if not missing:
@@ -404,13 +405,9 @@ class Lines:
 
 
 def numbers(folder: Path, job: Job) -> str:
-    """The latest metrics of GRPO in words, each the mean of the last rollouts."""
-    path, said = folder / job.name / METRICS, []
-    if job.kind != "grpo" or not path.exists():
+    """The latest loss of a training, the mean of some steps."""
+    path = folder / job.name / METRICS
+    if job.kind != "train" or not path.exists():
         return ""
-    lines = [line for _, line in read(path, own=True)]
-    for key, name in (("pass@1", "pass@1"), ("width_8/pass@1", "W=8")):
-        values = [line[key] for line in lines if key in line][-RECENT:]
-        if values:
-            said.append(f"{name} {100 * sum(values) / len(values):.1f} %")
-    return ", ".join(said)
+    losses = [line["loss"] for _, line in read(path, own=True) if "loss" in line][-RECENT:]
+    return f"loss {sum(losses) / len(losses):.3f}" if losses else ""

@@ -23,10 +23,12 @@ WIDTHS = (1, 2, 4, 8, 16)
 SAMPLES = 16  # rows of a problem at every width
 PLAN, METRICS, RECORDS = "plan.json", "metrics.jsonl", "records.jsonl"
 BRIDGE_RUNS = ("bridge-1", "bridge-2")
-# In the order of the tables. P-Match is shown by --quick alone.
-BRIDGE, PMATCH = "bridge", "pmatch"  # arms, which have the names of their blocks
-LABELS = {"base": "base", "rlvr": "RLVR-only", "pmatch": "P-Match", "bridge": "Bridge"}
-STEPS = 4  # optimizer steps on a rollout
+# Arms, in the order of the tables.
+RLVR, SFT, BRIDGE = "rlvr", "sft", "bridge"
+LABELS = {"base": "base", "rlvr": "RLVR-only", "pmatch": "P-Match", "sft": "SFT on the same texts",
+          "bridge": "Bridge"}  # fmt: skip
+RESPONSES = "responses/0-of-1.jsonl"  # of a warm-up: spliced groups
+SFT_RATE = 3.0e-4  # of all weights: RLVR's
 MAX_NEW_TOKENS, BATCH_ROWS = 40, 512
 SECONDS_BETWEEN_LOOKS = 0.5
 ORPHANED = 3
@@ -39,25 +41,21 @@ class Settings:
     Attributes:
         quick: Whether packaged arms are asked instead of training.
         seed: Seed of training and of sampling.
-        rollouts: Number of GRPO's rollouts for each arm.
+        steps: Number of optimizer steps of each training.
         problems: Number of held-out problems.
-        warmup_problems: Number of problems whose responses the warm-up learns from.
-        warmup_steps: Number of its optimizer steps.
-        prompts: Number of prompts of a rollout.
+        warmup_problems: Number of problems whose responses are learned from.
     """
 
     quick: bool = False
     seed: int = 0
-    rollouts: int = 60
+    steps: int = 150
     problems: int = 395
-    warmup_problems: int = 600
-    warmup_steps: int = 150
-    prompts: int = 64
+    warmup_problems: int = 1000
 
     @property
     def arms(self) -> list[str]:
         """The arms that are evaluated, by their keys."""
-        return [arm for arm in LABELS if self.quick or arm != PMATCH]
+        return ["base", RLVR, "pmatch", BRIDGE] if self.quick else [RLVR, SFT, BRIDGE]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Job:
         widths: Widths of an evaluation.
     """
 
-    kind: Literal["warmup", "grpo", "evaluate"]
+    kind: Literal["train", "evaluate"]
     arm: str
     name: str
     files: tuple[str, ...]
@@ -86,7 +84,7 @@ class Job:
         widths = f"{WIDTHS[0]} to {WIDTHS[-1]}"
         if self.widths != WIDTHS:
             widths = ",".join(map(str, self.widths))
-        what = {"warmup": "warm-up", "grpo": "GRPO"}.get(self.kind, f"eval W={widths}")
+        what = "training" if self.kind == "train" else f"eval W={widths}"
         return f"{LABELS[self.arm]}, {what}"
 
     def is_done(self, folder: Path) -> bool:
@@ -105,10 +103,7 @@ class Job:
 
 
 def lanes(settings: Settings) -> list[list[Job]]:
-    """Jobs of both processes; what is trained first is asked while the other still trains."""
-
-    def grpo(arm: str) -> Job:
-        return Job("grpo", arm, f"{arm}/grpo", (METRICS,), STEPS * settings.rollouts)
+    """Jobs of both processes; the SFT begins once the blocks' texts are sampled and spliced."""
 
     def evaluate(arm: str, widths: tuple[int, ...], name: str) -> Job:
         sampled = widths if arm == BRIDGE else widths[-1:]
@@ -116,17 +111,19 @@ def lanes(settings: Settings) -> list[list[Job]]:
         return Job("evaluate", arm, f"evaluation/{name}", (RECORDS,), groups, widths)
 
     first, second = [], []
-    if not settings.quick:
-        files = ("responses/0-of-1.jsonl", METRICS)
-        lines = settings.warmup_problems + settings.warmup_steps
-        first += [Job("warmup", "bridge", "bridge/warmup", files, lines), grpo("bridge")]
-        second += [grpo("rlvr")]
-    second += [evaluate(arm, WIDTHS, arm) for arm in settings.arms if arm != BRIDGE]
+    for arm in settings.arms:
+        if arm == BRIDGE and not settings.quick:
+            lines = settings.warmup_problems + settings.steps
+            first.append(Job("train", arm, f"{arm}/warmup", (RESPONSES, METRICS), lines))
+        elif arm == SFT:
+            second.append(Job("train", arm, f"{arm}/warmup", (METRICS,), settings.steps))
+        if arm != BRIDGE:
+            second.append(evaluate(arm, WIDTHS, arm))
     # Every width of Bridge is a run of its own, so the processes can share them.
-    given = (2,) if settings.quick else (2, 4, 16)
+    given = (2,) if settings.quick else (2, 4)
     kept = tuple(width for width in WIDTHS if width not in given)
-    first.append(evaluate("bridge", kept, BRIDGE_RUNS[0]))
-    second.append(evaluate("bridge", given, BRIDGE_RUNS[1]))
+    first.append(evaluate(BRIDGE, kept, BRIDGE_RUNS[0]))
+    second.append(evaluate(BRIDGE, given, BRIDGE_RUNS[1]))
     return [first, second]
 
 
@@ -134,27 +131,36 @@ def model_of(folder: Path, settings: Settings, arm: str) -> str:
     """What `interlace.load` takes for an arm."""
     if arm == "base":
         return "tiny"
-    return f"tiny-{arm}" if settings.quick else str(folder / arm / "grpo" / "model")
+    if settings.quick or arm == RLVR:
+        return f"tiny-{arm}"
+    return str(folder / arm / "warmup" / "model")
 
 
 def train(folder: Path, settings: Settings, job: Job) -> None:
-    """Run `interlace train` with the recipe tiny, shortened."""
+    """Run `interlace train warmup` with the recipe blocks-last, or an SFT of all weights on the
+    same texts."""
     from interlace.cli.main import main
 
-    options = [
-        f"output_dir={folder / job.arm}",
-        f"seed={settings.seed}",
-        f"warmup.problems={settings.warmup_problems}",
-        f"warmup.max_steps={settings.warmup_steps}",
-        f"grpo.prompts_per_rollout={settings.prompts}",
-        f"grpo.mini_batches={STEPS}",
-        f"grpo.max_steps={STEPS * settings.rollouts}",
-        "grpo.log_completions=0",
-        *(["attach=none"] if job.arm == "rlvr" else []),
-    ]
-    for name in ("save_steps=20", "save_total_limit=1", "report_to=none", "disable_tqdm=true"):
-        options += [f"warmup.{name}", f"grpo.{name}"]
-    status = main(["train", job.kind, "tiny", *options])
+    options = {
+        "output_dir": folder / job.arm,
+        "seed": settings.seed,
+        "warmup.problems": settings.warmup_problems,
+        "warmup.max_steps": settings.steps,
+        "warmup.save_steps": 50,
+        "warmup.save_total_limit": 1,
+        "warmup.report_to": "none",
+        "warmup.disable_tqdm": "true",
+        "warmup.eval_strategy": "no",
+        "warmup.eval_on_start": "false",
+    }
+    if job.arm == SFT:
+        texts = folder / BRIDGE / "warmup"
+        while not (texts / METRICS).exists():  # its first step: all texts are there
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        options |= {"attach": "none", "warmup.train": "all", "warmup.learning_rate": SFT_RATE,
+                    "warmup.data": texts / RESPONSES, "warmup.splice": 0}  # fmt: skip
+    told = [f"{key}={value}" for key, value in options.items()]
+    status = main(["train", "warmup", "blocks-last", *told])
     if status:
         sys.exit(status)
 
@@ -178,7 +184,7 @@ def evaluate(folder: Path, settings: Settings, job: Job) -> None:
         samples=SAMPLES,
         params=interlace.SamplingParams(max_new_tokens=MAX_NEW_TOKENS, seed=1000 + settings.seed),
         arm=LABELS[job.arm],
-        training_seed=None if job.arm == "base" or settings.quick else settings.seed,
+        training_seed=settings.seed if trained.startswith(str(folder)) else None,
         timed=0,  # arms that run at different moments have no seconds to compare
         batch_rows=BATCH_ROWS,
         output=folder / job.name,
