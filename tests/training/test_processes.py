@@ -37,7 +37,8 @@ def test_two_processes_are_one(kind: str, place: Path) -> None:
     for line in runs:  # gradients and weights were compared within
         assert set(line["metrics off"]) <= DIFFERS
         assert line["parts"][0] != line["parts"][1]
-        assert (line["prompts once"] > 0) == (kind == "ddp")
+        # Under FSDP only the reference, which is not sharded, shares prompts.
+        assert kind == "fsdp" or line["prompts once"] > 0
         gathered = line["unshards"]
         assert all(0 < count <= 7 for count in gathered) == (kind == "fsdp") or not gathered
     assert [line["measured"] for line in runs] == [2, 0, 0, 0]  # evaluations while training
