@@ -96,9 +96,12 @@ def export_for_vllm(
 
 def is_export(folder: Path) -> bool:
     """Whether a folder is one that `export_for_vllm` wrote."""
+    path = locate(folder, CONFIG)
+    if not path.is_file():  # a pipe, or a device that never ends
+        return False
     try:
-        values = json.loads(locate(folder, CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and values.get("architectures") == [ARCHITECTURE]
 

@@ -178,7 +178,7 @@ def test_overrides_win_and_may_go_deep(tmp_path):
         ("grpo.widht=3", "The section grpo has no option 'widht'. Did you mean 'width'?"),
         ("grpo.seed=3", "grpo.seed is not set here: the recipe's seed is that of both stages"),
         ("grpo.learning_rate=fast", "grpo.learning_rate takes a number; got 'fast'"),
-        ("grpo.max_steps=" + "9" * 5000, "5,002 characters"),
+        ("grpo.max_steps=" + "9" * 5000, "characters left out"),
     ],
 )
 def test_overrides_that_make_no_sense(override, message, tmp_path):
