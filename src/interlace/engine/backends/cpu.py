@@ -115,13 +115,16 @@ class PackedWeights:
         """What `make` makes of these weights, or has made of them before."""
         versions, sums = [_version(w) for w in weights], [_sums(w) for w in weights]
         made = self._before.pop(name, None)
+        is_first = made is None
         if made is not None and self._is_stale(made, versions, sums):
             made = None
         if made is None:
             nbytes = sum(w.numel() * w.element_size() for w in weights)
             made = _Made(make(), nbytes, versions, sums)
-            copies = [made.what] if isinstance(made.what, Tensor) else made.what.packed
-            self._new += [*map(_span, copies), *((w.data_ptr(), w.nbytes) for w in weights)]
+            # A copy made anew, as after each step of a trainer, does not live to pay for its move.
+            if is_first:
+                copies = [made.what] if isinstance(made.what, Tensor) else made.what.packed
+                self._new += [*map(_span, copies), *((w.data_ptr(), w.nbytes) for w in weights)]
         self._made[name] = made
         return made.what
 
