@@ -17,7 +17,7 @@ from outcomes import differences, load, pick, records, table
 from picking import measured, over_seeds
 from tables import COLUMNS, fill, markdown, show, show_share, together
 from units import HERE as MACHINE
-from units import Config, Places, Unit
+from units import Config, Places, Unit, queue_config
 from units import load_config as first_config
 from units import plan as first_plan
 
@@ -47,7 +47,7 @@ def write_report(config: Config, places: Places, home: Path = HERE, queue: str =
 def measured_values(config: Config, places: Places, name: str) -> dict[str, Any]:
     """The numbers of all evaluations that are done."""
     done = [u for u in plan(config) if u.kind == "evaluate" and places.outcome(u) is not None]
-    if not done:
+    if not (done or config.get("reference")):
         raise SystemExit("No evaluation is done yet.")
     results: dict[str, list[ArmResult]] = {}
     for unit in done:
@@ -78,10 +78,12 @@ def sections_of(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[st
     }
 
 
-def of_first_experiment(arm: str) -> list[ArmResult]:
-    """An arm of 01-countdown, final models."""
-    places = Places(MACHINE)
-    units = [u for u in first_plan(first_config()) if u.arm == arm]
+def of_first_experiment(name: str) -> list[ArmResult]:
+    """Final models of an arm of 01-countdown; "extra/NAME" is one of that queue."""
+    queue, _, arm = name.rpartition("/")
+    queue = queue or MAIN
+    places = Places(MACHINE if queue == MAIN else MACHINE / queue)
+    units = [u for u in first_plan(queue_config(first_config(), queue)) if u.arm == arm]
     return [load(places, u) for u in units if u.name.endswith("final") and places.outcome(u)]
 
 

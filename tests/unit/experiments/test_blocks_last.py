@@ -1,4 +1,4 @@
-"""experiments/05, 06 and 07, orders of training: what is run, from what, and in which order."""
+"""experiments/05, 06, 07 and 09, orders of training: what is run, from what, and in which order."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ QUEUES = [
     ("07-blocks-last", "ending"),
     ("06-width-one", "main"),
     ("05-long-run", "main"),
+    ("09-claims", "main"),
 ]
 
 
