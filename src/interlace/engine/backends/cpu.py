@@ -185,8 +185,14 @@ class PackedProduct(Product):
             weight = weight * norm.weight.detach()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._eps = None if norm is None else eps_of(norm)
-        biases = [linear.bias for linear in linears]
-        self._bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        biases = [None if linear.bias is None else linear.bias.detach() for linear in linears]
+        self._bias = None
+        if any(bias is not None for bias in biases):
+            filled = (
+                linear.weight.new_zeros(len(linear.weight)) if bias is None else bias
+                for linear, bias in zip(linears, biases, strict=True)
+            )
+            self._bias = torch.cat(list(filled))
 
     @property
     def packed(self) -> tuple[Tensor]:

@@ -161,7 +161,8 @@ def eps_of(norm: Any, device: torch.device | None = None) -> Float[Tensor, " 1"]
 
 
 def _eps(norm: Any) -> float:
-    return float(getattr(norm, "variance_epsilon", None) or norm.eps or 0)
+    found = getattr(norm, "variance_epsilon", None)
+    return float(norm.eps or 0 if found is None else found)
 
 
 def flatten(base: PreTrainedModel, make: MakeProduct) -> FlatModel:

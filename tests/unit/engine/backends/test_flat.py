@@ -58,6 +58,30 @@ def test_fp32_equals_hugging_face(name: str, product: str) -> None:
 
 
 @pytest.mark.parametrize("product", ["own", "packed"])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_bias_that_only_some_linears_have_counts(odd: int, product: str) -> None:
+    """Packed, it was dropped, or raised."""
+    model, ids = build("llama"), random_ids(3, 11)
+    mlp = model.model.layers[1].mlp
+    name = ("gate_proj", "up_proj")[odd]
+    plain = getattr(mlp, name)
+    linear = nn.Linear(plain.in_features, plain.out_features)
+    linear.weight = plain.weight
+    setattr(mlp, name, linear)
+    assert why_not_flat(model) is None
+    expected = model(ids).logits.detach()
+    torch.testing.assert_close(
+        flat_logits(flat_of(model, product), ids), expected, atol=1e-4, rtol=0
+    )
+
+
+def test_a_norm_without_an_epsilon() -> None:
+    model, ids = build("llama", rms_norm_eps=0.0), random_ids(3, 11)
+    expected = model(ids).logits.detach()
+    torch.testing.assert_close(flat_logits(flat_of(model, "own"), ids), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("product", ["own", "packed"])
 @pytest.mark.parametrize("name", KNOWN)
 @torch.no_grad()
 def test_bf16_is_no_further_from_fp32_than_hugging_face(name: str, product: str) -> None:
