@@ -28,7 +28,6 @@ from outcomes import (
 )
 from picking import picking
 from tables import (
-    COLUMNS,
     arms_table,
     bases_table,
     budget_tables,
@@ -45,8 +44,6 @@ from units import EXTRA, HERE, MAIN, TUNING, Config, Places, plan
 
 from interlace.evaluation.results import ArmResult
 
-# The repository's README has the first columns of three arms.
-ROOT, FRONT, FRONT_ARMS = HERE.parents[1], 6, ("rlvr", "pmatch", "bridge-mixed")
 FIXED, MIXED = "bridge8", "bridge-mixed"
 LAST = 15  # rollouts by which learning rates are chosen
 NOTHING = {"value": None, "low": None, "high": None}
@@ -69,8 +66,6 @@ def write_report(config: Config, places: Places, queue: str = MAIN) -> None:
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     sections = sections_of(values, config["labels"])
     home = places.out in (HERE.resolve(), (HERE / queue).resolve())
-    if home and queue == MAIN:
-        fill(ROOT / "README.md", front_sections(values, config["labels"]))
     tables = fill(HERE / "README.md", sections) if home else together(places, sections)
     print(f"wrote {path} and {tables}")
 
@@ -112,13 +107,6 @@ def main_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[
         "bases": bases_table(final["table"], picked, values["bases"], labels),
         "costs": costs_table(values["costs"], labels),
     }
-
-
-def front_sections(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
-    """The table of the repository's README: a part of the final models' one."""
-    table = next(iter(values["budgets"].values()))["table"]
-    lines = [line for line in table if line["arm"] in FRONT_ARMS]
-    return {"results": arms_table(lines, labels, COLUMNS[:FRONT])}
 
 
 def seeds_of_bases(config: Config, seeds: Sequence[int]) -> dict[str, list[int]]:

@@ -222,10 +222,6 @@ def test_readme_says_what_the_results_say(
     copy = tmp_path / "README.md"
     copy.write_text(readme)
     assert countdown.tables.fill(copy, sections(values, labels)).read_text() == readme
-    if kind == "main":
-        copy.write_text(front := (ROOT.parent / "README.md").read_text())
-        sections = countdown.report.front_sections(values, labels)
-        assert countdown.tables.fill(copy, sections).read_text() == front
 
 
 def test_a_queue_that_grows_is_reported_over_arms_that_all_its_seeds_have(
