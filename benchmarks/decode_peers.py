@@ -54,7 +54,8 @@ def llama(path: str) -> Contender:
         if cpp.llama_decode(context, batch) != 0:
             raise RuntimeError("llama_decode failed")
 
-    def run(prompt: list[int], width: int, tokens: int) -> None:
+    # The C library calls and reads these as long as it runs.
+    def run(prompt: list[int], width: int, tokens: int, _alive: Any = (quiet, model)) -> None:
         sampler = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         cpp.llama_sampler_chain_add(sampler, cpp.llama_sampler_init_dist(1))
         cpp.llama_memory_clear(memory, True)
@@ -70,7 +71,6 @@ def llama(path: str) -> Contender:
             rows = [cpp.llama_sampler_sample(sampler, context, w) for w in range(width)]
         cpp.llama_sampler_free(sampler)
 
-    run.keep = (quiet, model, context)  # type: ignore[attr-defined]
     return run
 
 

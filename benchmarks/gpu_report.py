@@ -37,6 +37,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,7 @@ def steps(shape: str) -> Callable[[Report], Any]:
             for repeat in range(2 if report.tiny else 4):
                 for name, engine in engines.items():
                     whole, first = (
-                        report.clocked(lambda: engine.generate([prompt], params(width, n)))  # noqa: B023
+                        report.clocked(partial(engine.generate, [prompt], params(width, n)))
                         for n in (tokens, 2)
                     )
                     if repeat:

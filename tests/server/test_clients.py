@@ -84,7 +84,7 @@ def python(code: str, home: Path, *arguments: str, **variables: str) -> Any:
     head = "import json, sys\naddress = sys.argv[1]\n"
     head += f"PROMPT, CHAT, FIELDS = {PROMPT!r}, {CHAT!r}, {FIELDS!r}\n"
     command = [program("python"), "-c", head + code, *arguments]
-    return json.loads(run(command, home, **variables).strip().splitlines()[-1])
+    return json.loads(run(command, home, **variables).strip().split("\n")[-1])
 
 
 NODE = """

@@ -8,6 +8,7 @@ checks, under which thousands of steps take minutes.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -41,6 +42,20 @@ def run_program(*arguments: str, timeout: float) -> str:
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
+
+
+@contextmanager
+def script(path: Path) -> Iterator[ModuleType]:
+    """A script as a module, which its dataclasses find by name."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[spec.name]
 
 
 ROOT = Path(__file__).parents[2] / "experiments"

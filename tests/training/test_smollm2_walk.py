@@ -20,6 +20,7 @@ import torch
 import interlace
 from interlace.attaching import is_attached
 from interlace.models.source import SMOLLM2_PACKAGE
+from support.processes import script
 
 WALK = Path(__file__).parents[2] / "experiments" / "02-smollm2" / "walk.py"
 GAP = 1e-4  # of the log-probability of a token, sampled against trained, in float32
@@ -52,14 +53,8 @@ def lines_of(path: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def walk() -> Iterator[ModuleType]:
     """`walk.py` as a module."""
-    spec = importlib.util.spec_from_file_location("smollm2_walk", WALK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with script(WALK) as module:
+        yield module
 
 
 def metrics_file(folder: Path, entries: list[dict[str, float]]) -> Path:

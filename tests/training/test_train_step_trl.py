@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from support.architectures import build
+from support.processes import script
 from support.text import tiny_tokenizer
 
 pytest.importorskip("trl", reason="needs the extra trl: pip install trl")
@@ -30,14 +29,8 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "train_step_trl.py"
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("train_step_trl", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with script(BENCHMARK) as module:
+        yield module
 
 
 def training(module: ModuleType, model: PreTrainedModel, **settings: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -11,19 +10,15 @@ from types import ModuleType
 
 import pytest
 
+from support.processes import script
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_report.py"
 
 
 @pytest.fixture
 def report() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("gpu_report", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with script(SCRIPT) as module:
+        yield module
 
 
 def test_it_goes_all_its_ways(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,19 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support import processes
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "group_scheduling.py"
 
 
 @pytest.fixture
 def script() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("group_scheduling", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with processes.script(SCRIPT) as module:
+        yield module
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def test_runner_v2_is_the_engine(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": paths},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for found in json.loads(done.stdout.splitlines()[-1]).values():
+    for found in json.loads(done.stdout.strip().split("\n")[-1]).values():
         assert found["runner"] == "vllm.v1.worker.cpu.model_runner"
         assert found["state"] == "GroupState"
         assert found["gap"] < TOLERANCE

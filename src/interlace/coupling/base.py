@@ -290,12 +290,8 @@ def check_carried(
                 f"{coupling.kind} works at the {seat} seat, which the engine's {backend} backend "
                 f"does not carry; it carries {', '.join(carried)}. {others}"
             )
-    needs = {
-        "every row's prompt computed apart": not coupling.shares_prompt,
-    }
-    for what, needed in needs.items():
-        if needed:
-            raise GenerationError(
-                f"{coupling.kind} needs {what}, which the engine's {backend} backend does not "
-                f"give it. {others}"
-            )
+    if not coupling.shares_prompt:
+        raise GenerationError(
+            f"{coupling.kind} needs every row's prompt computed apart, which the engine's "
+            f"{backend} backend does not do. {others}"
+        )

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import interlace
+from interlace.evaluation.provenance import describe_model
 from support.processes import ROOT, modules_of
 
 NAMES = ("orders", "orders_report", "units")
@@ -125,6 +127,27 @@ def test_ending_rows_read_finished_siblings_in_one_arm_only(blocks_last: Any) ->
     )
     assert finished["blocks"] == position["blocks"] | {"reads": "finished"}
     assert {**finished, "blocks": None} == {**position, "blocks": None}
+
+
+def test_the_front_page_has_the_results_after_120_rollouts() -> None:
+    values = json.loads((ROOT / "07-blocks-last" / "results.json").read_text(encoding="utf-8"))
+    columns = (("pass@1", 1), ("pass@1", 8), ("maj", 8), ("coverage", 8), ("all_right", 8))
+    page = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    for arm, name in (("rlvr", "RLVR-only"), ("sft", "+ SFT"), ("spliced", "+ blocks last")):
+        found = {(e["metric"], e["width"]): e["over_seeds"] for e in values["arms"][f"{arm}-120"]}
+        cells = [
+            f"{100 * e['value']:.1f} [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
+            for e in map(found.__getitem__, columns)
+        ]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+
+
+@pytest.mark.parametrize("name", ["tiny-rlvr", "tiny-bridge"])
+def test_packaged_models_are_those_that_were_evaluated(name: str) -> None:
+    arm = {"tiny-rlvr": "rlvr-120", "tiny-bridge": "spliced-120"}[name]
+    config = ROOT / "07-blocks-last" / "results" / "seed-0" / arm / "final" / "config.json"
+    evaluated = json.loads(config.read_text(encoding="utf-8"))["settings"]["model"]
+    assert describe_model(interlace.load(name)[0])["weights"] == evaluated["weights"]
 
 
 @pytest.mark.parametrize(("experiment", "queue"), QUEUES)
