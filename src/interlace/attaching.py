@@ -332,10 +332,9 @@ def base_model_of(model: nn.Module) -> PreTrainedModel:
     inner = get_base_model() if callable(get_base_model) else model
     if not isinstance(inner, PreTrainedModel):
         raise AttachError(
-            f"Blocks attach to a Hugging Face causal language model (or PEFT's wrapper of one); "
-            f"got "
+            "Blocks attach to a Hugging Face causal language model (or PEFT's wrapper of one); got "
             f"{type(model).__name__}. Unwrap compiled or distributed models first, and attach "
-            f"before wrapping."
+            "before wrapping."
         )
     return inner
 

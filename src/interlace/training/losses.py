@@ -69,14 +69,12 @@ def advantages(
         bad = int((~torch.isfinite(rewards)).sum())
         raise ConfigError(
             f"Every row needs a finite reward; {bad} of {rewards.numel()} are not. A reward "
-            f"function "
-            "that does not apply to a row gives 0, or leaves the row to the other functions."
+            "function that does not apply to a row gives 0, or leaves the row to the others."
         )
     if credit == "group" and baseline == "own":
         raise ConfigError(
             "With credit='group' all rows of a group have one reward, so baseline='own' makes "
-            "every "
-            "advantage zero. Use baseline='prompt' or 'others'."
+            "every advantage zero. Use baseline='prompt' or 'others'."
         )
     refuse_left_out_copies(credit, leave_one_out)
     if credit == "group":
@@ -87,8 +85,8 @@ def advantages(
         lonely = prompts[groups < 2]
         raise ConfigError(
             f"baseline='others' needs at least two groups a prompt; prompt {int(lonely[0])} has "
-            f"one. "
-            "Raise `num_generations` to a multiple of the width above it, or use baseline='prompt'."
+            "one. Raise `num_generations` to a multiple of the width above it, or use "
+            "baseline='prompt'."
         )
     total, count = _total(rewards, sets), (groups * rewards.shape[1])[:, None]
     if baseline == "others":
