@@ -73,7 +73,7 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(STAMP) ## Give a tiny model siblings before your eyes and see the method work (about two minutes on two cores)
+demo: $(STAMP) ## Give a tiny model siblings before your eyes and see the method work (five minutes on two busy cores)
 	$(BIN)/interlace demo
 
 serve: $(STAMP) ## Serve the packaged model to OpenAI clients, with a page that shows rows reading each other
