@@ -41,12 +41,13 @@ from typing import Any
 
 import torch
 import transformers
+from common.models import SMOLLM2, attach_random
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
-from interlace.attaching import count_parameters, new_parameters
+from interlace.attaching import count_parameters
 
 # Read when the process starts: glibc keeps freed memory, and the profiler keeps quiet.
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "KINETO_LOG_LEVEL": "99"}
@@ -55,29 +56,14 @@ PASSES = ("forward", "forward_backward", "decode_step")
 
 def smollm2_shape(dtype: torch.dtype) -> LlamaForCausalLM:
     """SmolLM2-135M without its weights."""
-    config = LlamaConfig(
-        hidden_size=576,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        intermediate_size=1536,
-        vocab_size=49152,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-    )
+    config = LlamaConfig(**SMOLLM2, attn_implementation="sdpa")
     torch.manual_seed(0)
     return LlamaForCausalLM(config).to(dtype)
 
 
 def with_bridge(base: LlamaForCausalLM) -> LlamaForCausalLM:
     """A copy of `base` with blocks that do something."""
-    model = copy.deepcopy(base)
-    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=1)
-    with torch.no_grad():
-        for name, parameter in new_parameters(model):
-            if name.endswith("o_weight"):
-                parameter.normal_(std=0.02)
-    return model
+    return attach_random(copy.deepcopy(base))
 
 
 def alive_mask(width: int, positions: int) -> Tensor:
@@ -90,7 +76,7 @@ def alive_mask(width: int, positions: int) -> Tensor:
 def make_pass(kind: str, model: nn.Module, width: int, positions: int) -> Callable[[], None]:
     """A function that runs one pass of `kind` through `model`."""
     generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(0, 49152, (width, positions), generator=generator)
+    ids = torch.randint(0, SMOLLM2["vocab_size"], (width, positions), generator=generator)
     extra: dict[str, Any] = {}
     if hasattr(model, "interlace_attachment"):
         extra["groups"] = interlace.Groups(width, alive_mask(width, positions))

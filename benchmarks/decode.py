@@ -10,7 +10,7 @@ Method
   but for llama.cpp's Q8_0 run. W_O of the blocks is random.
 - Every contender gets the same weights and prompt ids and samples the same number of tokens for
   each of W rows at temperature 1 without filters; end tokens do not end a row. llama.cpp and vLLM
-  run in processes of their own (`decode_peers.py`), with the same allocator.
+  run in processes of their own (`common/peers.py`), with the same allocator.
 - All contenders run in turn, again and again; one unmeasured call of each comes first. A repeat's
   ratio is between times of the same round, so that a drift of the machine's speed cancels;
   reported are the median, smallest and largest ratio.
@@ -45,12 +45,12 @@ from typing import Any
 
 import torch
 import transformers
-from decode_peers import prompt_of
+from common.models import SMOLLM2, attach_random
+from common.peers import prompt_of
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
-from interlace.attaching import new_parameters
 
 ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -59,16 +59,7 @@ ENVIRONMENT = {
 }
 Contender = Callable[[int, int, int], float]  # prompt, width, tokens -> CPU seconds
 
-SHAPE = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "intermediate_size": 1536,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 8192,
-}
+SHAPE = SMOLLM2 | {"max_position_embeddings": 8192}
 
 
 def base_model(dtype: torch.dtype) -> tuple[Any, str]:
@@ -115,7 +106,7 @@ def hugging_face_contender(model: Any) -> Contender:
 
 def peer_contender(python: str, kind: str, path: Path) -> Contender:
     """A contender in a process and an environment of its own."""
-    script = Path(__file__).with_name("decode_peers.py")
+    script = Path(__file__).parent / "common" / "peers.py"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     child = subprocess.Popen(
         [python, str(script), kind, str(path)],
@@ -236,11 +227,7 @@ def contenders(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Conten
     """Everything that is here to be measured."""
     plain, which = base_model(torch.bfloat16)
     bridged, _ = base_model(torch.bfloat16)
-    interlace.attach(bridged, interlace.BridgeConfig(parameter_share=0.05), seed=1)
-    with torch.no_grad():
-        for name, parameter in new_parameters(bridged):
-            if name.endswith("o_weight"):
-                parameter.normal_(std=0.02)
+    attach_random(bridged)
     found = {
         "engine": engine_contender(plain),
         "bridge": engine_contender(bridged),

@@ -44,10 +44,10 @@ from typing import Any
 
 import torch
 import transformers
+from common.models import SMOLLM2, attach_random
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 import interlace
-from interlace.attaching import new_parameters
 from interlace.training.batch import collate
 from interlace.training.scoring import score
 
@@ -71,16 +71,7 @@ QWEN_1_5B = Qwen2Config(
     max_position_embeddings=8192,
     tie_word_embeddings=True,
 )
-SMOLLM_135M = LlamaConfig(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    max_position_embeddings=8192,
-    tie_word_embeddings=True,
-)
+SMOLLM_135M = LlamaConfig(**SMOLLM2, max_position_embeddings=8192)
 SHAPES = {"135M": SMOLLM_135M, "1.5B": QWEN_1_5B, "8B": LLAMA_8B}
 WIDTHS = (1, 8, 32)
 
@@ -146,11 +137,7 @@ class Report:
         with self.device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
             if bridge:
-                interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=1)
-                with torch.no_grad():
-                    for name, parameter in new_parameters(model):
-                        if name.endswith("o_weight"):
-                            parameter.normal_(std=0.02)
+                attach_random(model)
         return model
 
 

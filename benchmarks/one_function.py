@@ -28,11 +28,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from common.models import attach_random
 from decode import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
-from interlace.attaching import new_parameters
 from interlace.engine.backends import cpu
 
 RATIOS = {
@@ -49,11 +49,7 @@ def model_of(layers: int, dtype: torch.dtype, bridge: bool) -> Any:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**(SHAPE | {"num_hidden_layers": layers}))).to(dtype)
     if bridge:
-        interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=1)
-        with torch.no_grad():
-            for name, parameter in new_parameters(model):
-                if name.endswith("o_weight"):
-                    parameter.normal_(std=0.02)
+        attach_random(model)
     return model.eval()
 
 

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.models import attach_random
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
@@ -143,11 +144,7 @@ def small_model(reads: Any) -> Any:
     sizes = {"vocab_size": 64, "hidden_size": 96, "intermediate_size": 288}
     heads = {"num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 4096}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
-    interlace.attach(model, BridgeConfig(**TRIAL, reads=reads), seed=1)
-    for name, parameter in interlace.new_parameters(model):
-        if name.endswith("o_weight"):
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model
+    return attach_random(model, BridgeConfig(**TRIAL, reads=reads))
 
 
 def decode_runs(backend: str, ends: list[int], tokens: int) -> dict[str, Callable[[], None]]:

@@ -610,18 +610,14 @@ TINY = {
 def shape_folder(folder: Path) -> Any:
     """A model of that shape with blocks, saved to be served; the model."""
     import torch
+    from common.models import attach_random
     from train_step_trl import smollm2_shape, word_tokenizer
-
-    from interlace.attaching import new_parameters
 
     model = smollm2_shape()
     tokenizer = word_tokenizer(model.config.vocab_size)
     model.to(torch.bfloat16).save_pretrained(folder / "plain")
     tokenizer.save_pretrained(folder / "plain")
-    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=0)
-    for name, parameter in new_parameters(model):
-        if name.endswith("o_weight"):
-            torch.nn.init.normal_(parameter, std=0.01)
+    attach_random(model, seed=0, std=0.01)
     interlace.save(model.to(torch.bfloat16), folder / "bridge", full=True, tokenizer=tokenizer)
     return model
 

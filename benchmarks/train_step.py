@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 import transformers
+from common.models import attach_random
 from train_step_trl import (
     ENVIRONMENT,
     TrlTraining,
@@ -51,7 +52,6 @@ from train_step_trl import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 import interlace
-from interlace.attaching import new_parameters
 from interlace.tasks.base import Example, Task, Verdict
 
 PHASES = ("rollout", "verify", "score", "backward", "optimizer", "total")
@@ -216,11 +216,7 @@ def contenders(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
     vocabulary = model.config.vocab_size
     tokenizer = word_tokenizer(vocabulary)
     prompts = random_prompts(args.prompts, args.prompt_tokens, vocabulary)
-    bridged = copy.deepcopy(model)
-    interlace.attach(bridged, interlace.BridgeConfig(parameter_share=0.05), seed=0)
-    for name, parameter in new_parameters(bridged):
-        if name.endswith("o_weight"):
-            torch.nn.init.normal_(parameter, std=0.01)
+    bridged = attach_random(copy.deepcopy(model), seed=0, std=0.01)
     sizes = (args.generations, args.tokens)
     found: dict[str, Any] = {}
     if importlib.util.find_spec("trl") is not None:

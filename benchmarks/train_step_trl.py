@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 import transformers
+from common.models import SMOLLM2, attach_random
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -251,17 +252,8 @@ class _Turns(TrainerCallback):
 
 def smollm2_shape(**changes: int) -> LlamaForCausalLM:
     """SmolLM2-135M without its weights, or a model of which some sizes differ."""
-    sizes = {
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-        "vocab_size": 49152,
-    }
     config = LlamaConfig(
-        **(sizes | changes),
-        tie_word_embeddings=True,
+        **(SMOLLM2 | changes),
         attn_implementation="sdpa",
         bos_token_id=None,
         eos_token_id=1,
@@ -273,17 +265,10 @@ def smollm2_shape(**changes: int) -> LlamaForCausalLM:
 
 def short_smollm2_with_bridge(layers: int) -> LlamaForCausalLM:
     """The same cut to a few layers, with blocks that do something."""
-    import interlace  # which the environment of TRL's own step need not have
-    from interlace.attaching import new_parameters
-
     model = smollm2_shape()
     del model.model.layers[layers:]
     model.config.num_hidden_layers = layers
-    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=0)
-    for name, parameter in new_parameters(model):
-        if name.endswith("o_weight"):
-            torch.nn.init.normal_(parameter, std=0.01)
-    return model
+    return attach_random(model, seed=0, std=0.01)
 
 
 def arguments(doc: str, quick: dict[str, Any], **sizes: Any) -> argparse.Namespace:

@@ -46,15 +46,17 @@ def run_program(*arguments: str, timeout: float) -> str:
 
 @contextmanager
 def script(path: Path) -> Iterator[ModuleType]:
-    """A script as a module, which its dataclasses find by name."""
+    """A script as a module, which its dataclasses find by name; it may import its neighbours."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
         yield module
     finally:
+        sys.path.remove(str(path.parent))
         del sys.modules[spec.name]
 
 

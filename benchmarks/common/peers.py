@@ -5,7 +5,7 @@ its first line says that it is ready. llama.cpp computes the prompt once and sha
 the other sequences, as its own parallel example does; its weights are read, not mapped, so that
 they lie on huge pages if the allocator asks for them. vLLM runs in this process, without compiling.
 
-Usage: python benchmarks/decode_peers.py llama FILE.gguf | vllm FOLDER    (started by decode.py)
+Usage: python benchmarks/common/peers.py llama FILE.gguf | vllm FOLDER    (started by decode.py)
 """
 
 from __future__ import annotations
