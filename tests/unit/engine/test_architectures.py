@@ -3,6 +3,7 @@ wrongly."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from interlace import Engine, SamplingParams
 from interlace.engine.types import GroupOutput
@@ -87,6 +90,31 @@ def test_refused(config: str, changes: dict[str, Any], message: str) -> None:
 def test_not_refused(config: str, changes: dict[str, Any]) -> None:
     model = attach_random(other(config, **changes))
     assert largest_gap(model, Engine(model).generate(PROMPTS, PARAMS)) < 1e-5
+
+
+def test_an_attention_of_the_users_own_is_refused() -> None:
+    """No decode step would call it; the prompt's did, on modules. Also where it comes between two
+    calls."""
+
+    @functools.wraps(sdpa_attention_forward)
+    def doubled(*args: Any, **kwargs: Any) -> Any:
+        out, weights = sdpa_attention_forward(*args, **kwargs)
+        return 2 * out, weights
+
+    model = build("llama")
+    engine = Engine(model)
+    transformers.AttentionInterface.register("doubled", doubled)
+    transformers.AttentionMaskInterface.register("doubled", sdpa_mask)
+    try:
+        model.set_attn_implementation("doubled")
+        for call in (lambda: Engine(model), lambda: engine.generate(PROMPTS, PARAMS)):
+            with pytest.raises(
+                GenerationError, match=r"'doubled' is a function of your own.*'sdpa'"
+            ):
+                call()
+    finally:
+        transformers.AttentionInterface._global_mapping.pop("doubled")
+        transformers.AttentionMaskInterface._global_mapping.pop("doubled")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

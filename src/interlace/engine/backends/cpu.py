@@ -35,7 +35,7 @@ from interlace.engine.backends.flat import (
     normalised,
     why_not_flat,
 )
-from interlace.engine.backends.hf import Borrowed, Patch, Twin, can_have_twin
+from interlace.engine.backends.hf import Borrowed, Patch, Twin, can_have_twin, is_of_libraries
 from interlace.engine.kv import fused_cpu
 from interlace.errors import GenerationError
 from interlace.rows import Owners, Rows
@@ -230,13 +230,17 @@ def _packable_weights(module: nn.Module) -> tuple[str, ...]:
         if not module.PROJECTIONS:
             return ()
         names = module.PROJECTIONS
-    elif type(module) is nn.Linear and "forward" not in module.__dict__:
+    elif type(module) is nn.Linear and _has_torchs_forward(module):
         names = ("weight",)
     else:
         return ()
     weight = getattr(module, names[0])
     plain = type(weight) in (nn.Parameter, Tensor) and weight.device.type == "cpu"
     return names if plain and weight.dtype in _PACKABLE else ()
+
+
+def _has_torchs_forward(linear: nn.Linear) -> bool:
+    return "forward" not in linear.__dict__ and is_of_libraries(nn.Linear.forward)
 
 
 def _is_of_one_type(model: nn.Module) -> bool:

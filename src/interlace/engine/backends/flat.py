@@ -12,7 +12,6 @@ attention is computed and what stands after a layer, so that backends differ in 
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,14 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from interlace.coupling.base import Coupling
-from interlace.engine.backends.hf import Borrowed, HFBackend, Twin, windows_of
+from interlace.engine.backends.hf import (
+    Borrowed,
+    HFBackend,
+    Twin,
+    is_of_libraries,
+    windows_of,
+    written_in,
+)
 from interlace.rows import Groups, Rows
 from interlace.swap import Swapped
 
@@ -80,7 +86,7 @@ class FlatLayer:
         window: Number of positions that it sees; 0 is all.
         heads: H and G.
         scale: Factor of the scores.
-        head_norms: Weights of the norms of queries and keys, one for each head, with their epsilon.
+        head_norms: Weights and epsilons of the norms of queries and keys, one for each head.
         block: Coupling after the layer.
     """
 
@@ -89,7 +95,7 @@ class FlatLayer:
     heads: tuple[int, int]
     scale: float
     qkv: Product
-    head_norms: tuple[Float[Tensor, "HG C"], Tensor] | None
+    head_norms: tuple[Float[Tensor, "HG C"], Float[Tensor, "HG 1"]] | None
     output: Product
     gate_up: Product
     down: Product
@@ -148,7 +154,7 @@ class FlatModel:
         return cos, torch.cat((-first, second), dim=-1)
 
 
-def normalised(x: Float[Tensor, "*N D"], eps: Float[Tensor, " 1"]) -> Float[Tensor, "*N D"]:
+def normalised(x: Float[Tensor, "*N D"], eps: Float[Tensor, "*#N 1"]) -> Float[Tensor, "*N D"]:
     """x / sqrt(mean(x^2) + eps), computed in float32."""
     length = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
     scale = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()
@@ -190,8 +196,10 @@ def _layer(index: int, layer: Any, make: MakeProduct) -> FlatLayer:
     if hasattr(attention, "q_norm"):
         norms = attention.q_norm, attention.k_norm
         weights = [n.weight.detach().expand(h, -1) for n, h in zip(norms, heads, strict=True)]
-        eps = eps_of(attention.q_norm, weights[0].device)
-        head_norms = torch.cat(weights), eps
+        eps = [
+            eps_of(n, weights[0].device).expand(h, -1) for n, h in zip(norms, heads, strict=True)
+        ]
+        head_norms = torch.cat(weights), torch.cat(eps)
     return FlatLayer(
         index,
         _window(attention),
@@ -228,7 +236,8 @@ def why_not_flat(base: PreTrainedModel) -> str | None:
     of_couplings = {id(module) for coupling in couplings for module in coupling.modules()}
     for path, module in base.named_modules():
         cls = own_class(module)
-        is_known = cls in _PLAIN or _is_of(cls, source, family)
+        is_plain = cls in _PLAIN and is_of_libraries(cls.forward)
+        is_known = is_plain or _is_of(cls, source, family)
         listened = module._forward_hooks or module._forward_pre_hooks
         if isinstance(module, nn.Embedding):  # checkpointing has a hook there, which is called
             listened = {}
@@ -247,9 +256,10 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 def _is_of(cls: type[nn.Module], source: str, family: str) -> bool:
     """Whether it is a class of transformers' own file for the family, with its own forward."""
-    forward = inspect.unwrap(cls.forward)
+    written = list(written_in(cls.forward))
     names = {family + part for part in _PARTS}
-    return cls.__module__ == source and cls.__name__ in names and forward.__module__ == source
+    is_theirs = written[-1] == source and is_of_libraries(cls.forward)
+    return cls.__module__ == source and cls.__name__ in names and is_theirs
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interlace.attaching import SHARDED, Attachment, base_model_of
 from interlace.coupling.base import Coupling, Seat, check_carried
@@ -89,6 +90,7 @@ class HFBackend(Backend):
         return device
 
     def refresh(self) -> None:
+        check_attention(self.base)
         self._check_coupling()
         if not self._cache.rows:
             self._kept = self._new_kept()
@@ -534,6 +536,7 @@ def windows_of(cache: Any) -> list[int]:
     return [int(getattr(layer, "sliding_window", 0) or 0) for layer in cache.layers]
 
 
+_LIBRARIES = ("torch", "transformers", "interlace")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -556,6 +559,7 @@ def check_model(model: nn.Module, base: PreTrainedModel) -> tuple[int | None, st
     """
     if not type(base)._supports_attention_backend:
         raise not_shareable(base, "does not go through Hugging Face's attention interface")
+    check_attention(base)
     config = base.config.get_text_config(decoder=True)
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         if kind not in _LAYER_TYPES:
@@ -568,6 +572,38 @@ def check_model(model: nn.Module, base: PreTrainedModel) -> tuple[int | None, st
             "model.generate."
         )
     return _context_of(base)
+
+
+def check_attention(base: PreTrainedModel) -> None:
+    """Refuse an attention of the user's own, which no decode step would call.
+
+    Raises:
+        GenerationError: if the model's is none of Hugging Face's, of the hub's kernels or of ours.
+    """
+    name = str(base.config._attn_implementation)
+    function = ALL_ATTENTION_FUNCTIONS.get(name)
+    if function is not None and "/" not in name and not is_of_libraries(function):
+        raise GenerationError(
+            f"The engine computes attention itself, and attn_implementation={name!r} is a function "
+            "of your own, which it would pass over. If that computes what Hugging Face's do, call "
+            "model.set_attn_implementation('sdpa') before; else use model.generate."
+        )
+
+
+def is_of_libraries(function: Any) -> bool:
+    """Whether nobody but torch, transformers and this library has written a function and what is
+    wrapped around it."""
+    return all(name.split(".")[0] in _LIBRARIES for name in written_in(function))
+
+
+def written_in(function: Any) -> Iterator[str]:
+    """The modules that have written a function, from what is wrapped around it inwards. A wrapper
+    made with `functools.wraps` says of itself that it comes from where the wrapped one does."""
+    while function is not None:
+        if isinstance(function, functools.partial):
+            function = function.func
+        yield getattr(function, "__globals__", {}).get("__name__") or ""
+        function = getattr(function, "__wrapped__", None)
 
 
 def _context_of(base: PreTrainedModel) -> tuple[int | None, str]:

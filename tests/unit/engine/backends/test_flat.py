@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from interlace import Engine, SamplingParams
 from interlace.engine.backends.cpu import CPUBackend, PackedWeights, why_not_packed
@@ -77,6 +79,16 @@ def test_a_bias_that_only_some_linears_have_counts(odd: int, product: str) -> No
 
 def test_a_norm_without_an_epsilon() -> None:
     model, ids = build("llama", rms_norm_eps=0.0), random_ids(3, 11)
+    expected = model(ids).logits.detach()
+    torch.testing.assert_close(flat_logits(flat_of(model, "own"), ids), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["q_norm", "k_norm"])
+def test_the_norms_of_queries_and_keys_have_an_epsilon_each(norm: str) -> None:
+    """That of the queries served both."""
+    model, ids = build("qwen3"), random_ids(3, 11)
+    for layer in model.model.layers:
+        getattr(layer.self_attn, norm).variance_epsilon = 0.5
     expected = model(ids).logits.detach()
     torch.testing.assert_close(flat_logits(flat_of(model, "own"), ids), expected, atol=1e-4, rtol=0)
 
@@ -157,6 +169,25 @@ def test_a_model_with_something_of_its_own_keeps_its_modules(
     assert why_not_flat(model) is not None
     assert largest_gap(model, engine.generate(PROMPTS, PARAMS)) < 2e-5
     assert largest_gap(model, before) > 1e-3  # what going by the change would look like
+
+
+@pytest.mark.parametrize("cls", [LlamaMLP, nn.Linear])
+def test_a_wrapped_method_of_a_class_is_called(
+    cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`functools.wraps` makes a wrapper say that it comes from transformers."""
+    original = cls.forward
+
+    @functools.wraps(original)
+    def doubled(self: nn.Module, x: Tensor) -> Tensor:
+        out: Tensor = 2 * original(self, x)
+        return out
+
+    model = build("llama")
+    monkeypatch.setattr(cls, "forward", doubled)
+    assert why_not_flat(model) is not None
+    groups = Engine(model, backend="auto").generate(PROMPTS, PARAMS)
+    assert largest_gap(model, groups) < 2e-5
 
 
 def test_a_hook_on_all_modules_is_called() -> None:
