@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from interlace.coupling.bridge import BridgeConfig as BridgeConfig
     from interlace.coupling.gated import GatedConfig as GatedConfig
     from interlace.coupling.lanerope import LaneRoPEConfig as LaneRoPEConfig
+    from interlace.coupling.mix import MixConfig as MixConfig
     from interlace.coupling.pmatch import PMatchConfig as PMatchConfig
     from interlace.engine.engine import Engine as Engine
     from interlace.engine.types import GroupOutput as GroupOutput
@@ -68,6 +69,7 @@ _EXPORTS = {
     "Groups": "interlace.rows",
     "InterlaceError": "interlace.errors",
     "LaneRoPEConfig": "interlace.coupling.lanerope",
+    "MixConfig": "interlace.coupling.mix",
     "PMatchConfig": "interlace.coupling.pmatch",
     "RemoteEngine": "interlace.remote",
     "Responses": "interlace.answers.choose",

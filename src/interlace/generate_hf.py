@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from interlace.errors import GenerationError
 from interlace.rows import Earlier, Groups, Reads, find_earlier
@@ -31,6 +31,8 @@ class GenerationRecord(StoppingCriteriaList):
     Attributes:
         kept: Keys and values of the completions' positions so far, of each layer's block, where
             blocks read earlier positions.
+        mixer: Coupling that mixes what rows are fed, if there is one.
+        said: Logits that the rows' last tokens were drawn from, where they are mixed.
     """
 
     def __init__(
@@ -44,6 +46,9 @@ class GenerationRecord(StoppingCriteriaList):
         self.width = width
         self.reads = reads
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.mixer: Any = None
+        self.said: Tensor | None = None
+        self._mixing: list[Tensor] = []  # [P, 1, W, W] of each position of the completions
         self.prompt_length = prompt.shape[1]
         self.alive = torch.ones_like(prompt, dtype=torch.bool)
         self.finished = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
@@ -61,11 +66,14 @@ class GenerationRecord(StoppingCriteriaList):
         if (
             self.alive.shape[1] == self.prompt_length
         ):  # a prefill, perhaps in chunks: every row is alive
-            nowhere = None if self.reads == "position" else self._starts(positions)
-            return Groups(self.width, None, nowhere)
+            is_free = self.reads == "position" and self.mixer is None
+            return Groups(self.width, None, None if is_free else self._starts(positions))
         # A copy has the same strides at every step, so a compiled step is compiled once.
         alive = self.alive[:, -positions:].clone(memory_format=torch.contiguous_format)
         alive = alive.unflatten(0, (-1, self.width))
+        if self.mixer is not None:
+            self._mix(alive)
+            return Groups(self.width, alive, mixing=self._all_mixing()[:, -positions:])
         if self.reads == "position":
             return Groups(self.width, alive)
         if positions == self.alive.shape[1]:  # without a cache
@@ -75,7 +83,28 @@ class GenerationRecord(StoppingCriteriaList):
     def all_groups(self) -> Groups:
         """The groups of one call that feeds all columns again."""
         alive = self.alive.unflatten(0, (-1, self.width))
-        return Groups(self.width, alive, self._starts(self.prompt_length))
+        mixing = None if self.mixer is None else self._all_mixing()
+        return Groups(self.width, alive, self._starts(self.prompt_length), mixing=mixing)
+
+    def hear(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """As a logits processor, before all others: the logits that tokens are drawn from."""
+        self.said = scores
+        return scores
+
+    def _mix(self, alive: Bool[Tensor, "P W S"]) -> None:
+        """The weights of the newest position."""
+        assert self.said is not None
+        seen = Groups(self.width, alive[..., -1:]).visible()
+        said = self.said.unflatten(0, (-1, 1, self.width))
+        self._mixing.append(self.mixer.weights(said, seen))
+
+    def _all_mixing(self) -> Float[Tensor, "P S W W"]:
+        """The weights of all columns; zeros in prompts, and of what has not been fed."""
+        shape = len(self.alive) // self.width, self.alive.shape[1], self.width, self.width
+        found = torch.zeros(shape, device=self.alive.device)
+        for n, weights in enumerate(self._mixing, start=self.prompt_length):
+            found[:, n] = weights[:, 0]
+        return found
 
     def _starts(self, column: int) -> Int[Tensor, " P"]:
         return torch.full((len(self.alive) // self.width,), column, device=self.alive.device)
@@ -224,10 +253,13 @@ class GroupedGeneration:
             input_ids,
             attached.interlace_attachment.config.reads,
         )
+        attachment, further = attached.interlace_attachment, []
+        if attachment.coupling.mixes and not attachment.handle.disabled:
+            record.mixer, further = attached._own_coupling, [record.hear]
         base: Any = super()
         sampled = base._sample(
             input_ids,
-            logits_processor=logits_processor,
+            logits_processor=LogitsProcessorList([*further, *logits_processor]),
             stopping_criteria=record,
             generation_config=generation_config,
             groups=record,

@@ -130,6 +130,9 @@ class Groups(Rows):
             beyond the call's end means that none does.
         hidden: `[P, W, W]`, True where row w (second axis) never sees row w' (last axis); None
             hides nobody. Only for couplings that read siblings at the same position.
+        mixing: `[P, S, W, W]`, how much of row w' (last axis) is in what row w (third axis) is fed,
+            for couplings that mix embeddings while they sample (`GroupOutput.mixing`); None where
+            nobody has said.
 
     Raises:
         GroupError: for a width below 1, or a mask or start of another type or shape.
@@ -147,6 +150,7 @@ class Groups(Rows):
         alive: Bool[Tensor, "P W S"] | None = None,
         completion_start: Int[Tensor, " P"] | None = None,
         hidden: Bool[Tensor, "P W W"] | None = None,
+        mixing: Float[Tensor, "P S W W"] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
@@ -162,6 +166,7 @@ class Groups(Rows):
         self._alive = alive
         self._completion_start = completion_start
         self._hidden = hidden
+        self.mixing = mixing
         self._seen_by: Bool[Tensor, "P S W W"] | None = None
         self._earlier: dict[tuple[Reads, int], Earlier | None] = {}
 
@@ -233,6 +238,12 @@ class Groups(Rows):
                 f"{self.alive.shape[2]}. In a cached decode step pass only that step's column, "
                 f"`alive[..., -1:]`."
             )
+        wanted = [count, positions, self.width, self.width]
+        if self.mixing is not None and list(self.mixing.shape) != wanted:
+            raise GroupError(
+                f"mixing covers the groups and positions of this call, [P, S, W, W] = {wanted}; "
+                f"got {list(self.mixing.shape)}. Of a part of them, select(...) or columns(...)."
+            )
         return count
 
     def to_groups(self, rows: Shaped[Tensor, "R *rest"]) -> Shaped[Tensor, "P W *rest"]:
@@ -247,7 +258,7 @@ class Groups(Rows):
 
     def select(self, start: int, stop: int) -> Groups:
         """The groups `start:stop` of P, as a micro-batch takes them."""
-        kept = (self.alive, self.completion_start, self.hidden)
+        kept = (self.alive, self.completion_start, self.hidden, self.mixing)
         return Groups(self.width, *(None if t is None else t[start:stop] for t in kept))
 
     def columns(self, start: int | None, stop: int | None) -> Groups:
@@ -271,6 +282,7 @@ class Groups(Rows):
             None if alive is None else alive[..., start:stop],
             None if starts is None else (starts - first).clamp(min=0),
             self.hidden,
+            None if self.mixing is None else self.mixing[:, start:stop],
         )
 
     def micro_batches(self, rows: int, size: int) -> Iterator[tuple[slice, Groups]]:
@@ -299,15 +311,16 @@ class Groups(Rows):
         """The same groups with the mask and the starts on `device`; None leaves them in place."""
         if device is None:
             return self
-        before = (self.alive, self.completion_start, self.hidden)
-        alive, starts, hidden = (
+        before = (self.alive, self.completion_start, self.hidden, self.mixing)
+        alive, starts, hidden, mixing = (
             None if tensor is None else tensor.to(device, non_blocking=non_blocking)
             for tensor in before
         )
-        if all(a is b for a, b in zip(before, (alive, starts, hidden), strict=True)):
+        if all(a is b for a, b in zip(before, (alive, starts, hidden, mixing), strict=True)):
             return self
         moved = copy.copy(self)  # the record of the pass that is being watched is the same one
         moved._alive, moved._completion_start, moved._hidden = alive, starts, hidden
+        moved.mixing = mixing
         moved._seen_by, moved._earlier = None, {}
         return moved
 
@@ -436,6 +449,12 @@ class Owners(Rows):
         hidden: `[R, R]`, True where a row does not see another, whoever owns it.
         numbers: Number in its group of each row, for couplings that tell rows apart.
 
+    Attributes:
+        said: `[R, V]`, logits that the tokens of this step were drawn from, for couplings that mix
+            embeddings by them; whoever decodes says it before each step.
+        mixing: `[R, R]`, how much of each row is in what a row is fed, once a coupling has found
+            it.
+
     Raises:
         GroupError: for no rows, or owners of another type or shape.
 
@@ -475,6 +494,8 @@ class Owners(Rows):
         elif any(alone):
             self._alone = all(alone) or torch.tensor(list(alone), device=self._owners.device)
         self.kept = kept
+        self.said: Float[Tensor, "R V"] | None = None
+        self.mixing: Float[Tensor, "R R"] | None = None
         self._numbers = None if numbers is None else torch.tensor(numbers)
 
     def alone(self) -> bool | Bool[Tensor, " R"]:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from interlace import Groups
+from interlace import Groups, last_groups
 from interlace.coupling.attention import coupled_attention, serving
 from interlace.coupling.lanerope import LaneRoPE, LaneRoPEConfig
-from interlace.coupling.reference import lanerope_reference
+from interlace.coupling.mix import Mix, MixConfig
+from interlace.coupling.reference import lanerope_reference, mix_reference
 from interlace.coupling.registry import coupling_class
 from invariants.subject import (
     COUNT,
@@ -75,10 +76,15 @@ def check_i2(subject: Subject) -> None:
     alive = random_alive(COUNT, WIDTH, POSITIONS)
     order = torch.tensor([3, 0, 4, 1, 2])
     rows = torch.cat([order, WIDTH + order.flip(0)])
-    out = model(ids, groups=Groups(WIDTH, alive, START)).logits
+    groups = subject.groups(COUNT, POSITIONS, WIDTH, alive, START)
+    out = model(ids, groups=groups).logits
     moved_alive = alive.flatten(0, 1)[rows].unflatten(0, (COUNT, WIDTH))
+    mixing = groups.mixing
+    if mixing is not None:
+        orders = torch.stack([order, order.flip(0)])
+        mixing = torch.stack([w[:, o][:, :, o] for w, o in zip(mixing, orders, strict=True)])
     # Each group keeps its start: rows move within their groups only.
-    moved = model(ids[rows], groups=Groups(WIDTH, moved_alive, START)).logits
+    moved = model(ids[rows], groups=Groups(WIDTH, moved_alive, START, mixing=mixing)).logits
     assert_far(out, model(ids).logits, "I2: siblings against none")
     assert_close(moved, out[rows], subject.close, "I2")
 
@@ -90,7 +96,7 @@ def check_i3(subject: Subject) -> None:
     alive = torch.ones(COUNT, WIDTH, POSITIONS, dtype=torch.bool)
     ended, end = 1, 6  # row 1 of group 0; the token fed at 6 is the one that finished it
     alive[0, ended, end:] = False
-    groups = Groups(WIDTH, alive, START)
+    groups = subject.groups(COUNT, POSITIONS, WIDTH, alive, START)
     out = model(ids, groups=groups).logits
 
     other = ids.clone()
@@ -114,6 +120,9 @@ def check_i3_reach(subject: Subject) -> None:
     config = subject.config
     if isinstance(config, LaneRoPEConfig):
         _check_lanes(config)
+        return
+    if isinstance(config, MixConfig):
+        _check_mixing(config)
         return
     if subject.kind == "bridge":
         config = bridge_config(num_heads=2, num_kv_heads=1, head_dim=4, reads=subject.reads)
@@ -153,11 +162,25 @@ def _check_lanes(config: LaneRoPEConfig) -> None:
             assert_close(out, expected, 1e-6, f"I3: what is read, {before}")  # of a softmax in fp32
 
 
+def _check_mixing(config: MixConfig) -> None:
+    """What rows are fed, against the plain loops."""
+    block = Mix(config, 5)
+    generator = torch.Generator().manual_seed(14)
+    x, said = (torch.randn(COUNT * 3, 8, n, generator=generator) for n in (5, 11))
+    alive = torch.arange(8) < torch.tensor([[8, 6, 3], [5, 8, 7]])[..., None]
+    for mask in (alive, None):
+        expected = mix_reference(block, x, said, 3, mask)
+        by_group = said.unflatten(0, (COUNT, 3)).transpose(1, 2)
+        weights = block.weights(by_group, Groups(3, mask).visible())
+        got = block.input(x, Groups(3, mask, mixing=weights))
+        assert_close(got, expected, 1e-6, "I3: what is mixed")
+
+
 @torch.no_grad()
 def check_i4(subject: Subject) -> None:
     """Row b's token at s reaches row b' only at positions >= s, and there it does."""
     model, ids = subject.attached(), random_ids(ROWS, POSITIONS)
-    groups = Groups(WIDTH, None, START)
+    groups = subject.groups(COUNT, POSITIONS, WIDTH, None, START)
     out = model(ids, groups=groups).logits
     row, at = 2, 6
     changed_ids = ids.clone()
@@ -180,7 +203,7 @@ def check_i5(subject: Subject) -> None:
         trained = model(ids, groups=Groups(1)).logits.detach()
     assert_close(trained, alone, subject.close, "I5: width 1 with gradients")
     repeated = ids.repeat_interleave(WIDTH, 0)
-    same = model(repeated, groups=Groups(WIDTH)).logits
+    same = model(repeated, groups=subject.groups(COUNT, POSITIONS, WIDTH)).logits
     if "I5" in subject.claims:
         assert_close(same[::WIDTH], alone, subject.close, "I5: identical rows")
     if {"I2", "I5"} & subject.claims:
@@ -188,7 +211,7 @@ def check_i5(subject: Subject) -> None:
     different = random_ids(ROWS, POSITIONS)
     nobody = torch.zeros(COUNT, WIDTH, POSITIONS, dtype=torch.bool)
     assert_close(
-        model(different, groups=Groups(WIDTH, nobody)).logits,
+        model(different, groups=subject.groups(COUNT, POSITIONS, WIDTH, nobody)).logits,
         model(different).logits,
         subject.close,
         "I5: no living sibling",
@@ -205,6 +228,7 @@ def check_i6(subject: Subject) -> None:
     ids, mask = left_pad(PROMPTS, WIDTH)
     tokens = random_ids(ROWS, 9, seed=9)
     alive = random_alive(COUNT, WIDTH, 9, seed=10)
+    groups = subject.groups(COUNT, 9, WIDTH, alive)
 
     def go_on(cache: DynamicCache) -> Tensor:
         out, seen = [], mask
@@ -216,7 +240,7 @@ def check_i6(subject: Subject) -> None:
                     attention_mask=seen,
                     position_ids=positions_of(seen, 1),
                     past_key_values=cache,
-                    groups=Groups(WIDTH, alive).columns(step, step + 1),
+                    groups=groups.columns(step, step + 1),
                 ).logits
             )
         return torch.cat(out, 1)
@@ -228,7 +252,7 @@ def check_i6(subject: Subject) -> None:
             attention_mask=mask[::every],
             position_ids=positions_of(mask, ids.shape[1])[::every],
             past_key_values=cache,
-            groups=Groups(width),
+            groups=Groups(width, None, starts(COUNT, ids.shape[1])),
         )
     expand(once, WIDTH)
     assert_close(go_on(once), go_on(many), subject.close, "I6")
@@ -297,7 +321,12 @@ def check_i7_generate(subject: Subject) -> None:
         generated.sequences,
         attention_mask=mask,
         position_ids=positions_of(mask, mask.shape[1]),
-        groups=Groups(WIDTH, alive.unflatten(0, (COUNT, WIDTH)), starts(COUNT, prompt)),
+        groups=Groups(
+            WIDTH,
+            alive.unflatten(0, (COUNT, WIDTH)),
+            starts(COUNT, prompt),
+            mixing=last_groups(model).mixing,
+        ),
     ).logits[:, prompt - 1 : -1]
     seen = torch.stack(generated.logits, 1)
     assert_close(

@@ -55,6 +55,13 @@ the named checks fail.
 | lanes_alike | lanes are told apart | I3-reach |
 | lanes_of_queries_only | ... by queries and keys | I3-reach |
 | lane_of_generate_late | generate knows where completions begin | I7-generate |
+| mixed_of_neighbour | a weight is of the row that it names | I3, I3-reach |
+| mixed_position_before | ... and of the position at which it was found | I3, I7, I7-generate |
+| finished_mixed_in | finished rows are not mixed in | I3-reach |
+| nothing_mixed | a row is fed a share of its siblings' | I2, I3-reach, I4 |
+| share_twice | ... which is lambda | I3-reach |
+| own_forgotten | ... and the rest is its own | I5 |
+| mixing_late | generate keeps weights at their positions | I7-generate |
 """
 
 from __future__ import annotations
@@ -79,6 +86,7 @@ from interlace.coupling import reach as reach_module
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.gated import GatedBlock
 from interlace.coupling.lanerope import LaneRoPE
+from interlace.coupling.mix import Mix
 from interlace.generate_hf import ContinuedGroups, GenerationRecord
 from interlace.rows import Earlier, Groups
 from invariants import checks
@@ -98,6 +106,7 @@ _reset_gated, _attended = GatedBlock.reset_parameters, GatedBlock.attended
 _turns = gated_module.turns
 _written, _continued = Groups.written, ContinuedGroups.written
 _in_lane, _with_own = LaneRoPE._in_lane, lanes_module._with_own
+_mixed, _weights, _all_groups = Mix.mixed, Mix.weights, GenerationRecord.all_groups
 _teacher_force = checks.teacher_force
 
 
@@ -375,6 +384,44 @@ def lane_of_generate_late(self: ContinuedGroups, *args: Any) -> Any:
     return alive, start + 2
 
 
+# Mixed inputs ----------------------------------------------------------------------------------
+
+
+def mixed_of_neighbour(self: Mix, x: Tensor, weights: Tensor) -> Tensor:
+    return _mixed(self, x, weights.roll(1, -1))
+
+
+def mixed_position_before(self: Mix, x: Tensor, weights: Tensor) -> Tensor:
+    return _mixed(self, x, weights.roll(1, 1) if x.shape[1] > 1 else weights)
+
+
+def finished_mixed_in(self: Mix, said: Tensor, visible: Tensor | None) -> Tensor:
+    return _weights(self, said, None)
+
+
+def nothing_mixed(self: Mix, x: Tensor, weights: Tensor) -> Tensor:
+    return x
+
+
+def share_twice(self: Mix, x: Tensor, weights: Tensor) -> Tensor:
+    return _mixed(self, x, 2 * weights)
+
+
+def own_forgotten(self: Mix, x: Tensor, weights: Tensor) -> Tensor:
+    return _mixed(self, x, weights) - (1 - self.share) * x
+
+
+def mixing_late(self: GenerationRecord) -> Groups:
+    found = _all_groups(self)
+    assert found.mixing is not None
+    found.mixing = found.mixing.roll(1, 1)
+    return found
+
+
+def _on_mix(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutation:
+    return Mutation(owner, attribute, fault, caught_by, kinds=("mix", "mix-others"))
+
+
 def _on_lanes(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutation:
     return Mutation(owner, attribute, fault, caught_by, kinds=("lanerope",))
 
@@ -452,5 +499,12 @@ _ALL = [
     _on_lanes(LaneRoPE, "_in_lane", lanes_alike, "I3-reach"),
     _on_lanes(LaneRoPE, "_in_lane", lanes_of_queries_only, "I3-reach"),
     _on_lanes(ContinuedGroups, "written", lane_of_generate_late, "I7-generate"),
+    _on_mix(Mix, "mixed", mixed_of_neighbour, "I3", "I3-reach"),
+    _on_mix(Mix, "mixed", mixed_position_before, "I3", "I7", "I7-generate"),
+    _on_mix(Mix, "weights", finished_mixed_in, "I3-reach"),
+    _on_mix(Mix, "mixed", nothing_mixed, "I2", "I3-reach", "I4"),
+    _on_mix(Mix, "mixed", share_twice, "I3-reach"),
+    _on_mix(Mix, "mixed", own_forgotten, "I5"),
+    _on_mix(GenerationRecord, "all_groups", mixing_late, "I7-generate"),
 ]
 MUTATIONS = {mutation.fault.__name__: mutation for mutation in _ALL}

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import coupling_class
-from support.architectures import ARCHITECTURES, attach_random, build, config_of
+from interlace.rows import Groups
+from support.architectures import ARCHITECTURES, attach_random, build, config_of, random_mixing
 
 COUNT, WIDTH, POSITIONS = 2, 5, 13
 ROWS = COUNT * WIDTH
@@ -52,6 +53,20 @@ class Subject:
 
     def attached(self) -> PreTrainedModel:
         return attach_random(self.base(), self.kind, **self.options)
+
+    def groups(
+        self,
+        count: int,
+        positions: int,
+        width: int,
+        alive: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Groups:
+        """`Groups(width, alive, start)`, for couplings that mix with random weights."""
+        mixing = None
+        if coupling_class(self.config.kind).mixes:
+            mixing = random_mixing(count, width, positions, alive, start)
+        return Groups(width, alive, start, mixing=mixing)
 
     @property
     def options(self) -> dict[str, Any]:

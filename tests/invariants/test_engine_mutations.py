@@ -40,6 +40,10 @@
 | prompt_in_own_lane | a later lane is farther from the prompt | I7-lanes |
 | new_tokens_unseen | lanes see each other's new tokens | I7-lanes |
 | default_scale | ... and scores scaled as the model's | I7-lanes |
+| mixing_turned | the recorded weights are the reader's | I7-mix |
+| mixing_by_place | ... by the rows' numbers, not their places | I7-mix |
+| said_by_prompt | distributions are those of the last step | I7-said |
+| said_stays_in_place | ... and move with their rows | I7-said |
 """
 
 from __future__ import annotations
@@ -69,17 +73,20 @@ from interlace.engine.backends import BACKENDS
 from interlace.engine.backends import graph as graph_module
 from interlace.engine.backends.cpu import PackedProduct, PackedWeights
 from interlace.engine.backends.flat import PromptAttention
+from interlace.engine.backends.hf import HFBackend
 from interlace.engine.core import EngineCore
 from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import SharedCache, Slot, StepLayout, Store, StoredPrompt
 from interlace.engine.request import Request
 from interlace.engine.sampling import Sampled
 from interlace.engine.slots import Fields, SlotAttention
+from interlace.engine.state import RunningGroup
 from interlace.rows import Owners
 from invariants import test_engine as engine_invariants
 from support.architectures import attach_random, build
 from support.engine import largest_gap
 from unit.coupling import test_lanerope as lanes
+from unit.coupling import test_mix as mix
 
 
 @torch.no_grad()
@@ -111,6 +118,8 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "I7-lanes": lambda b: lanes.test_engine_and_training_agree_with_other_attention(
         "granite", "all", b
     ),
+    "I7-mix": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call("llama", "mix", b),
+    "I7-said": lambda b: mix.test_recorded_weights_are_those_of_the_distributions("mix", b),
     "I7-trained": i7_trained,
     "I7-finished": lambda b: engine_invariants.test_I7_with_another_reach("llama", "finished", b),
     "I7-history": lambda b: engine_invariants.test_I7_with_another_reach("llama", "history", b),
@@ -139,6 +148,8 @@ _mask, _new_step, _to_front = KeptKeys._mask, KeptKeys._new_step, KeptKeys._to_f
 _turned = kept_module.turned
 _kept_init, _read = KeptKeys.__init__, KeptKeys.read
 _attention_step = LaneRoPE.attention_step
+_note_attention = RunningGroup.note_attention
+_advance, _release = HFBackend.advance, HFBackend.release
 
 
 _prompt_mask = PromptAttention._mask
@@ -381,6 +392,29 @@ def default_scale(self: KeptKeys, place: int, q: Tensor, k: Tensor, v: Tensor, *
     return _read(self, place, q, k, v)
 
 
+def mixing_turned(self: RunningGroup, weights: Any, *rest: Any) -> None:
+    _note_attention(self, weights.swapaxes(1, 2), *rest)
+
+
+def mixing_by_place(self: RunningGroup, weights: Any, live: Any, places: Any) -> None:
+    ranked = list(live)
+    for n, place in enumerate(places):
+        ranked[place] = dataclasses.replace(live[place], index=n)
+    _note_attention(self, weights, ranked, places)
+
+
+def said_by_prompt(self: HFBackend) -> None:
+    _advance(self)
+    self._said = {}
+
+
+def said_stays_in_place(self: HFBackend, gone: Any) -> None:
+    rows = list(self._cache.rows)
+    _release(self, gone)
+    said = [self._said[row] for row in rows if row in self._said]
+    self._said |= dict(zip(self._cache.rows, said, strict=False))
+
+
 def _on_cache(attribute: str, fault: Any, *caught_by: str) -> Mutation:
     return Mutation(SharedCache, attribute, fault, caught_by, PORTABLE)
 
@@ -424,6 +458,10 @@ _ALL = [
     Mutation(LaneRoPE, "prompt_query", prompt_in_own_lane, ("I7-lanes",), PORTABLE),
     Mutation(LaneRoPE, "attention_step", new_tokens_unseen, ("I7-lanes",), PORTABLE),
     _on_kept("read", default_scale, "I7-lanes"),
+    Mutation(RunningGroup, "note_attention", mixing_turned, ("I7-mix",), PORTABLE),
+    Mutation(RunningGroup, "note_attention", mixing_by_place, ("I7-mix",), PORTABLE),
+    Mutation(HFBackend, "advance", said_by_prompt, ("I7-said",), PORTABLE),
+    Mutation(HFBackend, "release", said_stays_in_place, ("I7-said",), PORTABLE),
 ]
 MUTATIONS = {(m.fault.fget if isinstance(m.fault, property) else m.fault).__name__: m for m in _ALL}
 PAIRS = [(name, check) for name, m in MUTATIONS.items() for check in m.caught_by]

@@ -22,6 +22,7 @@ from support.architectures import (
     every_architecture,
     random_alive,
     random_ids,
+    random_mixing,
     randomise,
 )
 from support.saves import assert_same_weights, base_folder, outputs, weights
@@ -62,7 +63,9 @@ def test_I9_reach_width_1_and_options_are_saved_with_the_blocks(
     model, tokenizer = interlace.load(base_folder(tmp_path / "base"))
     attach_random(model, **options)  # type: ignore[arg-type]
     alive = random_alive(2, 3, 5)
-    groups = [Groups(1), Groups(3, alive, torch.tensor([1, 2]))]
+    start = torch.tensor([1, 2])
+    mixing = random_mixing(2, 3, 5, alive, start)
+    groups = [Groups(1), Groups(3, alive, start, mixing=mixing)]
     with torch.no_grad():
         expected = [model(random_ids(6, 5), groups=one).logits for one in groups]
     interlace.save(model, tmp_path / "out", tokenizer=tokenizer)

@@ -21,9 +21,10 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from interlace import BridgeConfig, GatedConfig, LaneRoPEConfig, PMatchConfig, attach
+from interlace import BridgeConfig, GatedConfig, LaneRoPEConfig, MixConfig, PMatchConfig, attach
 from interlace.attaching import new_parameters
 from interlace.coupling.config import CouplingConfig
+from interlace.rows import Groups
 
 VOCAB, WINDOW, LAYERS = 97, 5, 3
 HIDDEN, HEADS, KV_HEADS, MLP = 24, 6, 2, 37
@@ -146,6 +147,8 @@ RIVALS: dict[str, CouplingConfig] = {
     "lanerope-strict": LaneRoPEConfig(
         omega="slot", slot=5, learned=False, strict=True, prompt="own", layers=[1]
     ),
+    "mix": MixConfig(share=0.6, temperature=0.3),
+    "mix-others": MixConfig(share=0.4, own=False),
 }
 
 
@@ -239,6 +242,21 @@ def random_alive(count: int, width: int, positions: int, seed: int = 4) -> torch
     generator = torch.Generator().manual_seed(seed)
     ends = torch.randint(1, positions + 3, (count, width, 1), generator=generator)
     return torch.arange(positions) < ends
+
+
+def random_mixing(
+    count: int, width: int, positions: int, alive: torch.Tensor | None, start: torch.Tensor | None
+) -> torch.Tensor:
+    """Weights `[P, S, W, W]` as a coupling finds them that mixes what rows are fed: over the living
+    rows of a group and itself, none in prompts, and other ones for each pair and position."""
+    generator = torch.Generator().manual_seed(15)
+    seen = Groups(width, alive).visible()
+    scores = torch.randn(count, positions, width, width, generator=generator)
+    weights = (scores if seen is None else scores.masked_fill(~seen, float("-inf"))).softmax(-1)
+    if seen is not None:
+        weights = weights * (seen.sum(-1, keepdim=True) > 1)
+    start = torch.zeros(count, dtype=torch.long) if start is None else start
+    return weights * (torch.arange(positions) >= start[:, None])[..., None, None]
 
 
 def checkpointed(model: PreTrainedModel, **options: Any) -> PreTrainedModel:

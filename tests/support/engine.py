@@ -22,6 +22,7 @@ from interlace.engine.backends.base import Backend
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.types import GroupOutput
 from interlace.rows import Groups
+from interlace.training.batch import collate
 
 
 def fed_again(groups: Sequence[GroupOutput], pad: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +72,9 @@ def teacher_forced(model: nn.Module, groups: Sequence[GroupOutput]) -> list[list
     ids, attention, alive = fed_again(groups)
     positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
     start = torch.full((len(groups),), max(len(g.prompt_token_ids) for g in groups))
-    extra = {"groups": Groups(alive.shape[1], alive, start)} if is_attached(model) else {}
+    mixing = collate(groups, pad_token_id=0).groups.mixing
+    rows = Groups(alive.shape[1], alive, start, mixing=mixing)
+    extra = {"groups": rows} if is_attached(model) else {}
     out = model(input_ids=ids, attention_mask=attention, position_ids=positions, **extra)
     logprobs = out.logits.float().log_softmax(dim=-1)
     longest_prompt = max(len(g.prompt_token_ids) for g in groups)
@@ -124,6 +127,7 @@ class Sampled:
     logits: Tensor  # [R, T, V] from which each token was drawn
     completion_mask: Tensor  # [R, T]
     width: int
+    mixing: Tensor | None = None  # [P, S, W, W], of couplings that mix
 
     @property
     def prompt_length(self) -> int:
@@ -179,6 +183,10 @@ def sample_lockstep(
     alive = torch.ones_like(ids, dtype=torch.bool)
     cache = DynamicCache(config=model.config)
     attachment = getattr(model, "interlace_attachment", None)
+    mixer: Any = None
+    if attachment is not None and attachment.coupling.mixes:
+        mixer = model.get_submodule(attachment.block_names[0])
+    mixing = [torch.zeros(len(ids) // width, ids.shape[1], width, width)]
     reads = "position" if attachment is None else attachment.config.reads
     if reads != "position":
         logits = _feed_again(model, ids, mask, alive, ids.shape[1], width)
@@ -187,7 +195,8 @@ def sample_lockstep(
         expand(cache, width)
         logits = out[:, -1].repeat_interleave(width, 0)
     else:
-        logits = _feed(model, ids, mask, cache, Groups(width))[:, -1]
+        nowhere = starts(len(ids) // width, ids.shape[1])
+        logits = _feed(model, ids, mask, cache, Groups(width, None, nowhere))[:, -1]
     steps = int(lengths.max())
     seen, counted = [], []
     for step in range(steps):
@@ -203,6 +212,10 @@ def sample_lockstep(
             logits = _feed_again(model, ids, mask, alive, ids.shape[1] - step - 1, width)
         elif step + 1 < steps:
             groups = Groups(width, alive[:, -1:].unflatten(0, (-1, width)))
+            if mixer is not None:
+                said = logits.unflatten(0, (-1, 1, width))
+                mixing.append(mixer.weights(said, groups.visible()))
+                groups = Groups(width, groups.alive, mixing=mixing[-1])
             logits = _feed(model, ids[:, -1:], mask, cache, groups)[:, -1]
     return Sampled(
         ids,
@@ -211,6 +224,7 @@ def sample_lockstep(
         torch.stack(seen, 1),
         torch.stack(counted, 1),
         width,
+        None if mixer is None else torch.cat([*mixing, torch.zeros_like(mixing[0][:, :1])], 1),
     )
 
 
@@ -262,7 +276,8 @@ def teacher_force(
     ids = ids.where(~after, noise)
     mask = mask * (~after | (noise % 2 == 0))
     alive = sampled.alive if alive is None else alive
-    groups = Groups(sampled.width, alive, starts(len(alive), sampled.prompt_length))
+    start = starts(len(alive), sampled.prompt_length)
+    groups = Groups(sampled.width, alive, start, mixing=sampled.mixing)
     parts = []
     for rows, part in groups.micro_batches(ids.shape[0], size=sampled.width):
         logits = model(

@@ -24,6 +24,7 @@ PUBLIC = [
     "Groups",
     "InterlaceError",
     "LaneRoPEConfig",
+    "MixConfig",
     "PMatchConfig",
     "RemoteEngine",
     "Responses",

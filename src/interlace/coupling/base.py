@@ -59,6 +59,8 @@ class Coupling(nn.Module):
             group, and evaluation samples every width.
         shares_prompt: Whether W rows that hold the same prompt get from it what one row of width 1
             gets (I5, I6), so that a prompt is computed once.
+        mixes: Whether what it feeds a row is made of its siblings' embeddings while sampling, by
+            weights that a teacher-forced pass is told (`Groups.mixing`).
         place: Layer that this one stands at; 0 for the one of the model as a whole.
         reads: Reach of its rows among their siblings.
         turned_features: Number of features of a head that positions turn, where it reads earlier
@@ -74,6 +76,7 @@ class Coupling(nn.Module):
     seats: ClassVar[tuple[Seat, ...]] = ("layer",)
     couples: ClassVar[bool] = True
     shares_prompt: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
     PROJECTIONS: ClassVar[tuple[str, ...]] = ()
     place: int = 0
     reads: Reads = "position"

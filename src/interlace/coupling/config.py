@@ -113,6 +113,18 @@ def check_whole(config: CouplingConfig, *names: str, least: int = 1) -> None:
             raise ConfigError(f"{name} is a whole number, at least {least}; got {value!r}.")
 
 
+def check_number(config: CouplingConfig, name: str, above: float, below: float) -> None:
+    """Refuse a field that is no number between two others.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    value = getattr(config, name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and above < value < below):
+        raise ConfigError(f"{name} is a number above {above:g} and below {below:g}; got {value!r}.")
+
+
 def check_word(config: CouplingConfig, name: str, words: Sequence[Any]) -> None:
     """Refuse a field that is none of some words.
 

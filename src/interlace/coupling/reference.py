@@ -23,6 +23,7 @@ from interlace.coupling.base import NORM_EPS
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.gated import GatedBlock
 from interlace.coupling.lanerope import LaneRoPE
+from interlace.coupling.mix import Mix
 from interlace.coupling.pmatch import PMatchBlock
 from interlace.coupling.reach import ROTARY_BASE
 from interlace.rows import Groups
@@ -190,6 +191,43 @@ def lanerope_reference(
                     a * value[r, head // per_kv, at]
                     for a, (r, at) in zip(weights, read, strict=True)
                 )
+    return out
+
+
+def mix_reference(
+    block: Mix,
+    x: Float[Tensor, "R S D"],
+    said: Float[Tensor, "R S V"],
+    width: int,
+    alive: Bool[Tensor, "P W S"] | None = None,
+) -> Float[Tensor, "R S D"]:
+    """What rows are fed in place of their embeddings, one row and position at a time.
+
+    Args:
+        block: Coupling that mixes.
+        x: Embeddings of the tokens.
+        said: Logits that each token was drawn from.
+        width: W.
+        alive: Mask of the tokens that were fed while their rows were unfinished.
+    """
+    out = x.clone()
+    for row in range(x.shape[0]):
+        group, me = divmod(row, width)
+        for s in range(x.shape[1]):
+            others = [
+                group * width + w
+                for w in range(width)
+                if w != me and (alive is None or bool(alive[group, w, s]))
+            ]
+            if not others:
+                continue
+            read = [row, *others] if block.own else others
+            p = [said[r, s].exp() / said[r, s].exp().sum() for r in (row, *read)]
+            alike = torch.stack([p[0] @ q / (p[0].norm() * q.norm()) for q in p[1:]])
+            weights = (alike / block.temperature).exp()
+            weights = weights / weights.sum()
+            mixture = sum(a * x[r, s] for a, r in zip(weights, read, strict=True))
+            out[row, s] = (1 - block.share) * x[row, s] + block.share * mixture
     return out
 
 

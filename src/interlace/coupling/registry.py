@@ -21,6 +21,7 @@ COUPLINGS: dict[str, str] = {
     "pmatch": "interlace.coupling.pmatch.PMatchBlock",
     "gated": "interlace.coupling.gated.GatedBlock",
     "lanerope": "interlace.coupling.lanerope.LaneRoPE",
+    "mix": "interlace.coupling.mix.Mix",
 }
 DEFAULT_KIND = "bridge"
 

@@ -340,7 +340,7 @@ class EngineCore:
         others = [t.request for t in tickets if t.request.prompt_key not in failed]
         failed |= yield from self._prefill(others)
         wanted = [ticket for ticket in tickets if ticket in self._waiting]  # not ended meanwhile
-        groups = [RunningGroup(t, self._tokenizer, self._ask) for t in wanted]
+        groups = [RunningGroup(t, self._tokenizer, self._ask, self.backend.mixes) for t in wanted]
         sound = [group for group in groups if group.request.prompt_key not in failed]
         rows = [row for group in sound for row in group.rows]
         drawing = Drawing()
@@ -406,7 +406,7 @@ class EngineCore:
         by_itself = self.backend.draws and not any(needs_host(g.request) for g in groups)
         if by_itself or self.backend.is_ahead:
             return self._draw_ahead(rows, by_itself)
-        recorded = [g for g in groups if g.request.params.record_attention is not None]
+        recorded = [g for g in groups if g.is_recorded]
         slots = [row.slot for row in rows if row.slot is not None]
         logits, attention = self.backend.decode(
             [row.tokens[-1] for row in rows], slots, recording=bool(recorded)

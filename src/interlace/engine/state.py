@@ -185,14 +185,16 @@ class RunningGroup:
         ticket: Request that it answers.
         tokenizer: Tokenizer of the model; None without texts.
         ask: Function that begins to find out whether a majority is settled; see `Consensus`.
+        mixes: Whether its rows are fed mixtures of their embeddings.
     """
 
-    def __init__(self, ticket: Ticket, tokenizer: Any, ask: Ask) -> None:
+    def __init__(self, ticket: Ticket, tokenizer: Any, ask: Ask, mixes: bool = False) -> None:
         self.ticket = ticket
         self.request = ticket.request
         self._tokenizer = tokenizer
         self._started = time.perf_counter()
         self._attention: list[np.ndarray] = []
+        self._mixing: list[np.ndarray] | None = [] if mixes else None
         self._tokens_saved = 0
         request, params = self.request, self.request.params
         follows_text = tokenizer is not None and bool(params.stop)
@@ -212,6 +214,11 @@ class RunningGroup:
     def steps(self) -> int:
         """Steps that it has taken."""
         return max(len(row.tokens) for row in self.rows)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it wants to know who attends to whom."""
+        return self._mixing is not None or self.request.params.record_attention is not None
 
     @property
     def is_finished(self) -> bool:
@@ -235,7 +242,8 @@ class RunningGroup:
                 self._tokens_saved += row.maximum - steps
                 row.cut(steps, "consensus")
                 row.text = None
-        del self._attention[steps - 1 :]
+        for recorded in (self._attention, self._mixing or []):
+            del recorded[steps - 1 :]
 
     def new_steps(self) -> Iterator[tuple[int, Step, bool]]:
         """The steps that the caller has not seen yet, and that are sure by now, with their numbers
@@ -289,8 +297,11 @@ class RunningGroup:
         full[np.ix_(range(len(full)), order, order)] = own[:, :, places]
         earlier = own[:, :, len(live) :][:, :, :width]
         full[:, order, : earlier.shape[2]] += earlier
-        mean = self.request.params.record_attention == "mean"
-        self._attention.append(full.mean(axis=0) if mean else full)
+        if self._mixing is not None:
+            self._mixing.append(full[0])  # of the one module at the input
+        wanted = self.request.params.record_attention
+        if wanted is not None:
+            self._attention.append(full.mean(axis=0) if wanted == "mean" else full)
 
     def result(self) -> GroupOutput:
         """The group's completions as they are; rows that are unfinished count as interrupted."""
@@ -303,6 +314,7 @@ class RunningGroup:
             params=params,
             tokens_saved=self._tokens_saved,
             attention=self._attention if params.record_attention else None,
+            mixing=self._mixing,
             seconds=time.perf_counter() - self._started,
         )
 

@@ -271,6 +271,9 @@ class GroupOutput:
             that were finished have zeros. Entry t was computed from the rows' t-th tokens and gave
             the next ones; the first tokens come from the prompt alone. Empty for a model without a
             coupling that attends to rows.
+        mixing: Weights `[W, W]` with which rows' embeddings were mixed in each step, of a coupling
+            that does so (`mix`): entry t of the rows' t-th tokens; without siblings a row has
+            zeros. Training needs them. None for other models.
         seconds: Seconds from the group's admission to its last token.
     """
 
@@ -280,6 +283,7 @@ class GroupOutput:
     params: SamplingParams
     tokens_saved: int = 0
     attention: list[Float[np.ndarray, "*L W W"]] | None = None
+    mixing: list[Float[np.ndarray, "W W"]] | None = None
     seconds: float = 0.0
 
     @property

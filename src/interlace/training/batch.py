@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -40,6 +41,8 @@ class GroupBatch:
         advantages: Advantages, `[P, W]`, if the loss has any.
         outputs: Groups that the batch was collated from, for the guard.
         hidden: Mask `[P, W, W]`, True where a row never sees a sibling; None hides nobody.
+        mixing: Weights `[P, T, W, W]` with which embeddings were mixed while sampling, 0 elsewhere;
+            None where none were.
         counts: Whether it counts; False for a batch that is fed only because other processes feed
             one.
     """
@@ -54,6 +57,7 @@ class GroupBatch:
     reference_logprobs: Float[Tensor, "P W T"] | None = None
     advantages: Float[Tensor, "P W"] | None = None
     hidden: Bool[Tensor, "P W W"] | None = None
+    mixing: Float[Tensor, "P T W W"] | None = None
     outputs: Sequence[GroupOutput] = ()
     counts: bool = True
 
@@ -62,7 +66,10 @@ class GroupBatch:
         """The `groups` argument of the forward pass."""
         first = self.input_ids.shape[1] - self.completion_mask.shape[2]  # L
         start = torch.full((self.count,), first, device=self.alive.device)
-        return Groups(self.width, self.alive, start, self.hidden)
+        mixing = self.mixing
+        if mixing is not None:  # prompts are not mixed
+            mixing = F.pad(mixing, (0, 0, 0, 0, first, 0))
+        return Groups(self.width, self.alive, start, self.hidden, mixing)
 
     @property
     def count(self) -> int:
@@ -119,7 +126,8 @@ def collate(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
     logprobs = [[c.sampled_logprobs for c in group.completions] for group in groups]
     prompts = [group.prompt_token_ids for group in groups]
     batch = collate_ids(prompts, rows, pad_token_id, logprobs)
-    return replace(batch, outputs=tuple(groups), hidden=_hidden(groups, batch.width))
+    hidden, mixing = _hidden(groups, batch.width), _mixing(groups, batch.completion_mask)
+    return replace(batch, outputs=tuple(groups), hidden=hidden, mixing=mixing)
 
 
 def _hidden(groups: Sequence[GroupOutput], width: int) -> Bool[Tensor, "P W W"] | None:
@@ -130,6 +138,20 @@ def _hidden(groups: Sequence[GroupOutput], width: int) -> Bool[Tensor, "P W W"] 
     for p, group in enumerate(groups):
         for row, sibling in group.params.hidden:
             found[p, row, sibling] = True
+    return found
+
+
+def _mixing(
+    groups: Sequence[GroupOutput], like: Bool[Tensor, "P W T"]
+) -> Float[Tensor, "P T W W"] | None:
+    """How the rows' embeddings were mixed while the groups were sampled."""
+    if all(group.mixing is None for group in groups):
+        return None
+    count, width, length = like.shape
+    found = torch.zeros(count, length, width, width)
+    for p, group in enumerate(groups):
+        for t, weights in enumerate(group.mixing or ()):
+            found[p, t] = torch.from_numpy(weights)
     return found
 
 

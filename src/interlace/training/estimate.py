@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.attaching import is_attached, new_parameters
+from interlace.attaching import get_attachment, is_attached, new_parameters
 from interlace.engine.core import default_rows
 from interlace.errors import ConfigError
 from interlace.models.describe import cache_bytes
@@ -324,7 +324,11 @@ def _kept(model: PreTrainedModel, rows: int, length: int) -> int:
             kept[storage._cdata] = storage  # held, so that no other takes its address
         return tensor
 
-    groups = {"groups": Groups(rows)} if is_attached(model) else {}
+    groups = {}
+    if is_attached(model):
+        mixes = get_attachment(model).coupling.mixes
+        weights = torch.zeros(1, length, rows, rows, device="meta") if mixes else None
+        groups = {"groups": Groups(rows, mixing=weights)}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.device("meta"):
         model(
             input_ids=torch.zeros(rows, length, dtype=torch.long),

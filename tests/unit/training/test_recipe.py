@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from interlace import BridgeConfig, PMatchConfig
+from interlace import BridgeConfig, GatedConfig, LaneRoPEConfig, MixConfig, PMatchConfig
 from interlace.errors import ConfigError, RunError
 from interlace.tasks import list_tasks
 from interlace.training.recipe import STAGES, load_recipe, packaged_recipes, parse_recipe
@@ -211,6 +211,24 @@ def test_attach_in_all_its_forms():
     assert recipe(attach="pmatch").attach == PMatchConfig()
     share = {"method": "bridge", "parameter_share": "5e-2", "layers": 2}
     assert recipe(attach=share).attach == BridgeConfig(parameter_share=0.05, layers=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "config"),
+    [
+        ({"method": "gated", "rank": "16"}, GatedConfig(rank=16)),
+        ({"method": "lanerope", "learned": False}, LaneRoPEConfig(learned=False)),
+        ({"method": "mix", "share": "0.2"}, MixConfig(share=0.2)),
+    ],
+)
+def test_every_rival_is_a_method_with_its_options(given, config):
+    assert recipe(attach=given).attach == config
+    assert recipe(attach=given["method"]).attach == type(config)()
+    method, name = given["method"], list(given)[1]
+    with pytest.raises(ConfigError, match=f"attach has no option 'mystery'.*{name}"):
+        recipe(attach={"method": method, "mystery": 1})
+    overrides = [f"attach={method}", f"attach.{name}={given[name]}"]
+    assert load_recipe("tiny", overrides).attach == config
 
 
 def test_new_weights_cannot_train_where_none_are_attached():

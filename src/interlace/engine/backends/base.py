@@ -79,6 +79,12 @@ class Backend(ABC):
     def skips_alone(self) -> bool:
         """Whether rows that are groups of width 1 are the base model's, and their prompts, too."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether rows are fed mixtures of their siblings' embeddings. Then `decode` returns the
+        weights in any case, since training needs them."""
+        return False
+
     @abstractmethod
     def refresh(self) -> None:
         """Follow weights, blocks and modules that have changed; a call begins with it."""

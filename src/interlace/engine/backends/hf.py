@@ -81,6 +81,8 @@ class HFBackend(Backend):
         self._windows: list[int] = []  # of each layer, in the cache of the last prefill
         self._recording: Twin | Borrowed | None = None  # whose blocks note their attention
         self._seen: list[Tensor] | None = None  # what they note in a step that is recorded
+        self._said: dict[Slot, Tensor] = {}  # logits of each row's last token, where rows are mixed
+        self._saying: dict[Slot, Tensor] = {}  # of the step in hand
         parameters = inspect.signature(self.base.forward).parameters
         self._picks_logits = "logits_to_keep" in parameters
 
@@ -112,6 +114,10 @@ class HFBackend(Backend):
     def skips_alone(self) -> bool:
         self._check_coupling()
         return self._attachment is not None and self._attachment.config.skips_alone
+
+    @property
+    def mixes(self) -> bool:
+        return self._coupling is not None and self._coupling.mixes
 
     def _new_kept(self) -> KeptKeys | None:
         if self._attachment is None or self._attachment.config.reads == "position":
@@ -245,6 +251,10 @@ class HFBackend(Backend):
                 hidden=hidden_pairs(cache.rows),
                 numbers=[r.number for r in cache.rows],
             )
+        if self.mixes:
+            said = [self._said.get(row, row.prompt.logits) for row in cache.rows]
+            self._owners.said, self._owners.mixing = torch.stack(said), None
+            recording = True
         cache.begin_step()
         if self._kept is not None:
             self._kept.begin_step(cache.rows)
@@ -264,6 +274,7 @@ class HFBackend(Backend):
         self._seen = [] if recording else None
         try:
             logits = self._compute_step(host, ids, positions).to(self.device)
+            self._saying = dict(zip(cache.rows, logits, strict=True)) if self.mixes else {}
         finally:
             seen, self._seen = self._seen, None
         weights = torch.stack(seen) if seen else None
@@ -296,6 +307,7 @@ class HFBackend(Backend):
         return logits
 
     def advance(self) -> None:
+        self._said = self._saying
         if self._kept is not None:
             self._kept.end_step()
         self._cache.end_step()
@@ -312,7 +324,7 @@ class HFBackend(Backend):
 
     def clear(self) -> None:
         self._cache, self._kept = SharedCache(), self._new_kept()
-        self._owners = None
+        self._owners, self._said = None, {}
 
     @torch.inference_mode()
     def room(self, maxima: Sequence[int], prompts: Sequence[int], memory: int) -> bool:
@@ -334,7 +346,7 @@ class HFBackend(Backend):
 
     def _recorders(self, model: nn.Module) -> list[Patch]:
         """Blocks that note their attention, averaged over heads, in a step that is recorded."""
-        steps = {"layer": "step", "attended": "attended_step"}
+        steps = {"input": "input_step", "layer": "step", "attended": "attended_step"}
         return [
             (block, name, functools.partial(self._noted, block, getattr(block, name)))
             for block in model.modules()
