@@ -10,6 +10,7 @@ are conditioned alike on problems that are easy enough for a sibling to find.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,15 +25,21 @@ from interlace.tasks import Task, get_task
 from interlace.tasks.tiny_countdown import tries_of
 
 ROWS = 8
+PAIR = re.compile(r"[0-9]{2}\+[0-9]{2}")  # a try of pair-sum
 Try = tuple[str, bool]  # the expression with its value, and whether it hits the target
 
 
 def finds(config: Config, places: Places, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Shares of hits by arm, coupling, try and whether a sibling has found, over the seeds."""
+    units = [unit for unit in plan(config) if unit.kind == "evaluate" and unit.needs]
+    return finds_of([u for u in units if u.name.endswith(FINAL) and u.seed in seeds], places)
+
+
+def finds_of(units: Iterable[Unit], places: Places) -> list[dict[str, Any]]:
+    """The same of certain evaluations; those of independent rows are passed over."""
     counts: dict[tuple[str, str], list[Counter[str]]] = {}
-    for unit in plan(config):
-        trained_final = unit.kind == "evaluate" and unit.needs and unit.name.endswith(FINAL)
-        if not trained_final or unit.seed not in seeds or not unit.coupled:
+    for unit in units:
+        if not unit.coupled:
             continue
         for coupling, groups in groups_of(places, unit).items():
             counts.setdefault((unit.arm, coupling), []).append(count(groups))
@@ -69,7 +76,7 @@ def judged_tries(task: Task, record: GroupRecord) -> list[list[Try]]:
     known: dict[str, bool] = {}
     rows = []
     for text in record.texts or ():
-        tries = tries_of(text)
+        tries = PAIR.findall(text) if task.name == "pair-sum" else tries_of(text)
         for one in tries:
             if one not in known:
                 known[one] = task.verify(example, one).correct

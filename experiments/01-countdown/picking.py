@@ -67,35 +67,38 @@ def over_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def measured(kept: Sequence[GroupRecord]) -> dict[str, float]:
-    """All numbers of one model's records."""
-    eight = [group for record in kept for group in groups_of_eight(record)]
-    sixteen = groups_of_sixteen(kept)
-    return {
-        "picked": picked(eight),
-        "yes_right": yes_right(eight),
-        "picked_16": picked(sixteen),
-        "vote_16": filtered_vote(sixteen),
-    }
+def measured(kept: Sequence[GroupRecord], said: str = YES) -> dict[str, float]:
+    """All numbers of one model's records; those of sixteen rows if so many were sampled.
+
+    Args:
+        kept: The records, with texts.
+        said: What a row writes that holds its answer for a hit.
+    """
+    eight = [group for record in kept for group in groups_of_eight(record, said)]
+    sixteen = groups_of_sixteen(kept, said)
+    found = {"picked": picked(eight), "yes_right": yes_right(eight)}
+    if sixteen:
+        found |= {"picked_16": picked(sixteen), "vote_16": filtered_vote(sixteen)}
+    return found
 
 
-def groups_of_eight(record: GroupRecord) -> list[Group]:
+def groups_of_eight(record: GroupRecord, said: str = YES) -> list[Group]:
     """A coupled group of eight as it is; independent rows, being exchangeable, eight by eight."""
     whole = record.width == ROWS or (not record.coupled and record.width > ROWS)
     if record.texts is None or not whole:
         return []
     rows = [
-        (YES in text, right, answer)
+        (said in text, right, answer)
         for text, right, answer in zip(record.texts, record.correct, record.answers, strict=True)
     ]
     return [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
 
 
-def groups_of_sixteen(kept: Sequence[GroupRecord]) -> list[Group]:
+def groups_of_sixteen(kept: Sequence[GroupRecord], said: str = YES) -> list[Group]:
     """Every problem's rows, two eights together."""
     rows: dict[str, list[Row]] = defaultdict(list)
     for record in sorted(kept, key=lambda record: (record.example_id, record.group)):
-        for eight in groups_of_eight(record):
+        for eight in groups_of_eight(record, said):
             rows[record.example_id] += eight
     return [
         own[start : start + MORE]

@@ -6,6 +6,7 @@ A unit is named by the folder of its results: `seed-0/warmup-bridge`, `seed-0/rl
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -245,8 +246,12 @@ def _source(base: Mapping[str, str]) -> str:
 def base_digest(base: Mapping[str, str]) -> str | None:
     """Of a base's weights, so that results of a base that was made anew are not mixed in; None for
     a base that is not there."""
-    from interlace.models.source import PACKAGED
+    from interlace.errors import MissingDependencyError
+    from interlace.models.source import PACKAGED, SMOLLM2, GgufFile, resolve
 
-    folder = PACKAGED.get(base["source"], Path(_source(base)))
-    weights = folder / "model.safetensors"
+    weights = PACKAGED.get(base["source"], Path(_source(base))) / "model.safetensors"
+    if base["source"] == SMOLLM2:
+        with contextlib.suppress(MissingDependencyError):
+            source = resolve(SMOLLM2)
+            weights = source.path if isinstance(source, GgufFile) else weights
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.exists() else None

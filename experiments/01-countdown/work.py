@@ -21,9 +21,11 @@ from units import DONE, HERE, RECORDS, Config, Places, Unit, base_source
 import interlace
 from interlace.evaluation.records import read_records
 from interlace.tasks import Task, get_task
+from interlace.tasks.drawn import Draw
 from interlace.training import checkpoints
 from interlace.training.arguments import GRPOConfig, WarmupConfig
 from interlace.training.grpo import GRPOTrainer
+from interlace.training.responses import sample_responses
 from interlace.training.warmup import RESPONSES, WarmupTrainer
 from interlace.training.weights import unwrapped
 
@@ -91,14 +93,29 @@ def warm_up(unit: Unit, config: Config, places: Places) -> None:
     if unit.settings["attach"] is not None:
         blocks = BLOCKS[unit.settings["attach"]](**unit.settings["blocks"])
         interlace.attach(model, blocks, seed=unit.seed)
-    options = dict(unit.settings["trainer"])
+    options, work = dict(unit.settings["trainer"]), places.work(unit.name)
+    task, sampled = task_of(unit, "train"), work / RESPONSES / "0-of-1.jsonl"
     if unit.settings.get("responses_of") is not None:  # what another unit sampled
         options["data"] = str(places.work(unit.needs[-1]) / RESPONSES / "0-of-1.jsonl")
-    args = WarmupConfig(output_dir=str(places.work(unit.name)), seed=unit.seed, **options)
-    WarmupTrainer(
-        model, args=args, train_dataset=task_of(unit, "train"), processing_class=tokenizer
-    ).run()
+    elif "traces" in unit.settings:
+        options["data"] = str(write_traces(unit, task, work / "traces.jsonl"))
+    args = WarmupConfig(output_dir=str(work), seed=unit.seed, **options)
+    if args.bf16 and args.data is None:  # sampled in the type of the passes, in half the time
+        half = start_of(unit, config, places, dtype="bfloat16")
+        sample_responses(interlace.Engine(*half, max_rows=args.max_rows), task, args, sampled)
+    WarmupTrainer(model, args=args, train_dataset=task, processing_class=tokenizer).run()
     tidy(unit, places)
+
+
+def write_traces(unit: Unit, task: Task, path: Path) -> Path:
+    """Responses of the task's own policy for the first problems, other ones for every seed."""
+    count, problems = unit.settings["traces"], unit.settings["trainer"]["problems"]
+    with path.open("w", encoding="utf-8") as file:
+        for example in task[:problems]:
+            draws = [Draw("trace", unit.seed, example.id, number) for number in range(count)]
+            texts = [task.trace(example, draw) for draw in draws]
+            file.write(json.dumps({"prompt": task.prompt(example), "responses": texts}) + "\n")
+    return path
 
 
 def train(unit: Unit, config: Config, places: Places) -> None:
@@ -117,15 +134,15 @@ def train(unit: Unit, config: Config, places: Places) -> None:
     tidy(unit, places)
 
 
-def start_of(unit: Unit, config: Config, places: Places) -> Any:
+def start_of(unit: Unit, config: Config, places: Places, dtype: str | None = None) -> Any:
     """The model of the unit before, at its end or at a snapshot; without one the seed's base."""
     source = base_source(config, unit.seed)
     if not unit.needs:
-        return interlace.load(source)
+        return interlace.load(source, dtype=dtype)
     work, moment = places.work(unit.needs[0]), unit.settings.get("moment")
     if moment is None:  # blocks that were warmed up on the seed's base
-        return interlace.load(work / MODEL, base=source)
-    return interlace.load(work / (MODEL if moment == "final" else moment))
+        return interlace.load(work / MODEL, base=source, dtype=dtype)
+    return interlace.load(work / (MODEL if moment == "final" else moment), dtype=dtype)
 
 
 def evaluate(unit: Unit, config: Config, places: Places) -> None:
@@ -136,9 +153,9 @@ def evaluate(unit: Unit, config: Config, places: Places) -> None:
         source = places.work(unit.needs[0]) / (MODEL if moment == "final" else moment)
     settings = dict(unit.settings["evaluation"])
     keep_texts = settings.pop("keep_texts")
-    batch_rows = settings["batch_rows"]
+    batch_rows, dtype = settings["batch_rows"], settings.pop("dtype", None)
     interlace.evaluate(
-        interlace.Engine(*interlace.load(source), max_rows=batch_rows),
+        interlace.Engine(*interlace.load(source, dtype=dtype), max_rows=batch_rows),
         task_of(unit, "test"),
         params=interlace.SamplingParams(
             max_new_tokens=unit.settings["max_new_tokens"], temperature=1.0

@@ -130,6 +130,8 @@ def _add(
         "snapshots": options.get("snapshots", []),
         "trainer": _trainer(config, options),
     }
+    if "traces" in options:
+        settings["traces"] = options["traces"]
     needs: list[str] = []
     for key in ("from", "responses_of"):
         source, _, moment = options.get(key, "").partition("@")

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from finds import finds_of
 from orders import HERE, MAIN, plan
 from outcomes import differences, load, pick, records, table
-from picking import measured, over_seeds
-from tables import COLUMNS, fill, markdown, show, show_share, together
+from picking import YES, measured, over_seeds
+from tables import COLUMNS, fill, finds_table, markdown, show, show_share, together
 from units import HERE as MACHINE
 from units import Config, Places, Unit, queue_config
 from units import load_config as first_config
@@ -25,6 +26,7 @@ from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.results import ArmResult
 from interlace.jsonl import to_json
 
+SHARES = ("yes_right", "picked", "picked_16", "vote_16")  # of picking
 LEFT_OUT = ("W = 16", "maj@16", "tokens of 16")  # W = 16 is measured in few arms
 SHOWN = (*(c for c in COLUMNS if c[0] not in LEFT_OUT), ("maj@8", "maj", 8, True))
 
@@ -62,8 +64,9 @@ def measured_values(config: Config, places: Places, name: str) -> dict[str, Any]
             line for arm, other in pairs(config) for line in difference(results, arm, other)
         ],
         "widths": widths(places, done),
-        "picking": picking(places, done),
+        "picking": picking(places, done, config.get("verdict", YES)),
         "costs": costs(config, places),
+        **({"finds": finds_of(done, places)} if config.get("finds") else {}),
     }
 
 
@@ -75,6 +78,7 @@ def sections_of(values: Mapping[str, Any], labels: Mapping[str, str]) -> dict[st
         "widths": widths_table(values["widths"], labels),
         "picking": picking_table(values["picking"], labels),
         "costs": costs_table(values["costs"], labels),
+        **({"finds": finds_table(values["finds"], labels)} if "finds" in values else {}),
     }
 
 
@@ -146,14 +150,14 @@ def widths_table(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     return markdown(["arm", "seeds", "pass@1, W = 8 minus W = 1"], rows)
 
 
-def picking(places: Places, units: Sequence[Unit]) -> dict[str, Any]:
+def picking(places: Places, units: Sequence[Unit], said: str) -> dict[str, Any]:
     """Of independent rows that RLVR trained: a row picked by its own verdict, a vote among them."""
     found: dict[str, dict[int, dict[str, float]]] = {}
     for unit in units:
         if unit.settings["attach"] is None:
             kept = records(places, unit)
             if all(record.texts is not None for record in kept):
-                found.setdefault(name_of(unit), {})[unit.seed] = measured(kept)
+                found.setdefault(name_of(unit), {})[unit.seed] = measured(kept, said)
     return {arm: over_seeds(by_seed) for arm, by_seed in found.items()}
 
 
@@ -209,7 +213,7 @@ def picking_table(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         [
             label(arm, labels),
             ", ".join(own["by_seed"]["picked"]),
-            *(show_share(own[name]) for name in ("yes_right", "picked", "picked_16", "vote_16")),
+            *(show_share(own.get(name)) for name in SHARES),
         ]
         for arm, own in found.items()
     ]

@@ -1,10 +1,12 @@
-"""experiments/05, 06, 07 and 09, orders of training: what is run, from what, and in which order."""
+"""experiments/05 to 09, orders of training: what is run, from what, and in which order."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +14,12 @@ import pytest
 
 import interlace
 from interlace.evaluation.provenance import describe_model
+from interlace.evaluation.records import GroupRecord
+from interlace.tasks import get_task
+from interlace.tasks.drawn import Draw
 from support.processes import ROOT, modules_of
 
-NAMES = ("orders", "orders_report", "units")
+NAMES = ("orders", "orders_report", "units", "work", "finds")
 # Experiment and queue.
 QUEUES = [
     ("07-blocks-last", "main"),
@@ -22,6 +27,7 @@ QUEUES = [
     ("06-width-one", "main"),
     ("05-long-run", "main"),
     ("09-claims", "main"),
+    ("08-smollm2", "main"),
 ]
 
 
@@ -118,6 +124,72 @@ def test_arms_of_the_long_run_share_all_but_what_they_name(blocks_last: Any) -> 
         step = "final" if rollouts == 1080 else f"step-{4 * rollouts}"
         assert (blocks["moment"], blocks["from"]) == (step, rlvr)
         assert blocks["trainer"]["splice"] == 0.8
+
+
+def test_arms_on_the_language_model_share_budget_and_start(blocks_last: Any) -> None:
+    units = units_of(blocks_last, "main", experiment="08-smollm2")
+    names = ("spliced", "plain", "sft-texts")
+    spliced, plain, texts = (units[f"seed-2/{arm}/train"] for arm in names)
+    sft = "seed-2/sft/train"
+    assert (spliced.needs, plain.needs, texts.needs) == ((sft,), (sft,), (sft, spliced.name))
+    assert spliced.settings["trainer"] == plain.settings["trainer"] | {"splice": 0.8}
+    changed = {"train": "all", "learning_rate": 1e-4}
+    assert texts.settings["trainer"] == plain.settings["trainer"] | changed
+    assert "traces" not in spliced.settings
+    rlvr, mixed = (units[f"seed-2/{arm}/train"].settings for arm in ("rlvr", "mixed"))
+    assert mixed["trainer"] == rlvr["trainer"] | {"width": [1, 2, 4, 8]}
+
+
+def test_the_first_model_learns_other_traces_of_the_same_problems_for_every_seed(
+    blocks_last: Any, tmp_path: Path
+) -> None:
+    units = units_of(blocks_last, "main", smoke=True, experiment="08-smollm2")
+    unit = units["seed-0/sft/train"]
+    task = blocks_last.work.task_of(unit, "train")
+    lines = {
+        seed: [
+            json.loads(line)
+            for line in blocks_last.work.write_traces(
+                replace(unit, seed=seed), task, tmp_path / "traces.jsonl"
+            )
+            .read_text(encoding="utf-8")
+            .splitlines()
+        ]
+        for seed in (0, 1)
+    }
+    problems = unit.settings["trainer"]["problems"]
+    for own in lines.values():
+        assert [line["prompt"] for line in own] == list(map(task.prompt, task[:problems]))
+        assert {len(line["responses"]) for line in own} == {unit.settings["traces"]}
+        assert len(set(own[3]["responses"])) > 1
+    assert lines[0][3]["responses"] != lines[1][3]["responses"]
+
+
+def test_a_try_of_a_pair_sum_is_found_and_counted_after_a_siblings(blocks_last: Any) -> None:
+    task = get_task("pair-sum", size=1)
+    hit = task.reference_text(task[0])[:9]
+    miss = next(
+        text[:9]
+        for number in range(20)
+        if ";" in (text := task.trace(task[0], Draw("miss", number)))[:9]
+    )
+    record = GroupRecord(
+        task=task.name,
+        example_id=task[0].id,
+        width=3,
+        group=0,
+        seed=0,
+        coupled=True,
+        answers=(None,) * 3,
+        correct=(True, True, False),
+        scores=(1.0, 1.0, 0.0),
+        tokens=(28,) * 3,
+        texts=(hit * 3, miss + hit * 2, miss * 3),
+    )
+    counted = blocks_last.finds.count([blocks_last.finds.judged_tries(task, record)])
+    assert counted["found, any: at risk"] == 3  # the second row's try 2, the third's 2 and 3
+    assert counted["found, any: hits"] == counted["found, any: the same"] == 1
+    assert counted["not found, any: at risk"] == 0
 
 
 def test_ending_rows_read_finished_siblings_in_one_arm_only(blocks_last: Any) -> None:

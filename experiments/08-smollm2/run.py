@@ -1,0 +1,24 @@
+"""Blocks last on a pretrained language model: SmolLM2-135M-Instruct on pair sums.
+
+    make smollm2
+    python experiments/08-smollm2/run.py                     # everything, in the config's order
+    python experiments/08-smollm2/run.py --only arm=spliced,seed=0
+    python experiments/08-smollm2/run.py --list              # the units and which are done
+    python experiments/08-smollm2/run.py --report            # tables from results/ as they are
+    python experiments/08-smollm2/run.py --smoke             # all code paths, in minutes
+
+Units, queue and tables are those of 07-blocks-last: killed at any point, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "07-blocks-last"))
+
+from orders import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(HERE, __doc__))
