@@ -13,7 +13,7 @@ Logits are made for a chunk of positions at a time, and made again for the backw
 are few: `[N, V]` in fp32 is the largest tensor of a training step by far. With y the logits as they
 are sampled from, of token i at one position:
 
-    log p = y_i - lse(y)                H = lse(y) - sum_v p_v y_v
+    log p = y_i - lse(y)                H = - sum_v p_v log p_v
     d log p / dy_v = [v = i] - p_v      dH / dy_v = -p_v (log p_v + H)
 """
 
@@ -143,8 +143,8 @@ class _FromHidden(torch.autograd.Function):
             normaliser[rows] = y.logsumexp(dim=1)
             logprobs[rows] = y.gather(1, ids[rows, None])[:, 0] - normaliser[rows]
             if distribution.entropy:
-                p = (y - normaliser[rows, None]).exp_()
-                entropy[rows] = normaliser[rows] - torch.einsum("nv,nv->n", p, y)
+                logp = y - normaliser[rows, None]
+                entropy[rows] = -torch.einsum("nv,nv->n", logp.exp(), logp)
             if backward and few:
                 kept.append(y)
         ctx.save_for_backward(hidden, weight, bias, ids, normaliser, entropy, *kept)
@@ -534,4 +534,4 @@ def _of_rows(
     if not distribution.entropy:
         return logprobs, torch.zeros_like(logprobs)
     with torch.set_grad_enabled(torch.is_grad_enabled() and distribution.entropy_gradients):
-        return logprobs, normaliser - (y.softmax(dim=1) * y).sum(dim=1)
+        return logprobs, -(y.softmax(dim=1) * (y - normaliser[:, None])).sum(dim=1)
