@@ -32,6 +32,7 @@ from interlace.errors import GuardError
 from interlace.training import scoring
 from interlace.training.grpo import GRPOTrainer
 from interlace.training.trainer import GroupTrainer
+from support.processes import leave_group
 from support.training import (
     Evens,
     assert_close,
@@ -293,4 +294,4 @@ if __name__ == "__main__":
         resume(place / sys.argv[2], kind)
         saves(place / sys.argv[2], kind)
         guards(place / sys.argv[2], kind)
-        dist.destroy_process_group()
+        leave_group()

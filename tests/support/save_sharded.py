@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 import interlace
 from interlace.attaching import get_attachment
 from support.architectures import attach_random
+from support.processes import leave_group
 from support.saves import assert_same_weights, outputs, weights
 from support.text import tiny_tokenizer
 
@@ -37,8 +38,7 @@ def main(folder: Path) -> None:
             assert_same_weights(weights(loaded), expected)
             assert torch.equal(outputs(loaded), logits)
         print("both saves are whole")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from interlace import Groups, attach, detach
 from interlace.attaching import get_attachment
 from interlace.errors import AttachError
 from support.architectures import BRIDGE, attach_random, build, random_alive, random_ids
+from support.processes import leave_group
 
 POSITIONS = 11
 
@@ -97,4 +98,4 @@ if __name__ == "__main__":
         compare(sys.argv[1], widths, wrap=DistributedDataParallel)
     low_precision(sys.argv[1])
     refused(sys.argv[1])
-    dist.destroy_process_group()
+    leave_group()

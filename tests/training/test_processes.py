@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,27 @@ def test_two_processes_are_one(kind: str, place: Path) -> None:
     assert resumed == {"same": True, "saved": True, "metrics": True}
     assert saved == {"plain": True, "adapted": True}
     assert guarded == {"stopped": [True, True]}
+
+
+COMMAND = """
+import pathlib, sys
+from interlace.cli.main import main
+status = main(sys.argv[1:])
+tasks = pathlib.Path("/proc/self/task").iterdir()
+print("threads:", sorted((task / "comm").read_text().strip() for task in tasks))
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has the names of threads")
+def test_the_command_leaves_no_thread_of_the_process_group(tmp_path: Path) -> None:
+    """One that lets go of a tensor while the interpreter ends aborts the process, after its work
+    and once in many runs."""
+    words = ["train", "warmup", "tiny", "warmup.max_steps=1", f"output_dir={tmp_path}"]
+    more = ["warmup.use_cpu=true", "warmup.report_to=none", "warmup.problems=16"]
+    more += ["warmup.eval_strategy=no", "warmup.eval_on_start=false"]
+    program = ("--no-python", sys.executable, "-c", COMMAND)
+    said = run_program(*LAUNCH, *program, *words, *more, timeout=600)
+    seen = [line for line in said.splitlines() if line.startswith("threads:")]
+    assert len(seen) == 2
+    assert not any("gloo" in line for line in seen), seen

@@ -8,8 +8,8 @@ the second the weights were moved, so that tokens are clipped on both sides.
 
 All in float32, the precision that TRL's fused head computes log-probabilities in whatever the model
 is in. Tolerances: 1e-5 of the loss (or 5e-7, for its terms are of order 1 and can cancel: at ratios
-of 1 they do, exactly), and 1e-5 of the largest entry of each parameter's gradient. Each side is up to
-9e-6 away from the same step in float64.
+of 1 they do, exactly), and 1e-5 of the largest entry of each parameter's gradient. Each side is up
+to 9e-6 away from the same step in float64.
 
 TRL's normalisers: "dapo" divides by the completion tokens of the whole generation batch, which is
 one optimizer step's here (`steps_per_generation` equals `gradient_accumulation_steps`), "grpo" and

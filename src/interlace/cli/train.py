@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shlex
@@ -154,7 +155,22 @@ def _train(recipe: Recipe, stage: Stage, arguments: Namespace) -> int:
     if _is_first():
         _print_evaluations(recipe.folder(stage))
         print(f"The trained model is in {folder}. Next:\n\n  {_next(recipe, stage, arguments)}")
+    _leave_processes()
     return 0
+
+
+def _leave_processes() -> None:
+    """End the process group, and its threads, while the interpreter lives.
+
+    A thread of gloo lets go of a collective's tensors some time after whoever waited for them goes
+    on, and takes the interpreter's lock for it. Where the interpreter ends at that moment, C++
+    aborts the process, after all its work.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        gc.collect()  # wrapped models hold the group, too
+        dist.destroy_process_group()
 
 
 def _print_evaluations(folder: Path) -> None:
