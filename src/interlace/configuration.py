@@ -30,6 +30,7 @@ from interlace.errors import ConfigError, nearest, shown
 FRAME = {"config": str, "print_config": bool}  # every command's, and in no file
 MODE = "interlace"  # jsonargparse's name for how texts are read here
 MOST_CHARACTERS, MOST_NODES, DEEPEST, MOST_DIGITS = 2**20, 50_000, 64, 40
+_TOO_DEEP = "it is nested too deeply, or in itself"
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -78,6 +79,12 @@ class _Loader(yaml.SafeLoader):
             found.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep=deep)
 
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        # Here, since the scanner's time grows with the square of the depth.
+        if self.flow_level > DEEPEST:
+            raise yaml.YAMLError(_TOO_DEEP)
+        super().fetch_flow_collection_start(token)
+
     def number(self, node: yaml.ScalarNode) -> int | float:
         """Whole numbers as such, also if they are written as 1e3."""
         if len(node.value) > MOST_DIGITS:
@@ -102,7 +109,7 @@ def _size(node: yaml.Node | None, sizes: dict[int, int | None], depth: int = 0) 
         return 1
     known = sizes.get(id(node), 0)
     if known is None or depth > DEEPEST:
-        raise yaml.YAMLError("it is nested too deeply, or in itself")
+        raise yaml.YAMLError(_TOO_DEEP)
     if not known:
         sizes[id(node)] = None
         parts = node.value

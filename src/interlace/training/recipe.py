@@ -17,7 +17,9 @@ section may have a `task` and `task_options` of its own.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -220,6 +222,17 @@ class _Parser(Parser):
                 raise ConfigError(f"{self.place}{name} is not set here: {why}.")
 
 
+@functools.cache
+def _declared() -> _Parser:
+    return _Parser()
+
+
+def _parser() -> _Parser:
+    """A parser for one recipe. Its 300 options are declared once, since that takes longer than
+    reading; what belongs to one recipe, its place and its words, each copy has of its own."""
+    return copy.copy(_declared())
+
+
 def declare(parser: Parser, stages: Sequence[str]) -> None:
     """Declare the options of a recipe with these sections."""
     for stage in stages:
@@ -252,7 +265,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
                 f"{shown(text)}."
             )
     whole = [re.sub(r"^attach=([\w-]+)$", r"attach={method: \1}", text) for text in overrides]
-    path, parser = find_recipe(name), _Parser()
+    path, parser = find_recipe(name), _parser()
     values = read_yaml(path, "model: tiny")
     found = parser.override(parser.read(values, str(path)), [f"--{text}" for text in whole])
     return _recipe(found, values)
@@ -264,7 +277,7 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: for a key that does not exist, or a value that does not fit.
     """
-    return _recipe(_Parser().read(values, "recipe"), values)
+    return _recipe(_parser().read(values, "recipe"), values)
 
 
 def packaged_recipes() -> dict[str, Path]:

@@ -408,3 +408,16 @@ def test_options_that_came_later_do_not_stop_an_older_run(tmp_path):
         changed = {"splice": 0.5} if stage == "warmup" else {"sibling_dropout": 0.5}
         with pytest.raises(RunError, match=f"{next(iter(changed))}: 0.0 before, 0.5 now"):
             prepare_folder(recipe(output_dir=str(tmp_path), **{stage: changed}), stage)
+
+
+def test_no_recipe_leaves_its_words_to_the_next(tmp_path):
+    """Breaks if recipes share more of their parser than its declared options."""
+    path = tmp_path / "wrong.yaml"
+    path.write_text("model: tiny\ntask: countdown\noutput_dir: x\ngrpo: {width: nine}\n")
+    with pytest.raises(ConfigError, match=r"wrong.yaml: grpo.width takes .*got 'nine'"):
+        load_recipe(path)
+    with pytest.raises(ConfigError, match=r"^grpo.width takes .*got 'ten'"):
+        load_recipe("tiny", ["grpo.width=ten"])
+    values = {"model": "m", "task": "t", "output_dir": "o", "grpo": {"max_steps": 7}}
+    assert parse_recipe(values).grpo["max_steps"] == 7
+    assert "max_steps" not in parse_recipe(values | {"grpo": {}}).grpo
