@@ -6,8 +6,9 @@ Each command runs once to its end; its result is what the others must equal. The
 it is killed with SIGKILL once its processes have used a random share of the processor time that the
 first run took (so the machine's load does not matter), and the same command is run until it ends;
 a third of the resumed runs are killed, too. Every other time only the leading process is killed,
-and its children have to notice; else the whole family is. Writes a line of the table in
-docs/reliability.md for each command, as soon as it is there.
+and its children have to notice; else the whole family is. Commands are forks of this process, and
+so are the demo's lanes, since imports would take most of their time and most of the kills. Writes a
+line of the table in docs/reliability.md for each command, as soon as it is there.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import shutil
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SEED = 20261201
 SECONDS_BETWEEN_LOOKS = 0.005
@@ -75,6 +78,10 @@ KINDS = {
         ("demo", "--quick", "--problems", "6", "--output", "demo"),
         ("demo/**/records.jsonl", "demo/**/result.json"),
     ),
+    "demo that trains": Kind(
+        ("demo", "--steps", "2", "--problems", "6", "--output", "demo"),
+        ("demo/**/records.jsonl", "demo/**/result.json", "demo/**/model/*", "**/metrics.jsonl"),
+    ),
 }
 
 
@@ -100,21 +107,84 @@ def start(kind: Kind, place: Path) -> int:
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        from interlace.cli import demo
         from interlace.cli.main import main
 
+        demo._start = Lane  # type: ignore[assignment]
         status = main(list(kind.words))
         sys.stdout.flush()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
     os._exit(status)
 
 
-def family(session: int) -> dict[int, float]:
-    """The processes of a session, each with the processor seconds that it has used."""
-    found = {}
+class Lane:
+    """A lane of the demo as a fork; as far as the demo needs it, a `subprocess.Popen`.
+
+    Args:
+        folder: Folder of the demo.
+        lane: Number of the lane.
+        log: Path of the file that it writes what it says to.
+    """
+
+    def __init__(self, folder: Path, lane: int, log: Path) -> None:
+        ours, theirs = os.pipe()[::-1]
+        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            for ours_too, number in ((theirs, 0), (said, 1), (said, 2)):
+                os.dup2(ours_too, number)
+            os.closerange(3, 256)  # the other lane's pipe, too, or that would not notice the end
+            self._work(str(folder), str(lane))
+        os.close(theirs)
+        os.close(said)
+        self.stdin = os.fdopen(ours, "wb")
+
+    @staticmethod
+    def _work(*arguments: str) -> NoReturn:
+        from interlace.cli.demo import work
+
+        status = 1
+        try:
+            os.setsid()
+            sys.stdin, sys.argv[1:] = open(0, closefd=False), arguments  # noqa: SIM115
+            work.main()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        """The exit status, or minus the signal, of a process that ended."""
+        return self._ended(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The same, once it has ended."""
+        return self._ended(0)
+
+    def kill(self) -> None:
+        """End it."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def _ended(self, how: int) -> int | None:
+        if self.returncode is None:
+            process, status = os.waitpid(self.pid, how)
+            self.returncode = os.waitstatus_to_exitcode(status) if process else None
+        return self.returncode
+
+
+def family(leader: int, known: Iterable[int] = ()) -> dict[int, float]:
+    """The processes of a command, each with the processor seconds that it has used.
+
+    Args:
+        leader: Number of its first process, which leads a session.
+        known: Numbers of processes that were found before: who has lost a parent still belongs.
+    """
+    found: dict[int, float] = {}
+    processes = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
@@ -122,8 +192,13 @@ def family(session: int) -> dict[int, float]:
             words = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
         except (OSError, ProcessLookupError):
             continue
-        if int(words[3]) == session and words[0] != "Z":
-            found[int(entry.name)] = (int(words[11]) + int(words[12])) / TICKS
+        if words[0] != "Z":
+            processes[int(entry.name)] = words
+    ours = {leader, *known}
+    for process, words in sorted(processes.items()):  # parents have the lower numbers
+        if process in ours or int(words[3]) == leader or int(words[1]) in ours:
+            ours.add(process)
+            found[process] = (int(words[11]) + int(words[12])) / TICKS
     return found
 
 
@@ -137,17 +212,19 @@ def run(kind: Kind, place: Path, limit: float | None, whole: bool) -> tuple[floa
     most: dict[int, float] = {}
     killed = False
     while os.waitpid(child, os.WNOHANG)[0] == 0:
-        most |= family(child)
+        most |= family(child, most)
         if limit is not None and sum(most.values()) >= limit and not killed:
             killed = True
-            for process in family(child) if whole else [child]:
+            for process in family(child, most) if whole else [child]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
         time.sleep(SECONDS_BETWEEN_LOOKS)
     left = time.monotonic() + 120
-    while family(child) and time.monotonic() < left:  # children have to notice that they are alone
+    while (
+        family(child, most) and time.monotonic() < left
+    ):  # children have to notice that they are alone
         time.sleep(0.1)
-    if family(child):
+    if family(child, most):
         raise RuntimeError(f"Processes of {kind.words} live on without their leader.")
     return sum(most.values()), killed
 
@@ -210,11 +287,13 @@ def load_everything() -> None:
     import rich.console
     import torch
 
+    import interlace.cli.demo.outcome
     import interlace.evaluation
     import interlace.training.trainer
     from interlace.engine.engine import Engine
 
     torch.set_num_threads(1)
+    os.environ["INTERLACE_HUGE_PAGES"] = "0"  # else a command starts itself again
     del matplotlib, rich, interlace, Engine
 
 
