@@ -285,16 +285,20 @@ def load_everything() -> None:
     """Import what the commands need, once: a fork begins with it."""
     import matplotlib.pyplot
     import rich.console
+    import scipy.optimize
+    import scipy.stats
     import torch
 
     import interlace.cli.demo.outcome
     import interlace.evaluation
     import interlace.training.trainer
     from interlace.engine.engine import Engine
+    from interlace.evaluation.scaling import fit_scaling
 
+    fit_scaling.__kwdefaults__["resamples"] = 20  # a thousand took half of the demo's time
     torch.set_num_threads(1)
     os.environ["INTERLACE_HUGE_PAGES"] = "0"  # else a command starts itself again
-    del matplotlib, rich, interlace, Engine
+    del matplotlib, rich, scipy, interlace, Engine
 
 
 def main() -> None:
