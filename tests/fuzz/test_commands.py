@@ -277,6 +277,7 @@ def command_line(rng: random.Random) -> list[str]:
         given = [rng.choice(("show", "list", rng.choice(VALUES))), *given]
     if name == "train" and rng.random() < 0.8:
         given = [rng.choice(("warmup", "grpo", "both")), rng.choice(VALUES), *given]
+        given += ["--dry-run"] * ("tiny" in given)  # its recipe trains for minutes, by right
     if name == "generate" and rng.random() < 0.8:
         short = [
             "--model",
