@@ -20,8 +20,6 @@ import yaml
 from rich.console import Console
 
 import interlace
-import interlace.cli.demo as demo
-import interlace.models.source
 from interlace import files
 from interlace.cli.demo import carry_out, claimed, run_lanes, work
 from interlace.cli.demo.work import PLAN, Settings, lanes
@@ -137,8 +135,7 @@ def test_control_learns_from_the_same_texts_without_blocks(killed: tuple[Path, s
     assert sft["warmup"]["data"] == str(folder / "bridge" / "warmup" / work.RESPONSES)
 
 
-def test_what_is_written_twice_is_the_same() -> None:
-    assert interlace.models.source.PACKAGED["tiny"] == demo.PACKAGED / "tiny"
+def test_all_held_out_problems_are_asked() -> None:
     assert len(get_task("tiny-countdown")) == Settings().problems
 
 

@@ -76,7 +76,7 @@ def test_output_here_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the folder is at stake: nothing is trained and nothing shown."""
-    monkeypatch.setattr(demo, "_work", lambda *_: None)
+    monkeypatch.setattr(demo, "run_lanes", lambda *_: None)
     monkeypatch.setattr(outcome, "show", lambda *_: None)
 
 
@@ -119,20 +119,6 @@ def test_output_that_is_a_file_is_refused(
     error = capsys.readouterr().err
     assert "notes.txt" in error
     assert "another folder with --output" in error
-
-
-def test_quick_without_packaged_arms_says_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    only_base = tmp_path / "packaged"
-    only_base.mkdir()
-    (only_base / "tiny").symlink_to(demo.PACKAGED / "tiny")
-    monkeypatch.setattr(demo, "PACKAGED", only_base)
-    assert main(["demo", "--quick", "--output", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert "no packaged tiny-rlvr, tiny-pmatch, tiny-bridge" in error
-    assert "without --quick: it trains its arms itself" in error
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

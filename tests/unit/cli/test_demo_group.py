@@ -31,36 +31,32 @@ def task_all() -> Task:
     return get_task("tiny-countdown", split="all")
 
 
-def marks(group: Found) -> list[list[str]]:
-    return [[group.mark(r, k) for k in range(len(row))] for r, row in enumerate(group.rows)]
-
-
 def test_find_that_is_a_siblings_is_told_from_another() -> None:
     swapped = "( 7 - 5 ) * 3 = 6"
     group = found([MISS, HIT], [MISS, swapped, OTHER], [MISS, MISS, "( 5 + 3 ) * 7 = 56"])
     # 7 * ( 5 + 3 ) is ( 3 + 5 ) * 7 with its sides swapped.
-    assert marks(group) == [
+    assert group.marks == [
         ["miss", "first"],
         ["miss", "miss", "same"],
         ["miss", "miss", "same"],
     ]
-    assert group.first == 1
+    assert group.finds == [1, 2, 2]
 
 
 def test_rows_alone_have_the_same_find_unseen() -> None:
     group = found([MISS, HIT], [MISS, MISS, OTHER], coupled=False)
-    assert marks(group) == [["miss", "first"], ["miss", "miss", "unseen"]]
-    assert group.marks().count("same") == 0
+    assert group.marks == [["miss", "first"], ["miss", "miss", "unseen"]]
+    assert group.count("same") == 0
 
 
 def test_hit_that_a_row_writes_again_is_neither_found_nor_the_same() -> None:
     group = found([HIT, HIT, HIT], [MISS, OTHER, HIT])
-    assert marks(group) == [["first", "again", "again"], ["miss", "same", "again"]]
-    assert group.marks().count("same") == 1
+    assert group.marks == [["first", "again", "again"], ["miss", "same", "again"]]
+    assert group.count("same") == 1
 
 
 def test_hits_at_the_same_try_are_all_first() -> None:
-    assert marks(found([HIT], [OTHER])) == [["first"], ["first"]]
+    assert found([HIT], [OTHER]).marks == [["first"], ["first"]]
 
 
 def test_most_the_same_as_a_single_rows_find_is_chosen() -> None:

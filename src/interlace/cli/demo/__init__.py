@@ -16,39 +16,45 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import interlace
-from interlace.cli.demo.work import METRICS, PLAN, RLVR, Job, Settings, lanes, model_of
+from interlace.cli.demo.work import METRICS, PLAN, Job, Settings, lanes
 from interlace.configuration import Parser
 from interlace.errors import ConfigError, RunError, WorkerError
-from interlace.files import LOCK, is_complete, locked_folder, move_aside, write_text
+from interlace.files import LOCK, locked_folder, move_aside, write_text
 from interlace.jsonl import read, read_object
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from rich.console import Console
-    from rich.progress import ProgressColumn
 
 QUICK_PROBLEMS = 200
-# As in interlace.models.source, which loads torch: the process that only looks on does without.
-PACKAGED = Path(interlace.__file__).parent / "models" / "packaged"
 INTERRUPTED = 130
 SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_LINES, SECONDS_TO_END = 1.0, 15.0, 5.0
 RECENT = 8  # optimizer steps whose mean is shown
 SHOWN_LINES = 200
 DEFAULTS = Settings()
+ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+         "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
+         "PYTHONUNBUFFERED": "1"}  # fmt: skip
+GREETINGS = (
+    "Giving a tiny model, trained with RLVR, blocks that read siblings; then asking both held-out "
+    "puzzles: reach a target with three numbers. Two processes, one core each, everything in {}. "
+    "Ctrl-C is safe: the same command goes on.",
+    "Asking the packaged arms held-out puzzles: reach a target with three numbers. Two processes, "
+    "one core each.",
+)
 EPILOG = """\
 what happens:
   1. A tiny model (0.4 M parameters, packaged) was trained with RLVR to reach a target with three
@@ -116,17 +122,18 @@ def settle(arguments: Namespace) -> tuple[Path, Settings]:
     Raises:
         ConfigError: for a value out of its range, or --steps with --quick.
     """
-    quick, most = arguments.quick, DEFAULTS.problems
-    if quick and arguments.steps is not None:
+    quick, steps, problems = arguments.quick, arguments.steps, arguments.problems
+    if quick and steps is not None:
         raise ConfigError("--quick trains nothing, so it takes no --steps; drop one of them.")
-    steps = DEFAULTS.steps if arguments.steps is None else arguments.steps
-    problems = arguments.problems
+    steps = DEFAULTS.steps if steps is None else steps
     if problems is None:
-        problems = QUICK_PROBLEMS if quick else most
+        problems = QUICK_PROBLEMS if quick else DEFAULTS.problems
     if steps < 1:
         raise ConfigError(f"--steps is at least 1; got {steps}.")
-    if not 2 <= problems <= most:
-        raise ConfigError(f"--problems is 2 to {most}, all held-out ones; got {problems}.")
+    if not 2 <= problems <= DEFAULTS.problems:
+        raise ConfigError(
+            f"--problems is 2 to {DEFAULTS.problems}, all held-out ones; got {problems}."
+        )
     if arguments.seed < 0:
         raise ConfigError(f"--seed is a whole number from 0 on; got {arguments.seed}.")
     path = Path(arguments.output or f"runs/demo{'-quick' * quick}").expanduser()
@@ -153,7 +160,6 @@ def carry_out(folder: Path, settings: Settings, console: Console, *, restart: bo
         restart: Whether an earlier demo there is moved aside.
 
     Raises:
-        ConfigError: for --quick in a build without packaged arms.
         RunError: if the folder holds something else, another demo is at work in it, or it cannot
             be written, as on a full disk.
     """
@@ -161,9 +167,13 @@ def carry_out(folder: Path, settings: Settings, console: Console, *, restart: bo
 
     began = time.monotonic()
     with claimed(folder, settings, restart) as known:
-        say(console, _greeting(folder, settings, known))
+        say(console, f"Going on with the demo in {folder}." if known
+            else GREETINGS[settings.quick].format(folder))  # fmt: skip
         try:
-            _work(folder, settings, console)
+            jobs = [job for lane in lanes(settings) for job in lane if not job.is_done(folder)]
+            if jobs:
+                with watching(console, folder, jobs) as look:
+                    run_lanes(folder, look)
             from interlace.cli.demo.outcome import show
 
             show(folder, settings, console, time.monotonic() - began)
@@ -181,25 +191,6 @@ def carry_out(folder: Path, settings: Settings, console: Console, *, restart: bo
     return 0
 
 
-def _greeting(folder: Path, settings: Settings, known: bool) -> str:
-    if known:
-        return f"Going on with the demo in {folder}."
-    if settings.quick:
-        return (
-            "Asking the packaged arms held-out puzzles: reach a target with three numbers. Two "
-            "processes, one core each."
-        )
-    return (
-        "Giving a tiny model, trained with RLVR, blocks that read siblings; then asking both "
-        "held-out puzzles: reach a target with three numbers. Two processes, one core each, "
-        "everything in "
-        f"{folder}. Ctrl-C is safe: the same command goes on."
-    )
-
-
-# The folder -------------------------------------------------------------------------------------
-
-
 @contextmanager
 def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator[bool]:
     """Make the folder this demo's, keep others out of it, and say whether it was before.
@@ -207,7 +198,6 @@ def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator
     The lock is held before anything moves, so that --restart cannot pull the folder from under a
     demo at work; and only a demo's folder is ever moved.
     """
-    _check_packaged(settings)
     busy = RunError(
         f"Another demo is at work in {folder}; wait for it, or choose another --output."
     )
@@ -234,21 +224,6 @@ def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator
         yield known
 
 
-def _check_packaged(settings: Settings) -> None:
-    arms = settings.arms if settings.quick else [RLVR]
-    names = [model_of(PACKAGED, settings, arm) for arm in arms]
-    missing = [name for name in names if not is_complete(PACKAGED / name)]
-    if not missing:
-        return
-    way_out = "Install it anew: the file of 2 MB belongs to the package."
-    if settings.quick:
-        way_out = "Run `interlace demo` without --quick: it trains its arms itself, in minutes."
-    raise ConfigError(
-        f"This build of Interlace has no packaged {', '.join(missing)}, which "
-        f"{'--quick needs' if settings.quick else 'the demo starts from'}. {way_out}"
-    )
-
-
 def _same_plan(folder: Path, settings: Settings) -> bool:
     """Whether the folder's plan is this one; without any it is written."""
     from interlace.evaluation.provenance import differences
@@ -267,9 +242,6 @@ def _same_plan(folder: Path, settings: Settings) -> bool:
     return True
 
 
-# The two child processes ------------------------------------------------------------------------
-
-
 def run_lanes(folder: Path, look: Callable[[], None]) -> None:
     """Run both lanes, each in a process of its own, which ends when this one does.
 
@@ -281,38 +253,37 @@ def run_lanes(folder: Path, look: Callable[[], None]) -> None:
         WorkerError: with what a process said, if it failed.
     """
     (folder / "logs").mkdir(exist_ok=True)
-    logs = [folder / "logs" / f"{lane + 1}.log" for lane in (0, 1)]
     with ExitStack() as ends:
-        processes = []
-        for lane, log in enumerate(logs):
-            processes.append(_start(folder, lane, log))
-            ends.callback(_end, processes[-1])
+        processes = [_started(folder, lane, ends) for lane in (0, 1)]
         at_work = True
         while at_work:
             at_work = any(process.poll() is None for process in processes)
             for lane, process in enumerate(processes):
                 if process.poll():
-                    raise WorkerError(_failure(folder, lane, process.returncode, logs[lane]))
+                    raise WorkerError(_failure(folder, lane, process.returncode))
             look()
             if at_work:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _start(folder: Path, lane: int, log: Path) -> subprocess.Popen[bytes]:
+def _log(folder: Path, lane: int) -> Path:
+    return folder / "logs" / f"{lane + 1}.log"
+
+
+def _started(folder: Path, lane: int, ends: ExitStack) -> subprocess.Popen[bytes]:
     # -P: a json.py of the current folder is not the one that is meant.
     program = [sys.executable, "-P", "-c", "from interlace.cli.demo.work import main; main()"]
-    alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-             "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-             "PYTHONUNBUFFERED": "1"}  # fmt: skip
-    with log.open("wb") as stream:
-        return subprocess.Popen(
+    with _log(folder, lane).open("wb") as stream:
+        process = subprocess.Popen(
             [*program, str(folder), str(lane)],
             stdin=subprocess.PIPE,  # closes with this process, however it ends
             stdout=stream,
             stderr=stream,
-            env=os.environ | alone,
+            env=os.environ | ALONE,
             start_new_session=True,  # Ctrl-C goes to the parent alone, which ends them
         )
+    ends.callback(_end, process)
+    return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -325,89 +296,62 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _failure(folder: Path, lane: int, status: int, log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").rstrip().split("\n")
+def _failure(folder: Path, lane: int, status: int) -> str:
+    lines = _log(folder, lane).read_text("utf-8", "replace").rstrip().split("\n")
     said = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:] if line) or "  (nothing)"
-    how = f"with status {status}"
-    if status < 0:
-        how = f"by {signal.Signals(-status).name}"
-        how += ", as when memory runs out" if -status == signal.SIGKILL else ""
+    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+    how += ", as when memory runs out" if -status == signal.SIGKILL else ""
     return (
         f"Child process {lane + 1} ended {how}. What it said:\n\n{said}\n\nWhat was finished is "
         f"kept in {folder}. The same command goes on from there; with --restart it begins anew."
     )
 
 
-# How far it is ----------------------------------------------------------------------------------
+@contextmanager
+def watching(console: Console, folder: Path, jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
+    """A function that shows how far the jobs are: bars on a terminal; elsewhere a line for each
+    that ended, and now and then for the others."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+    from interlace.terminal import say
 
-def _work(folder: Path, settings: Settings, console: Console) -> None:
-    """All jobs that are not done: bars on a terminal, a line now and then elsewhere."""
-    from rich.progress import Progress
-
-    jobs = [job for lane in lanes(settings) for job in lane if not job.is_done(folder)]
-    if not jobs:
-        return
     # Drawn when there is something new: drawing ten times a second takes 4 % of a core.
-    with Progress(
-        *bars(), console=console, disable=not console.is_terminal, auto_refresh=False
-    ) as progress:
-        tasks = {job: progress.add_task(job.title, total=job.total, numbers="") for job in jobs}
-        lines = Lines(console, folder)
-
-        def look() -> None:
-            for job, task in tasks.items():
-                reached = job.reached(folder)
-                progress.update(task, completed=reached, numbers=numbers(folder, job))
-                if not console.is_terminal:
-                    lines.say(job, reached)
-            progress.refresh()
-
-        run_lanes(folder, look)
-
-
-def bars() -> list[ProgressColumn]:
-    """Columns of the bars."""
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-
-    return [
+    bars = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=10),
         TaskProgressColumn(),
         TextColumn("{task.fields[numbers]}", markup=False),
-    ]
+        console=console,
+        disable=not console.is_terminal,
+        auto_refresh=False,
+    )
+    said = dict.fromkeys(jobs, time.monotonic())
+
+    def say_line(job: Job, reached: int, numbers: str) -> None:
+        if reached == job.total:
+            del said[job]
+            say(console, f"{job.title}: done")
+        elif reached and time.monotonic() - said[job] > SECONDS_BETWEEN_LINES:
+            said[job] = time.monotonic()
+            say(console, f"{job.title}: {reached} of {job.total}{', ' * bool(numbers)}{numbers}")
+
+    def look() -> None:
+        for job, task in tasks.items():
+            reached, numbers = job.reached(folder), _numbers(folder, job)
+            bars.update(task, completed=reached, numbers=numbers)
+            if not console.is_terminal and job in said:
+                say_line(job, reached, numbers)
+        bars.refresh()
+
+    with bars:
+        tasks = {job: bars.add_task(job.title, total=job.total, numbers="") for job in jobs}
+        yield look
 
 
-class Lines:
-    """Says without a terminal what ended, and now and then how far the others are.
-
-    Args:
-        console: Console to print to.
-        folder: Folder of the demo.
-    """
-
-    def __init__(self, console: Console, folder: Path) -> None:
-        self._console, self._folder = console, folder
-        self._said: dict[Job, float] = {}
-
-    def say(self, job: Job, reached: int) -> None:
-        """Say how far a job is, unless that was said a moment ago."""
-        from interlace.terminal import say
-
-        before = self._said.setdefault(job, time.monotonic())
-        if reached == job.total and before < math.inf:
-            self._said[job] = math.inf
-            say(self._console, f"{job.title}: done")
-        elif reached and time.monotonic() - before > SECONDS_BETWEEN_LINES:
-            self._said[job] = time.monotonic()
-            found = numbers(self._folder, job)
-            say(self._console, f"{job.title}: {reached} of {job.total}{', ' * bool(found)}{found}")
-
-
-def numbers(folder: Path, job: Job) -> str:
+def _numbers(folder: Path, job: Job) -> str:
     """The latest loss of a training, the mean of some steps."""
     path = folder / job.name / METRICS
-    if job.kind != "train" or not path.exists():
+    if not path.exists():
         return ""
     losses = [line["loss"] for _, line in read(path, own=True) if "loss" in line][-RECENT:]
     return f"loss {sum(losses) / len(losses):.3f}" if losses else ""

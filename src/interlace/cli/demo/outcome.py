@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +37,18 @@ from interlace.cli.demo.work import (
     Settings,
 )
 from interlace.evaluation.compare import paired_difference
-from interlace.evaluation.intervals import RESAMPLES, Estimate, resampled_means
+from interlace.evaluation.intervals import RESAMPLES, resampled_means
+from interlace.evaluation.records import read_records
+from interlace.evaluation.report import make_report
 from interlace.evaluation.results import ArmResult
+from interlace.evaluation.run import REPORT, load_run, write_report
 from interlace.files import write_text
+from interlace.tasks import get_task
 from interlace.tasks.base import Example, Task
 from interlace.tasks.tiny_countdown import TRIES, TRY_TOKENS, tries_of
 from interlace.terminal import Cell, Table, percent, printable, say
 
 SHOWN = 8  # the width that sentences and the group are of
-REPORT = "report.md"
 # Where the package is installed without it, a path alone would lead nowhere.
 EXPERIMENT = "experiments/07-blocks-last in Interlace's repository"
 LEGEND = (
@@ -98,25 +101,22 @@ def show(folder: Path, settings: Settings, console: Console, seconds: float) -> 
     results = [_result(folder, arm) for arm in settings.arms]
     table, sentences = table_of(results), sentences_of(results, settings)
     view = GroupView(*_texts(folder))
+    limits = [*LIMITS, *([PACKAGED] if settings.quick else [])]
     table.print(console)
     say(console, LEGEND, "dim")
-    for sentence in sentences:
-        say(console, f"- {sentence}")
+    say(console, _bullets(sentences))
     say(console, "\nA group from inside\n", "bold")
     if console.is_terminal:
         view.play(console)
     else:
         say(console, view.plain())
-    for sentence in view.sentences():
-        say(console, f"- {sentence}")
+    say(console, _bullets(view.sentences()))
     say(console, "\nWhat the numbers do not say\n", "bold")
-    limits = [*LIMITS, *([PACKAGED] if settings.quick else [])]
-    for sentence in limits:
-        say(console, f"- {sentence}")
+    say(console, _bullets(limits))
+    done = "packaged arms" if settings.quick else f"{settings.steps} optimizer steps"
     head = [
         "# Interlace demo",
-        f"{settings.problems} held-out problems of `tiny-countdown`, seed {settings.seed}; "
-        + ("packaged arms." if settings.quick else f"{settings.steps} optimizer steps."),
+        f"{settings.problems} held-out problems of `tiny-countdown`, seed {settings.seed}; {done}.",
         _bullets(sentences),
         table.markdown(),
         LEGEND,
@@ -125,20 +125,12 @@ def show(folder: Path, settings: Settings, console: Console, seconds: float) -> 
         "## What the numbers do not say",
         _bullets(limits),
     ]
-    write(folder, results, head)
-    say(console, f"\nThis start took {seconds:.0f} s. Report: {folder / REPORT}")
-
-
-def write(folder: Path, results: Sequence[ArmResult], head: Sequence[str]) -> None:
-    """Write the library's report and figures, the demo's own words before its tables."""
-    from interlace.evaluation.report import make_report
-    from interlace.evaluation.run import write_report
-
-    (settings, *_) = [result.provenance for result in results]
-    report = make_report(results, base=LABELS[RLVR], provenance=settings["environments"][0])
-    write_report(folder, report, ("png",))
+    # The library's report and figures follow.
+    (place, *_) = results[0].provenance["environments"]
+    write_report(folder, make_report(results, base=LABELS[RLVR], provenance=place), ("png",))
     path = folder / REPORT
     write_text(path, "\n\n".join([*head, path.read_text("utf-8")]))
+    say(console, f"\nThis start took {seconds:.0f} s. Report: {path}")
 
 
 def _bullets(sentences: Sequence[str]) -> str:
@@ -150,8 +142,6 @@ def _bullets(sentences: Sequence[str]) -> str:
 
 def _result(folder: Path, arm: str) -> ArmResult:
     """An arm's result; widths that two processes shared, together."""
-    from interlace.evaluation.run import load_run
-
     names = BRIDGE_RUNS if arm == BRIDGE else (arm,)
     parts = [load_run(folder / "evaluation" / name) for name in names]
     measured = tuple(entry for part in parts for entry in part.measurements)
@@ -160,26 +150,24 @@ def _result(folder: Path, arm: str) -> ArmResult:
 
 def table_of(results: Sequence[ArmResult]) -> Table:
     """Arms by widths."""
-    rows = []
-    for result in results:
-        for width in WIDTHS:
-            cells = [
-                _cell(result, "pass@1", width) if result.coupled or width == 1 else "",
-                *(
-                    _cell(result, metric, width) if width > 1 else ""
-                    for metric in ("coverage", "maj")
-                ),
-            ]
-            tokens = f"{result.get('tokens', width).estimate.value:,.0f}"
-            rows.append([result.arm, str(width), *cells, tokens])
+
+    def row(result: ArmResult, width: int) -> list[Cell]:
+        # Rows alone have one pass@1 for all widths, and no set at width 1.
+        shown = {"pass@1": result.coupled or width == 1, "coverage": width > 1, "maj": width > 1}
+        cells: list[Cell] = []
+        for metric, is_shown in shown.items():
+            found = result.get(metric, width).estimate
+            ends = (f"{100 * (found.low or 0):.0f}", f"{100 * (found.high or 0):.0f}")
+            cells.append((percent(found.value), *ends) if is_shown else "")
+        return [
+            result.arm,
+            str(width),
+            *cells,
+            f"{result.get('tokens', width).estimate.value:,.0f}",
+        ]
+
+    rows = [row(result, width) for result in results for width in WIDTHS]
     return Table(("arm", "W", "pass@1", "coverage", "maj@W", "tokens"), rows)
-
-
-def _cell(result: ArmResult, metric: str, width: int) -> Cell:
-    found = result.get(metric, width).estimate
-    assert found.low is not None
-    assert found.high is not None
-    return percent(found.value), f"{100 * found.low:.0f}", f"{100 * found.high:.0f}"
 
 
 def sentences_of(results: Sequence[ArmResult], settings: Settings) -> list[str]:
@@ -194,11 +182,15 @@ def sentences_of(results: Sequence[ArmResult], settings: Settings) -> list[str]:
         ("pass@1", 1, "pass@1 alone (width 1)"),
     ):
         gain = paired_difference(rlvr, bridge, metric, width)
-        values = [one.get(metric, width).estimate.value for one in (bridge, rlvr)]
+        values = [percent(one.get(metric, width).estimate.value) for one in (bridge, rlvr)]
+        points = [percent(one or 0, sign=True) for one in (gain.value, gain.low, gain.high)]
+        verdict = "no clear difference on these problems"
+        if gain.excludes(0):
+            side = "ahead" if gain.value > 0 else "behind"
+            verdict = f"Bridge is {side}, by more than the choice of problems explains"
         found.append(
-            f"{name}: Bridge {percent(values[0])} %, RLVR-only {percent(values[1])} %, difference "
-            f"{percent(gain.value, sign=True)} points [{percent(gain.low or 0, sign=True)}, "
-            f"{percent(gain.high or 0, sign=True)}]: {_verdict(gain)}."
+            f"{name}: Bridge {values[0]} %, RLVR-only {values[1]} %, difference {points[0]} points "
+            f"[{points[1]}, {points[2]}]: {verdict}."
         )
     if not settings.quick:
         control = paired_difference(rlvr, by_name[LABELS[SFT]], "pass@1", 1)
@@ -213,13 +205,6 @@ def sentences_of(results: Sequence[ArmResult], settings: Settings) -> list[str]:
             "--seed, may."
         )
     return found
-
-
-def _verdict(gain: Estimate) -> str:
-    if not gain.excludes(0):
-        return "no clear difference on these problems"
-    side = "ahead" if gain.value > 0 else "behind"
-    return f"Bridge is {side}, by more than the choice of problems explains"
 
 
 # A group from inside ----------------------------------------------------------------------------
@@ -263,44 +248,42 @@ class Found:
         self.rows = [
             [_judged(task, example.id, one) for one in tries_of(text)[:TRIES]] for text in texts
         ]
-        hits = [k for row in self.rows for k, one in enumerate(row) if one.hit]
-        self.first = min(hits, default=None)
+        # The place of each row's first find: what comes after it is no search any more.
+        self.finds = [next((k for k, one in enumerate(row) if one.hit), TRIES) for row in self.rows]
 
-    def mark(self, row: int, k: int) -> str:
-        """What a try is: a key of `MARKS`."""
-        one = self.rows[row][k]
+    @functools.cached_property
+    def marks(self) -> list[list[str]]:
+        """What each try is: keys of `MARKS`."""
+        return [[self._mark(b, k) for k in range(len(row))] for b, row in enumerate(self.rows)]
+
+    def _mark(self, row: int, k: int) -> str:
+        one, find = self.rows[row][k], self.finds[row]
         if not one.hit:
             return "miss"
-        if any(t.hit for t in self.rows[row][:k]):
+        if find < k:
             return "again"
-        if k == self.first:
+        if find == min(self.finds):
             return "first"
-        before = {t.form for r in self.rows if r is not self.rows[row] for t in r[:k] if t.hit}
-        if one.form not in before:
+        others = [other for b, other in enumerate(self.rows) if b != row]
+        if not any(t.hit and t.form == one.form for other in others for t in other[:k]):
             return "own"
         return "same" if self.coupled else "unseen"
 
-    def marks(self) -> list[str]:
-        """Those of all tries."""
-        return [self.mark(row, k) for row, tries in enumerate(self.rows) for k in range(len(tries))]
-
-    def next_tries(self) -> Iterator[tuple[bool, bool]]:
-        """Of every try in a row without a find: whether a sibling has hit before, and whether the
-        try hits."""
-        for row in self.rows:
-            for k, one in enumerate(row[1:], 1):
-                if any(t.hit for t in row[:k]):
-                    break
-                yield any(t.hit for r in self.rows if r is not row for t in r[:k]), one.hit
+    def count(self, mark: str) -> int:
+        """How many tries are of this mark."""
+        return sum(marks.count(mark) for marks in self.marks)
 
 
 def counts(groups: Sequence[Found]) -> Float[np.ndarray, 4]:
-    """Hits and tries after a sibling has hit, then hits and tries before any has."""
-    found = np.zeros(4)
-    for after, hit in (pair for group in groups for pair in group.next_tries()):
-        found[0 if after else 2] += hit
-        found[1 if after else 3] += 1
-    return found
+    """Hits and tries after a sibling has hit, then hits and tries before any has; of rows without a
+    find, from their second try on."""
+    found = np.zeros((2, 2))
+    for group in groups:
+        for b, row in enumerate(group.rows):
+            sibling = min(group.finds[:b] + group.finds[b + 1 :], default=TRIES)
+            for k, one in list(enumerate(row))[1 : group.finds[b] + 1]:
+                found[int(sibling >= k)] += (one.hit, 1)
+    return found.ravel()
 
 
 def beyond(together: Num[np.ndarray, "E 4"], alone: Num[np.ndarray, "E 4"]) -> list[float] | None:
@@ -326,8 +309,6 @@ def beyond(together: Num[np.ndarray, "E 4"], alone: Num[np.ndarray, "E 4"]) -> l
 
 def _texts(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Bridge's responses at the shown width and alone, by problem, group after group."""
-    from interlace.evaluation.records import read_records
-
     found: dict[int, dict[str, list[str]]] = {SHOWN: {}, 1: {}}
     for name in BRIDGE_RUNS:
         for record in read_records(folder / "evaluation" / name / RECORDS):
@@ -346,35 +327,28 @@ class GroupView:
     """
 
     def __init__(self, together: dict[str, list[str]], alone: dict[str, list[str]]) -> None:
-        from interlace.tasks import get_task
-
         task = get_task("tiny-countdown")
-        self.task = task
         examples = {example.id: example for example in task}
 
-        by_kind = [
-            {
+        def groups(texts: dict[str, list[str]], coupled: bool) -> dict[str, list[Found]]:
+            return {
                 name: [
                     Found(task, examples[name], rows[first : first + SHOWN], coupled)
                     for first in range(0, len(rows), SHOWN)
                 ]
                 for name, rows in sorted(texts.items())
             }
-            for texts, coupled in ((together, True), (alone, False))
-        ]
+
+        by_kind = groups(together, True), groups(alone, False)
         self._counts = [np.array([counts(g) for g in found.values()]) for found in by_kind]
         self.problems = len(by_kind[0])
-        self.groups = sum(map(len, by_kind[0].values()))
         pairs = [(name, group) for name, found in by_kind[0].items() for group in found]
+        self.groups = len(pairs)
         name, self.together = max(pairs, key=lambda pair: worth(pair[1]))
         self.alone = by_kind[1][name][0]
         self.prompt = task.prompt(examples[name])
-        self._column = max(
-            len("".join(one.tokens))
-            for f in (self.together, self.alone)
-            for r in f.rows
-            for one in r
-        )
+        rows = self.together.rows + self.alone.rows
+        self._column = max(len("".join(one.tokens)) for row in rows for one in row)
 
     def play(self, console: Console) -> None:
         """Replay the steps in place; the last one stays."""
@@ -409,11 +383,9 @@ class GroupView:
     def sentences(self) -> list[str]:
         """What is to be said of it: that it was picked, how often such a thing happens, and whether
         more often than by chance."""
-        same, unseen = self.together.marks().count("same"), self.alone.marks().count("unseen")
-        (together, alone), width = (
-            [one.sum(axis=0) for one in self._counts],
-            len(self.together.rows),
-        )
+        same, unseen = self.together.count("same"), self.alone.count("unseen")
+        together, alone = (one.sum(axis=0) for one in self._counts)
+        width = len(self.together.rows)
         picked = (
             f"This group was picked out of {self.groups} because it shows best how a find spreads: "
             f"{same} of its {width} rows found the same as a sibling before them; of the rows "
@@ -439,19 +411,16 @@ class GroupView:
         grid.add_column("row", justify="right", style="dim")
         for k in range(TRIES):
             grid.add_column(f"try {k + 1}", min_width=self._column + 1, no_wrap=True)
-        for index, row in enumerate(found.rows):
-            cells = [
-                _written(one, found.mark(index, k), step - k * TRY_TOKENS)
-                for k, one in enumerate(row)
-            ]
-            grid.add_row(str(index + 1), *cells)
+        for number, (row, marks) in enumerate(zip(found.rows, found.marks, strict=True), 1):
+            tries = enumerate(zip(row, marks, strict=True))
+            cells = [_written(*one, step - k * TRY_TOKENS) for k, one in tries]
+            grid.add_row(str(number), *cells)
         return grid
 
 
 def worth(found: Found) -> tuple[int, int, int]:
     """How well a group shows spreading: one row finds first, and most others write the same."""
-    marks = found.marks()
-    same, finders = marks.count("same"), marks.count("first")
+    same, finders = found.count("same"), found.count("first")
     return (same if finders == 1 else 0, same, -finders)
 
 

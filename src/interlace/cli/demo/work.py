@@ -14,7 +14,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from interlace import huge_pages
 from interlace.files import alone, is_complete, locate, settled
@@ -54,42 +53,37 @@ class Settings:
 
     @property
     def arms(self) -> list[str]:
-        """The arms that are evaluated, by their keys."""
+        """Keys of the arms that are evaluated; Bridge is the last."""
         return ["base", RLVR, "pmatch", BRIDGE] if self.quick else [RLVR, SFT, BRIDGE]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work; those of a lane run one after the other.
+    """A training, or an evaluation at some widths; jobs of a lane run one after the other.
 
     Attributes:
-        kind: Kind of the job.
         arm: Key of the arm in `LABELS`.
         name: Folder that it writes, in the demo's.
-        files: Files there that grow by lines.
-        total: Number of their lines in the end.
-        widths: Widths of an evaluation.
+        total: Number of lines that its files hold in the end.
+        widths: Widths of an evaluation; a training has none.
     """
 
-    kind: Literal["train", "evaluate"]
     arm: str
     name: str
-    files: tuple[str, ...]
     total: int
     widths: tuple[int, ...] = ()
 
     @property
     def title(self) -> str:
         """Arm and work in a few words."""
-        widths = f"{WIDTHS[0]} to {WIDTHS[-1]}"
-        if self.widths != WIDTHS:
-            widths = ",".join(map(str, self.widths))
-        what = "training" if self.kind == "train" else f"eval W={widths}"
-        return f"{LABELS[self.arm]}, {what}"
+        widths = ",".join(map(str, self.widths))
+        if self.widths == WIDTHS:
+            widths = f"{WIDTHS[0]} to {WIDTHS[-1]}"
+        return f"{LABELS[self.arm]}, {f'eval W={widths}' if widths else 'training'}"
 
     def is_done(self, folder: Path) -> bool:
         """Whether the outcome is there whole."""
-        if self.kind == "evaluate":
+        if self.widths:
             return locate(folder / self.name, "result.json").exists()
         return is_complete(folder / self.name / "model")
 
@@ -97,7 +91,7 @@ class Job:
         """How many lines of the total there are."""
         if self.is_done(folder):
             return self.total
-        paths = [folder / self.name / name for name in self.files]
+        paths = [folder / self.name / name for name in (RESPONSES, METRICS, RECORDS)]
         counts = [path.read_bytes().count(b"\n") for path in paths if path.exists()]
         return min(sum(counts), self.total)
 
@@ -105,35 +99,24 @@ class Job:
 def lanes(settings: Settings) -> list[list[Job]]:
     """Jobs of both processes; the SFT begins once the blocks' texts are sampled and spliced."""
 
-    def evaluate(arm: str, widths: tuple[int, ...], name: str) -> Job:
+    def evaluation(arm: str, name: str, widths: tuple[int, ...] = WIDTHS) -> Job:
         sampled = widths if arm == BRIDGE else widths[-1:]
         groups = settings.problems * sum(SAMPLES // width for width in sampled)
-        return Job("evaluate", arm, f"evaluation/{name}", (RECORDS,), groups, widths)
+        return Job(arm, f"evaluation/{name}", groups, widths)
 
     first, second = [], []
-    for arm in settings.arms:
-        if arm == BRIDGE and not settings.quick:
-            lines = settings.warmup_problems + settings.steps
-            first.append(Job("train", arm, f"{arm}/warmup", (RESPONSES, METRICS), lines))
-        elif arm == SFT:
-            second.append(Job("train", arm, f"{arm}/warmup", (METRICS,), settings.steps))
-        if arm != BRIDGE:
-            second.append(evaluate(arm, WIDTHS, arm))
+    if not settings.quick:
+        first.append(Job(BRIDGE, "bridge/warmup", settings.warmup_problems + settings.steps))
+    for arm in settings.arms[:-1]:
+        if arm == SFT:
+            second.append(Job(arm, "sft/warmup", settings.steps))
+        second.append(evaluation(arm, arm))
     # Every width of Bridge is a run of its own, so the processes can share them.
     given = (2,) if settings.quick else (2, 4)
     kept = tuple(width for width in WIDTHS if width not in given)
-    first.append(evaluate(BRIDGE, kept, BRIDGE_RUNS[0]))
-    second.append(evaluate(BRIDGE, given, BRIDGE_RUNS[1]))
+    first.append(evaluation(BRIDGE, BRIDGE_RUNS[0], kept))
+    second.append(evaluation(BRIDGE, BRIDGE_RUNS[1], given))
     return [first, second]
-
-
-def model_of(folder: Path, settings: Settings, arm: str) -> str:
-    """What `interlace.load` takes for an arm."""
-    if arm == "base":
-        return "tiny"
-    if settings.quick or arm == RLVR:
-        return f"tiny-{arm}"
-    return str(folder / arm / "warmup" / "model")
 
 
 def train(folder: Path, settings: Settings, job: Job) -> None:
@@ -170,12 +153,14 @@ def evaluate(folder: Path, settings: Settings, job: Job) -> None:
     import interlace
     from interlace.tasks import get_task
 
-    trained = model_of(folder, settings, job.arm)
-    if trained.startswith(str(folder)):
-        while not is_complete(Path(trained)):
+    source = "tiny" if job.arm == "base" else f"tiny-{job.arm}"
+    trained = folder / job.arm / "warmup" / "model"
+    is_ours = not settings.quick and job.arm != RLVR
+    if is_ours:
+        while not is_complete(trained):
             time.sleep(SECONDS_BETWEEN_LOOKS)  # the other lane still trains it
-        settled(Path(trained))  # and may still be putting its files in place
-    model, tokenizer = interlace.load(trained)
+        settled(trained)  # and may still be putting its files in place
+    model, tokenizer = interlace.load(trained if is_ours else source)
     interlace.evaluate(
         interlace.Engine(model, tokenizer),
         get_task("tiny-countdown"),
@@ -184,7 +169,7 @@ def evaluate(folder: Path, settings: Settings, job: Job) -> None:
         samples=SAMPLES,
         params=interlace.SamplingParams(max_new_tokens=MAX_NEW_TOKENS, seed=1000 + settings.seed),
         arm=LABELS[job.arm],
-        training_seed=settings.seed if trained.startswith(str(folder)) else None,
+        training_seed=settings.seed if is_ours else None,
         timed=0,  # arms that run at different moments have no seconds to compare
         batch_rows=BATCH_ROWS,
         output=folder / job.name,
@@ -209,7 +194,7 @@ def main() -> None:
         settings = Settings(**plan["settings"])
         for job in lanes(settings)[lane]:
             if not job.is_done(folder):
-                (evaluate if job.kind == "evaluate" else train)(folder, settings, job)
+                (evaluate if job.widths else train)(folder, settings, job)
 
 
 def _end_with_parent() -> None:
