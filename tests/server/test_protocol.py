@@ -86,7 +86,7 @@ def test_a_field_that_would_change_the_output_is_refused_by_name(
 
 
 def test_an_unknown_field_gets_the_nearest_right_name() -> None:
-    with pytest.raises(ApiError, match="Did you mean temperature"):
+    with pytest.raises(ApiError, match="Did you mean 'temperature'"):
         completion(temprature=1)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import math
 import operator
@@ -20,7 +19,7 @@ from jaxtyping import Float
 
 from interlace.answers.extract import extract_answer
 from interlace.answers.vote import Vote, majority_vote, weighted_vote
-from interlace.errors import GenerationError, shown
+from interlace.errors import GenerationError, nearest, shown
 
 # A str is used verbatim, token ids are fed as they are (a one-dimensional array will do, too),
 # messages go through the chat template.
@@ -192,10 +191,8 @@ def _refuse_unknown_options(cls: type[SamplingParams]) -> None:
     def __init__(self: SamplingParams, *args: Any, **options: Any) -> None:  # noqa: N807
         for name in options:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                right = _SYNONYMS.get(name) or (near[0] if near else None)
-                hint = f"Did you mean {right}?" if right else f"There are {', '.join(names)}."
-                raise GenerationError(f"SamplingParams has no option {name!r}. {hint}")
+                hint = nearest(_SYNONYMS.get(name, name), names) or f" It has {', '.join(names)}."
+                raise GenerationError(f"SamplingParams has no option {name!r}.{hint}")
         init(self, *args, **options)
 
     cls.__init__ = __init__  # type: ignore[method-assign]

@@ -3,7 +3,6 @@ known name."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import math
@@ -324,9 +323,7 @@ def _is_path(text: str) -> bool:
 def _similar_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f" Nor is there a folder {path.parent}."
-    names = [entry.name for entry in path.parent.iterdir()]
-    similar = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {path.parent / similar[0]}?" if similar else ""
+    return nearest(path.name, (entry.name for entry in path.parent.iterdir()))
 
 
 def _repository(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interlace.engine.types import Prompt, SamplingParams
+from interlace.errors import nearest
 
 MOST_LOGPROBS = 20
 IGNORED = {
@@ -322,9 +322,8 @@ def _refuse(request: SamplingRequest) -> None:
             raise ApiError(
                 400, f"{name} is not supported, and it would change the output.", param=name
             )
-        near = get_close_matches(name[:100], list(type(request).model_fields), n=1)
-        known = f" Did you mean {near[0]}?" if near else ""
-        raise ApiError(400, f"There is no field {name[:100]!r}.{known}", param=name[:100])
+        hint = nearest(name, type(request).model_fields)
+        raise ApiError(400, f"There is no field {name[:100]!r}.{hint}", param=name[:100])
 
 
 def _text_message(message: dict[str, Any], index: int) -> dict[str, Any]:

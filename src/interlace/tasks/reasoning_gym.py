@@ -18,7 +18,6 @@ with a later version.
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import importlib
 import json
@@ -29,7 +28,7 @@ from typing import Any, ClassVar, Unpack
 
 from interlace.answers.arithmetic import Name, Node, Number, Power, Product, Sum, parse
 from interlace.answers.extract import final_part
-from interlace.errors import TaskError, WorkerError, require
+from interlace.errors import TaskError, WorkerError, nearest, require
 from interlace.tasks.base import Example, Split, Task, TaskOptions, Verdict
 from interlace.tasks.drawn import check_count, example_id, split_of
 from interlace.verifier_child import GUARD, Answer, is_own_source
@@ -86,11 +85,8 @@ class ReasoningGym(Task):
         require("reasoning_gym", "tasks", f"{name!r}")
         known = verifier_pool().ask(f"{_HERE}:names")
         if self.dataset not in known:
-            near = difflib.get_close_matches(self.dataset, known, n=3)
-            raise TaskError(
-                f"reasoning-gym has no task {self.dataset!r}. "
-                + (f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(known)}.")
-            )
+            hint = nearest(self.dataset, known) or f" It has {', '.join(known)}."
+            raise TaskError(f"reasoning-gym has no task {self.dataset!r}.{hint}")
         if self.dataset in FLAWED:
             warnings.warn(
                 f"reasoning-gym's scorer of {self.dataset!r} {FLAWED[self.dataset]}: its verdicts "

@@ -65,7 +65,7 @@ def test_a_flawed_scorer_is_called_that() -> None:
 
 
 def test_unknown_names_and_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TaskError, match=r"no task 'sudoko'\. Did you mean sudoku"):
+    with pytest.raises(TaskError, match=r"no task 'sudoko'\. Did you mean 'sudoku'"):
         get_task("rg:sudoko")
     monkeypatch.setattr(interlace.errors, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r'reasoning-gym.*"interlace\[tasks\]"'):
