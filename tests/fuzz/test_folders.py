@@ -31,9 +31,8 @@ from transformers.utils import logging
 import interlace
 from interlace.errors import InterlaceError
 from support.architectures import attach_random, build
-from support.saves import base_folder
+from support.saves import base_folder, write_gguf
 from support.text import tiny_tokenizer
-from support.tiny_gguf import write_gguf
 
 SEED, CASES, SAMPLE = 20261128, 5_000, 100
 SECONDS = 5.0  # of processor time for one folder

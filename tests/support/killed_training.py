@@ -1,11 +1,17 @@
-"""Training runs that are killed at their writes, or in the middle of a file, and then run again:
-`python -m support.killed_training FOLDER KIND STRIDE`.
+"""Training runs that are killed, or whose disk fills up, and then run again. They fork, kill and
+limit themselves, so they run in a process of their own.
 
-Forks, kills and limits itself, so it runs in a process of its own. A first child trains to its end,
-which is the run that the others must equal. Then one child is killed at its first write to its
-folder and its like runs until it ends; the next at the write after `STRIDE` more, and so on. At
-last some children may write only so many bytes to a file, and die in the middle of one. Prints as
-JSON how many were killed, and what differed.
+`python -m support.killed_training FOLDER KIND STRIDE`: a first child trains to its end, which is
+the run that the others must equal. Then one child is killed at its first write to its folder and
+its like runs until it ends; the next at the write after `STRIDE` more, and so on. At last some
+children may write only so many bytes to a file, and die in the middle of one. Prints as JSON how
+many were killed, and what differed.
+
+`python -m support.killed_training FOLDER`: the disk fills up while a checkpoint is written, then
+the journal, then the result. A limit on the size of files stands for the disk, with the signal
+ignored that would end the process: writers then get an error from the system, as on a full disk.
+Afterwards the limit is lifted and the run goes on. Prints as a line of JSON each how it stopped,
+and whether its weights are those of a run without an accident.
 """
 
 from __future__ import annotations
@@ -25,10 +31,13 @@ from typing import Any
 
 import transformers
 
+from interlace.errors import CheckpointError, RunError
+from interlace.files import LOCK
 from interlace.training import responses
+from interlace.training.grpo import GRPOTrainer
 from interlace.training.trainer import GroupTrainer
 from support.save_faults import in_child, kill_at
-from support.training import grpo, metrics, stored_model, warmup
+from support.training import at_step, grpo, metrics, same_bits, stored_model, warmup, weights
 
 
 def trainer(kind: str, folder: Path) -> GroupTrainer:
@@ -70,12 +79,17 @@ def attempt(kind: str, folder: Path, accident: Callable[[], None] | None = None)
     return in_child(action)
 
 
+def limit(size: int) -> None:
+    """No file may grow beyond so many bytes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+
 def limit_files(size: int) -> None:
     """Have this process die in the middle of the first file that grows larger than `size`."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    limit(size)
 
 
 def accidents(folder: Path, stride: int, sizes: list[int]) -> Iterator[Callable[[], None]]:
@@ -109,7 +123,52 @@ def main(place: Path, kind: str, stride: int) -> None:
     print(json.dumps({"killed": killed, "different": different}))
 
 
+OPTIONS: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "log_completions": 0}
+
+
+def stop_and_go_on(place: Path, kind: str, whole: GRPOTrainer) -> None:
+    """A run that stops while this is written, and the same run again."""
+    folder = place / kind
+    first = grpo(folder, **OPTIONS)
+    if kind == "result":
+        first._save_result = lambda place: (limit(20_000), type(first)._save_result(first, place))[
+            1
+        ]  # type: ignore
+    else:
+        size = 20_000 if kind == "checkpoint" else 1
+        first.add_callback(at_step(4 if kind == "checkpoint" else 3, lambda: limit(size)))
+    stopped = ""
+    try:
+        first.run()
+    except (CheckpointError, RunError) as error:
+        words = {"The checkpoint of": "checkpoint", "metrics.jsonl": "journal"}
+        words |= {"The trained model could": "result"}
+        stopped = next(name for word, name in words.items() if word in str(error))
+    limit(resource.RLIM_INFINITY)
+    left = [
+        p.name for p in folder.iterdir() if p.name.startswith((".", "partial")) and p.name != LOCK
+    ]
+    again = grpo(folder, **OPTIONS)
+    again.run()
+    ours, theirs = weights(again.model), weights(whole.model)
+    same = len(same_bits(ours, theirs)) == len(theirs) and not left
+    same = same and metrics(folder) == metrics(place / "whole")
+    print(json.dumps({"stopped": stopped, "same": same}))
+
+
+def fill_disks(place: Path) -> None:
+    """Three accidents, each beside a run without one."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    unbroken = grpo(place / "whole", **OPTIONS)
+    unbroken.run()
+    for kind in ("checkpoint", "journal", "result"):
+        stop_and_go_on(place, kind, unbroken)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     transformers.utils.logging.disable_progress_bar()
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    if len(sys.argv) == 2:
+        fill_disks(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

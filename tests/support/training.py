@@ -19,7 +19,7 @@ from interlace.training.grpo import GRPOTrainer
 from interlace.training.trainer import GroupTrainer
 from interlace.training.warmup import WarmupTrainer
 from support.architectures import attach_random
-from support.number_model import WORDS, number_folder, number_model, number_tokenizer, sums
+from support.text import NUMBERS, number_folder, number_model, number_tokenizer, sums
 
 QUIET: dict[str, Any] = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
 OF_TRAINER = ("reward_funcs", "train_dataset", "eval_dataset", "optimizers", "peft_config")
@@ -110,7 +110,7 @@ def tiny_model(blocks: str | None = "bridge", **options: Any) -> PreTrainedModel
 def stopping(model: PreTrainedModel) -> PreTrainedModel:
     """The model with so many end tokens that rows finish at all lengths."""
     config: Any = model.generation_config
-    config.eos_token_id = [WORDS.index(word) for word in ("<end>", "5", "7", "16")]
+    config.eos_token_id = [NUMBERS.index(word) for word in ("<end>", "5", "7", "16")]
     return model
 
 

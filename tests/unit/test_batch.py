@@ -9,7 +9,7 @@ import pytest
 from interlace.batch import Job, Tally, run_groups
 from interlace.engine.types import GroupOutput, SamplingParams
 from interlace.errors import GenerationError
-from support.number_model import number_engine
+from support.text import number_engine
 
 PARAMS = SamplingParams(max_new_tokens=5, width=7, seed=2)
 

@@ -22,7 +22,7 @@ from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.measure import measure
 from interlace.evaluation.records import GroupRecord
 from support.evaluation import BASE, BRIDGE, PMATCH, RLVR, Arm
-from support.number_model import number_engine, sums
+from support.text import number_engine, sums
 
 Compare = Callable[..., tuple[int, str, str]]
 WIDTHS = [1, 2, 4, 8]

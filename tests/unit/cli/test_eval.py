@@ -20,7 +20,7 @@ import pytest
 from interlace.cli.main import main
 from interlace.evaluation.records import read_records
 from interlace.evaluation.sampler import Recorder
-from support.number_model import number_folder
+from support.text import number_folder
 
 Eval = Callable[..., tuple[int, str, str]]
 SUMS = ("--task", "chain-arithmetic", "--task-options", "digits=1", "steps=1", "size=6")

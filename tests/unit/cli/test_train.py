@@ -18,7 +18,7 @@ import interlace
 from interlace.attaching import is_attached
 from interlace.cli.main import main
 from interlace.training.recipe_sections import DECISIVE, SECTIONS
-from support.number_model import number_folder, number_tokenizer
+from support.text import number_folder, number_tokenizer
 
 WARMUP = {
     "groups_per_step": 2,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from interlace.cli.main import main
-from support.number_model import number_folder
+from support.text import number_folder
 
 ROOT = Path(__file__).parents[3]
 SECTIONS = {

@@ -23,7 +23,7 @@ from interlace.errors import AttachError, ConfigError, GroupError
 from interlace.rows import Owners
 from support.architectures import attach_fresh, attach_random, build, random_ids, tiny_config
 from support.engine import largest_gap
-from support.number_model import number_folder
+from support.text import number_folder
 from support.training import grpo, stopping, warmup
 from support.typecheck import unchecked
 

@@ -31,7 +31,7 @@ from interlace.errors import ConfigError, GenerationError, GroupError
 from interlace.rows import Owners, Prompts, Reads
 from support.architectures import attach_random, build, random_ids, randomise
 from support.engine import attention_by_teacher_forcing, largest_gap
-from support.number_model import number_folder, number_tokenizer
+from support.text import number_folder, number_tokenizer
 from support.training import grpo, stopping, warmup
 from support.typecheck import unchecked
 

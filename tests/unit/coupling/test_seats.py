@@ -34,7 +34,7 @@ from support.architectures import (
 )
 from support.engine import largest_gap
 from support.evaluation import quick
-from support.number_model import number_folder, number_tokenizer, sums
+from support.text import number_folder, number_tokenizer, sums
 from support.toy_couplings import TOYS, ToyAttention, ToyHead, ToyInput, ToyLayer
 from support.training import grpo, stopping, warmup
 

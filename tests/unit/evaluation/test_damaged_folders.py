@@ -11,7 +11,7 @@ import pytest
 from interlace.errors import DataFileError, InterlaceError, RunError
 from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.run import RunFolder, load_run
-from support.number_model import number_engine, sums
+from support.text import number_engine, sums
 
 DAMAGE = {
     "null": b"null",

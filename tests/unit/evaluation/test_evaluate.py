@@ -21,7 +21,7 @@ from interlace.evaluation.evaluate import evaluate
 from interlace.evaluation.records import GroupRecord, read_records
 from interlace.evaluation.run import load_run
 from support.evaluation import SHORT, quick
-from support.number_model import number_engine, number_model, number_tokenizer, sums
+from support.text import number_engine, number_model, number_tokenizer, sums
 
 
 def test_a_coupled_model_runs_every_width(tmp_path):

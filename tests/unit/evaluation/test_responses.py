@@ -19,7 +19,7 @@ from interlace.evaluation.records import GroupRecord, read_records
 from interlace.evaluation.responses import RecordedResponses
 from interlace.evaluation.run import load_run
 from interlace.tasks import get_task
-from support.number_model import number_folder
+from support.text import number_folder
 
 SUMS = ("--task", "chain-arithmetic", "--task-options", "digits=1", "steps=1", "size=6")
 QUICK = ("--figures", "none")

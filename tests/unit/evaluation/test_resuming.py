@@ -20,10 +20,9 @@ from interlace.batch import Tally
 from interlace.engine.types import SamplingParams
 from interlace.errors import DataFileError, RunError
 from interlace.evaluation.run import load_run
-from support.evaluation import quick, records_without_times, result_file
-from support.killed_run import evaluation
-from support.number_model import number_engine, sums
+from support.evaluation import evaluation, quick, records_without_times, result_file
 from support.processes import TESTS
+from support.text import number_engine, sums
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "by-call"])
@@ -32,7 +31,7 @@ def test_a_run_killed_and_started_again_gives_the_result_of_an_unbroken_one(kind
     # 14 groups at width 1 are the first call; the second begins at group 15 and holds 14, of width
     # 2: a kill after 20 comes in its middle.
     died = subprocess.run(
-        [sys.executable, "-m", "support.killed_run", str(killed), kind, "20"],
+        [sys.executable, "-m", "support.evaluation", str(killed), kind, "20"],
         cwd=TESTS,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         stderr=subprocess.PIPE,

@@ -17,8 +17,8 @@ import torch
 
 from interlace.engine.types import SamplingParams
 from interlace.errors import ConfigError, GenerationError
-from support.number_model import number_folder, number_model, number_tokenizer
 from support.processes import TESTS
+from support.text import number_folder, number_model, number_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval: pip install lm-eval")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

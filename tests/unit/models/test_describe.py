@@ -139,7 +139,7 @@ def test_a_gguf_file_is_described_without_converting_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gguf")
-    from support.tiny_gguf import reference, write_gguf
+    from support.saves import reference, write_gguf
 
     monkeypatch.setenv("INTERLACE_CACHE", str(tmp_path / "cache"))
     path = write_gguf(tmp_path / "tiny.gguf")

@@ -19,8 +19,7 @@ from interlace.models import gguf as module
 from interlace.models import source
 from interlace.models.gguf import cache_folder, converted
 from support.architectures import attach_random
-from support.saves import outputs
-from support.tiny_gguf import TEMPLATE, dequantised, reference, write_gguf
+from support.saves import TEMPLATE, dequantised, outputs, reference, write_gguf
 
 pytest.importorskip("gguf", reason="reading GGUF files needs the package gguf")
 

@@ -15,8 +15,7 @@ from interlace.attaching import is_attached
 from interlace.errors import CheckpointError, LoadError
 from interlace.models import source
 from support.architectures import attach_random, build
-from support.hub import LocalHub, local_hub
-from support.saves import assert_same_weights, base_folder, outputs, weights
+from support.saves import LocalHub, assert_same_weights, base_folder, local_hub, outputs, weights
 from support.text import tiny_tokenizer
 
 
@@ -283,7 +282,7 @@ def test_an_unknown_name_is_answered_with_help(hub: LocalHub, name: str, hint: s
 
 
 def test_a_misspelled_path_is_corrected(base: Path) -> None:
-    with pytest.raises(LoadError, match=f"Did you mean {base}"):
+    with pytest.raises(LoadError, match=f"Did you mean {base.name!r}"):
         interlace.load(base.parent / "bas")
 
 

@@ -23,12 +23,12 @@ from interlace.attaching import new_parameters
 from interlace.errors import AttachError, CheckpointError, LoadError
 from interlace.saving.checkpoint import attach_saved, save
 from support.architectures import BRIDGE, attach_random, build
-from support.hub import local_hub
 from support.saves import (
     assert_same_weights,
     base_folder,
     edit_manifest,
     edit_weights,
+    local_hub,
     outputs,
     weights,
 )
@@ -465,7 +465,7 @@ def test_a_kill_or_a_full_disk_leaves_an_earlier_save_as_it_was(tmp_path: Path) 
 def test_a_model_that_fsdp_shards_is_saved_whole(base: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     result = subprocess.run(
-        [*launcher, "-m", "support.save_sharded", str(tmp_path)],
+        [*launcher, "-m", "support.saves", str(tmp_path)],
         cwd=TESTS,
         capture_output=True,
         text=True,

@@ -25,7 +25,7 @@ from interlace.training.data import RowsTask, as_task
 from interlace.training.grpo import GRPOTrainer
 from interlace.training.rollout import columns_of, draw_indices, draw_width, sampling_seed
 from interlace.training.warmup import WarmupTrainer
-from support.number_model import number_folder, number_tokenizer
+from support.text import number_folder, number_tokenizer
 from support.training import QUIET, Evens, grpo, metrics, read_lines, stopping, tiny_model, weights
 
 TEXTS = [{"prompt": f"{n} {n + 1}", "answer": str(n), "hint": [n]} for n in range(7)]

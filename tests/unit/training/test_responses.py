@@ -15,12 +15,11 @@ from interlace.tasks.drawn import Draw
 from interlace.training import responses
 from interlace.training.arguments import WarmupConfig
 from interlace.training.responses import Item, read_responses, sample_responses
-from support.number_model import WORDS, number_tokenizer
-from support.text import byte_tokenizer
+from support.text import NUMBERS, byte_tokenizer, number_tokenizer
 from support.training import QUIET, Evens, metrics, read_lines, tiny_model, warmup, write_responses
 
 TOKENIZER = number_tokenizer()
-END = WORDS.index("<end>")
+END = NUMBERS.index("<end>")
 
 
 def arguments(tmp_path: Path, **options: Any) -> Any:
@@ -37,7 +36,7 @@ def read(
     fewest: int = 2,
     longest: int = 9,
     tokenizer: Any = TOKENIZER,
-    vocabulary: int = len(WORDS),
+    vocabulary: int = len(NUMBERS),
 ) -> list[Item]:
     numbers: dict[str, Any] = {"fewest_correct": fewest, "max_new_tokens": longest}
     args = WarmupConfig(output_dir="unused", data="given", **QUIET, **numbers)
@@ -52,7 +51,7 @@ def test_only_correct_and_finished_responses_are_stored(tmp_path: Path) -> None:
     assert {line["example"] for line in lines} == {example.id for example in task}
     rows = [(line, row) for line in lines for row in line["completions"]]
     assert 20 < len(rows) < 12 * len(lines)
-    stops = {WORDS.index(word) for word in ("<end>", "5", "7", "16")}
+    stops = {NUMBERS.index(word) for word in ("<end>", "5", "7", "16")}
     for line, row in rows:
         assert row[-1] in stops
         assert not stops & set(row[:-1])
@@ -125,7 +124,7 @@ def test_own_responses_get_an_end_token(tmp_path: Path) -> None:
         + json.dumps({"prompt": "1", "responses": ["2"]})  # too few
         + "\n"
     )
-    numbers = [WORDS.index(str(n)) for n in range(9)]
+    numbers = [NUMBERS.index(str(n)) for n in range(9)]
     first, second, third = read([path])
     assert first == Item(
         [numbers[1], numbers[2]], [[numbers[4], END], [numbers[5], numbers[6], END]]
@@ -185,7 +184,7 @@ def test_texts_of_tokens_that_the_model_lacks_are_refused(
     """Fails without a check: the embedding would raise an index error in the middle of a step."""
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps(entry) + "\n")
-    token = WORDS.index(largest)
+    token = NUMBERS.index(largest)
     read([path], vocabulary=token + 1)
     message = f"line 1: token ids are from 0 to {token - 1}, .* got {token} \\('{largest}'\\)"
     with pytest.raises(DataFileError, match=f"{message}.*resize_token_embeddings"):
@@ -307,7 +306,7 @@ def test_spliced_rows_keep_their_columns_and_end_with_the_end_token(tmp_path: Pa
         assert line["sampling"]["splice"] == 1.0
         for row in line["completions"]:
             assert task.verify(task.find(line["example"]), TOKENIZER.decode(row[:-1])).correct
-            rewritten += len(row) == 5 and row[-1] == WORDS.index("<end>")
+            rewritten += len(row) == 5 and row[-1] == NUMBERS.index("<end>")
     assert rewritten > 5
 
 

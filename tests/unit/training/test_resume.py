@@ -121,7 +121,7 @@ def test_the_first_checkpoint_cannot_be_written(
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """A file that may not grow further, which is what each writer then makes of it."""
-    said = run_program("support.full_disk", str(tmp_path), timeout=600)
+    said = run_program("support.killed_training", str(tmp_path), timeout=600)
     found = [json.loads(line) for line in said.splitlines() if line.startswith('{"stopped')]
     kinds = ("checkpoint", "journal", "result")
     assert found == [{"stopped": kind, "same": True} for kind in kinds]

@@ -12,7 +12,7 @@ from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments
 from interlace.training.recipe import Recipe, parse_recipe
 from interlace.training.run import train
-from support.number_model import number_folder
+from support.text import number_folder
 from support.training import read_lines
 
 

@@ -19,7 +19,7 @@ from interlace.training.grpo import GRPOTrainer
 from interlace.training.rollout import draw
 from interlace.training.scoring import score
 from support.architectures import attach_random
-from support.number_model import WORDS, number_model, number_tokenizer
+from support.text import NUMBERS, number_model, number_tokenizer
 from support.training import (
     Evens,
     at_step,
@@ -184,7 +184,7 @@ def test_weight_decay_of_matrices_alone(tmp_path: Path) -> None:
 
 def test_dropout_of_the_model_is_off_in_both_passes(tmp_path: Path) -> None:
     config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=64, n_embd=24, n_layer=2, n_head=4,
+        vocab_size=len(NUMBERS), n_positions=64, n_embd=24, n_layer=2, n_head=4,
         resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3,
         bos_token_id=None, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip

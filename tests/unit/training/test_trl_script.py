@@ -11,7 +11,7 @@ import pytest
 
 from interlace.attaching import is_attached
 from interlace.models.loading import load
-from support.number_model import number_folder
+from support.text import number_folder
 from support.training import read_lines
 
 SCRIPT = """
