@@ -55,16 +55,8 @@ def run(arguments: Namespace) -> None:
     """Load the model, and write the folder."""
     if not arguments.model or not arguments.out:
         raise ConfigError("Say which model, and where to: interlace export MODEL OUT --to vllm.")
-    from interlace.models.loading import load
     from interlace.saving.vllm import export_for_vllm
 
-    model, tokenizer = load(
-        arguments.model,
-        base=arguments.base,
-        revision=arguments.revision,
-        gguf_file=arguments.gguf_file,
-        dtype=arguments.dtype,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    model, tokenizer = Settings(**vars(arguments)).load(dtype=arguments.dtype)
     folder = export_for_vllm(model, arguments.out, tokenizer)
     print(f"{folder} is ready: vllm serve {folder} (with the plug-in interlace-vllm)")

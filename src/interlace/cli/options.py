@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from interlace.errors import ConfigError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from interlace.engine.types import SamplingParams
 
 FigureType = Literal["pdf", "svg", "png"]
@@ -32,6 +34,17 @@ class ModelOptions:
     revision: str | None = None
     gguf_file: str | None = None
     trust_remote_code: bool = False
+
+    def load(self, **more: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model and its tokenizer.
+
+        Args:
+            **more: Further options of `interlace.load`.
+        """
+        from interlace.models.loading import load
+
+        given = {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
+        return load(given.pop("model"), **given, **more)
 
 
 @dataclass(frozen=True)

@@ -53,18 +53,10 @@ def load_engine(settings: Any, notes: Console) -> Engine | RemoteEngine:
         from transformers.utils import logging
 
         from interlace.engine.engine import Engine
-        from interlace.models.loading import load
 
         logging.disable_progress_bar()
-        model, tokenizer = load(
-            settings.model,
-            base=settings.base,
-            revision=settings.revision,
-            gguf_file=settings.gguf_file,
-            dtype=settings.dtype,
-            device=settings.device or ("cuda" if torch.cuda.is_available() else None),
-            trust_remote_code=settings.trust_remote_code,
-        )
+        device = settings.device or ("cuda" if torch.cuda.is_available() else None)
+        model, tokenizer = settings.load(dtype=settings.dtype, device=device)
         budget = None if settings.memory is None else int(settings.memory * 2**30)
         return Engine(model, tokenizer, memory_budget=budget)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from interlace.configuration import Parser
 from interlace.errors import ConfigError
-from interlace.terminal import printable
+from interlace.terminal import Table, printable
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -175,9 +175,7 @@ def _leave_processes() -> None:
 
 def _print_evaluations(folder: Path) -> None:
     """What the first and the last evaluation of a run found, side by side, if there were any."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from interlace.jsonl import read
 
@@ -187,9 +185,7 @@ def _print_evaluations(folder: Path) -> None:
         return
     first, last = lines[0], lines[-1]
     title = f"Held-out problems, per cent: optimizer step {first['step']} -> {last['step']}"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for name in ("width", *SHOWN.values()):
-        table.add_column(name, justify="right")
+    rows = []
     for key in last:
         before, _, metric = key.rpartition("/")
         if metric == next(iter(SHOWN)) and before.startswith(EVALUATED):
@@ -197,8 +193,8 @@ def _print_evaluations(folder: Path) -> None:
                 f"{100 * first[f'{before}/{name}']:.1f} -> {100 * last[f'{before}/{name}']:.1f}"
                 for name in SHOWN
             ]
-            table.add_row(before.removeprefix(EVALUATED), *cells)
-    Console().print(table)
+            rows.append([before.removeprefix(EVALUATED), *cells])
+    Table(("width", *SHOWN.values()), rows, title).print(Console())
 
 
 def _next(recipe: Recipe, stage: Stage, arguments: Namespace) -> str:
