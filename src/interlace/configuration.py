@@ -104,7 +104,7 @@ for _tag in ("int", "float"):
 
 
 def _size(node: yaml.Node | None, sizes: dict[int, int | None], depth: int = 0) -> int:
-    """Nodes below one, those of an alias counted wherever it stands."""
+    """Number of nodes below one; an alias counts at each of its places."""
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     known = sizes.get(id(node), 0)
@@ -531,7 +531,7 @@ def _origin(hint: Any) -> Any:
 
 
 def _is(hint: Any, kind: type) -> bool:
-    """Whether a type is of a kind, or may be."""
+    """Whether a type is of a kind, or a union that holds one."""
     return any(_origin(part) is kind for part in _parts(hint))
 
 

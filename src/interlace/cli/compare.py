@@ -136,7 +136,7 @@ def in_order(results: Sequence[ArmResult]) -> list[ArmResult]:
 
 
 def check(results: Sequence[ArmResult], arms: Sequence[str]) -> None:
-    """Raise unless there are two arms or more, on the same tasks, with a width in common.
+    """Raise unless there are two arms or more, with a width in common.
 
     Raises:
         MetricError: naming what is missing.
@@ -145,18 +145,6 @@ def check(results: Sequence[ArmResult], arms: Sequence[str]) -> None:
         raise MetricError(
             f"A comparison needs two arms or more; all these runs are of {arms[0]!r}. Name them "
             "apart: interlace compare first=runs/a second=runs/b."
-        )
-    tasks = {arm: {r.task for r in results if r.arm == arm} for arm in arms}
-    every = set.union(*tasks.values())
-    missing = [
-        f"{arm!r} lacks {', '.join(sorted(every - own))}"
-        for arm, own in tasks.items()
-        if every - own
-    ]
-    if missing:
-        raise MetricError(
-            f"Every arm has to cover the same tasks; {'; '.join(missing)}. Evaluate those, or "
-            "leave the others out."
         )
     if not set.intersection(*(set(result.widths) for result in results)):
         listed = "; ".join(f"{result.arm!r}: {result.widths}" for result in results)

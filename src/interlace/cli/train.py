@@ -224,7 +224,7 @@ def _text(value: Any) -> str:
 
 
 def _is_first() -> bool:
-    """Whether this process speaks for all."""
+    """Whether this process is the one that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 

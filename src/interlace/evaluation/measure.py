@@ -51,7 +51,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """n, rows of a problem."""
+        """Number of rows of a problem, n."""
         return self.classes.shape[1]
 
 

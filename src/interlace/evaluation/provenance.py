@@ -33,7 +33,7 @@ _NOT_SAMPLING = ("width", "seed", "top_logprobs", "record_attention", "consensus
 
 
 def describe_engine(engine: Engine | RemoteEngine | RecordedResponses) -> dict[str, Any]:
-    """`describe_model` of an engine's model; of a server's, what the server says."""
+    """`describe_model` of an engine's model; for a server, what the server says of it."""
     model = getattr(engine, "model", None)
     return engine.description if model is None else describe_model(model)  # type: ignore[union-attr]
 
@@ -69,7 +69,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def _weights_hash(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """Over a few values of every weight, so that another checkpoint of the model shows."""
+    """A hash of a few values of every weight, which differs for another checkpoint."""
     import torch
 
     digest = hashlib.sha256()

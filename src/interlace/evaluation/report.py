@@ -305,7 +305,7 @@ def _efficiency(found: Sequence[ParallelEfficiency]) -> list[Table]:
 
 
 def _needed(estimate: Estimate) -> Cell:
-    """A cost whose upper part may lie beyond what was measured."""
+    """A cost; the upper end of its interval may lie beyond what was measured."""
     if math.isnan(estimate.value):  # a coupled arm that wrote no token has no ratio
         return "undefined"
     low, high = ("beyond" if e is None else number(e) for e in (estimate.low, estimate.high))
@@ -337,7 +337,7 @@ def _fitted(estimate: Estimate) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """How the numbers are to be read: the level first, then the methods that were used."""
+    """Notes that say how to read the numbers: first the level, then the methods used."""
     estimates = [entry.estimate for result in report.results for entry in result.measurements]
     levels = ", ".join(f"{100 * level:g} %" for level in sorted({e.level for e in estimates}))
     for comparison in report.comparisons:
@@ -383,5 +383,5 @@ def _bullets(lines: Iterable[str]) -> str:
 
 
 def _alone(text: str) -> str:
-    """Text that stays in its line."""
+    """Text without line breaks."""
     return " ".join(printable(text).split("\n"))

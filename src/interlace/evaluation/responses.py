@@ -29,7 +29,7 @@ _UNKNOWN = -1  # token id, as of a server that tells none
 
 
 class RecordedResponses:
-    """Has what `evaluate` needs of an engine.
+    """Stands in for an engine in `evaluate`, with groups that a file holds.
 
     Args:
         path: Path of a file of JSON lines. A line has `id`, the problem's id, or `prompt`, what was
@@ -75,7 +75,7 @@ class RecordedResponses:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What stands in place of a model."""
+        """Facts that stand in place of a model's."""
         unknown = dict.fromkeys(
             ("revision", "parameters", "dtype", "dequantised_from", "weights", "blocks")
         )
@@ -170,7 +170,7 @@ class RecordedResponses:
 
 
 def _key(prompt: Any) -> str:
-    """A prompt as a text to find it by; of messages what the last says."""
+    """The text by which a prompt is found; of messages, the content of the last."""
     return str(prompt if isinstance(prompt, str) else prompt[-1].get("content")).strip()
 
 

@@ -205,7 +205,7 @@ def metric_label(metric: str, k: int, tau: Fraction | None = None) -> str:
 
 
 def estimate_from_json(row: Mapping[str, Any]) -> Estimate:
-    """The estimate in JSON values that `to_json` made, among others."""
+    """The estimate in the JSON values of a measurement, as `to_json` made them."""
     values = {entry.name: row[entry.name] for entry in fields(Estimate)}
     return Estimate(**values | {"value": math.nan if row["value"] is None else row["value"]})
 

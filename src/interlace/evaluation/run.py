@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked, what was sampled, what came of it.
+"""The folder of a run: its settings, its raw generations, its results.
 
     config.json     what the numbers depend on, and where it ran; another configuration is refused
     records.jsonl   raw generations, a line a group, appended as groups finish
@@ -144,7 +144,7 @@ class RunFolder(RecordedGroups):
             self._write_config()
 
     def _refuse_foreign(self, overwrite: bool) -> None:
-        """Raise if files of our names in the folder are not a run's."""
+        """Raise if the folder holds files with our names that are not a run's."""
         config = self.path / CONFIG
         if config.exists():
             try:

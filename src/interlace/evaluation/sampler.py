@@ -114,7 +114,7 @@ class Jobs:
         return found
 
     def timed(self, count: int, widths: Sequence[int]) -> list[Job]:
-        """The first problems, each at every width: a machine that gets slower does so at all."""
+        """The first problems, each at all widths in turn: a slow machine slows down all widths."""
         places = range(min(count, len(self._examples)))
         return [self._job(place, width, 0) for place in places for width in sorted(widths)]
 

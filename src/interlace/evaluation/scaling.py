@@ -184,7 +184,7 @@ def fit_scaling(
 
 
 def _standard_errors(failures: Float[np.ndarray, "E K"]) -> Float[np.ndarray, "K"]:
-    """Of the mean failures, with the pseudo problems that keep them above 0."""
+    """Standard errors of the mean failures; pseudo problems keep them above 0."""
     count, extra = len(failures), PSEUDO_PROBLEMS
     total = count + 2 * extra
     mean = (failures.sum(axis=0) + extra) / total

@@ -254,8 +254,8 @@ def check_folder_sizes(source: HubModel) -> None:
 
 
 def check_entries(folder: Path) -> None:
-    """Refuse a folder by which a reader would go to a device or a pipe, and never come back, or to
-    files of another folder.
+    """Refuse a folder that leads its reader to a device or a pipe, which never ends, or to files of
+    another folder.
 
     Raises:
         LoadError: with the entry.

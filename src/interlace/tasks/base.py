@@ -174,7 +174,7 @@ class Task(ABC, Sequence[Example]):
         return in_last_message(example.question, lambda text: self.framed(example, text))
 
     def framed(self, example: Example, question: str) -> str:
-        """The template around a question; around "{question}" it is what goes around any."""
+        """The template filled in with a question; with "{question}" it shows what any one gets."""
         try:
             return self.template.format_map(
                 {**example.data, "question": question, "instruction": self.instruction}

@@ -96,8 +96,8 @@ class ChainArithmetic(DrawnTask):
     def splice(
         self, example: Example, rows: Sequence[Sequence[str]], probability: float, draw: Draw
     ) -> list[Row]:
-        """See `Task.splice`: a row's next line becomes the line with a sibling's right answer, and
-        the row ends."""
+        """See `Task.splice`. The next line of a row becomes the line with a sibling's right answer,
+        and the row ends."""
         return splice_lines(self, example, rows, probability, draw, told=False)
 
 

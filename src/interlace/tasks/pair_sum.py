@@ -110,7 +110,7 @@ class PairSum(DrawnTask):
 
 
 def _kept(row: Sequence[str], at: Try, sibling: Sequence[str], find: Try) -> list[str]:
-    """The find, up to a response's number of tries."""
+    """The copied find, repeated up to a response's number of tries."""
     earlier = len(_TRY.findall("".join(row[: at.start])))
     return list(sibling[find.start : find.stop]) * max(TRIES - earlier, 1)
 

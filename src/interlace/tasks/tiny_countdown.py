@@ -116,7 +116,7 @@ class TinyCountdown(CountdownRule):
 
 
 def _copied(row: Sequence[str], at: Try, sibling: Sequence[str], find: Try) -> list[str]:
-    """The find, again and again where the sibling keeps it, up to a response's number of tries."""
+    """The copied find: repeated where the sibling keeps it, up to a response's number of tries."""
     written = [f" {token.strip()}" for token in sibling[find.start : find.stop]]
     if find.stop == len(sibling):
         return written

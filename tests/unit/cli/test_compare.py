@@ -158,7 +158,7 @@ def test_training_seeds_of_an_arm_are_averaged(run):
         (["base.jsonl"], "needs two arms or more; all these runs are of 'base'"),
         (["base.jsonl", "base=Bridge.jsonl"], "needs two arms or more"),
         (["base.jsonl", "alone.json"], "Give the run folder"),
-        (["base.jsonl", "other.jsonl"], "'base' lacks other; 'other' lacks arithmetic"),
+        (["base.jsonl", "other.jsonl"], "'base' has no result on 'other'"),
         (["base.jsonl", "three.jsonl"], "no width in common: 'base': [1, 2, 4, 8, 16]"),
     ],
 )

@@ -225,7 +225,7 @@ def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator
 
 
 def _same_plan(folder: Path, settings: Settings) -> bool:
-    """Whether the folder's plan is this one; without any it is written."""
+    """Whether the folder's plan is this one; a folder without a plan gets it."""
     from interlace.evaluation.provenance import differences
 
     now = {"settings": dataclasses.asdict(settings), "interlace": interlace.__version__}
@@ -309,8 +309,8 @@ def _failure(folder: Path, lane: int, status: int) -> str:
 
 @contextmanager
 def watching(console: Console, folder: Path, jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
-    """A function that shows how far the jobs are: bars on a terminal; elsewhere a line for each
-    that ended, and now and then for the others."""
+    """Yields a function that shows how far the jobs are: by bars on a terminal; elsewhere by a line
+    for each job that ends, and now and then one for each of the others."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     from interlace.terminal import say

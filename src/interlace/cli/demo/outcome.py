@@ -149,7 +149,7 @@ def _result(folder: Path, arm: str) -> ArmResult:
 
 
 def table_of(results: Sequence[ArmResult]) -> Table:
-    """Arms by widths."""
+    """A table: a row for each arm at each width."""
 
     def row(result: ArmResult, width: int) -> list[Cell]:
         # Rows alone have one pass@1 for all widths, and no set at width 1.
@@ -171,7 +171,7 @@ def table_of(results: Sequence[ArmResult]) -> Table:
 
 
 def sentences_of(results: Sequence[ArmResult], settings: Settings) -> list[str]:
-    """The numbers in words; what they show and what not."""
+    """Sentences that say what the numbers show, and what they do not show."""
     by_name = {result.arm: result for result in results}
     rlvr, bridge = by_name[LABELS[RLVR]], by_name[LABELS[BRIDGE]]
     found = []
@@ -287,8 +287,8 @@ def counts(groups: Sequence[Found]) -> Float[np.ndarray, 4]:
 
 
 def beyond(together: Num[np.ndarray, "E 4"], alone: Num[np.ndarray, "E 4"]) -> list[float] | None:
-    """The share of hits after a sibling's, coupled minus alone, with its 95 % bootstrap interval
-    over problems; None where one has no such try.
+    """The share of tries that hit once a sibling has hit: of coupled rows minus of rows alone, with
+    its 95 % bootstrap interval over problems; None if either has no such try.
 
     Args:
         together: `counts` of each problem's groups.
@@ -308,7 +308,7 @@ def beyond(together: Num[np.ndarray, "E 4"], alone: Num[np.ndarray, "E 4"]) -> l
 
 
 def _texts(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Bridge's responses at the shown width and alone, by problem, group after group."""
+    """Bridge's responses at width `SHOWN` and at width 1: for each problem, group after group."""
     found: dict[int, dict[str, list[str]]] = {SHOWN: {}, 1: {}}
     for name in BRIDGE_RUNS:
         for record in read_records(folder / "evaluation" / name / RECORDS):
@@ -358,7 +358,7 @@ class GroupView:
                 time.sleep(SECONDS_A_TRY if step % TRY_TOKENS == 0 else SECONDS_A_TOKEN)
 
     def frame(self, console: Console, step: int = TRIES * TRY_TOKENS) -> RenderableType:
-        """Both groups after so many steps."""
+        """Both groups as they are after a number of steps."""
         title = f"One group of {len(self.together.rows)}: rows see each other"
         tables = [
             self._grid(title, self.together, step),
@@ -374,15 +374,15 @@ class GroupView:
         )
 
     def plain(self) -> str:
-        """The same as text: finds are told by the sign before them."""
+        """The last frame as text, in which a sign before a find says what it is."""
         console = Console(file=io.StringIO(), width=100, color_system=None)
         with console.capture() as captured:
             console.print(self.frame(console))
         return "\n".join(line.rstrip() for line in captured.get().rstrip().split("\n"))
 
     def sentences(self) -> list[str]:
-        """What is to be said of it: that it was picked, how often such a thing happens, and whether
-        more often than by chance."""
+        """Sentences: the group was picked; how often rows find what a sibling found; whether that
+        is more than chance."""
         same, unseen = self.together.count("same"), self.alone.count("unseen")
         together, alone = (one.sum(axis=0) for one in self._counts)
         width = len(self.together.rows)
@@ -425,7 +425,7 @@ def worth(found: Found) -> tuple[int, int, int]:
 
 
 def _written(one: Try, mark: str, tokens: int) -> Text:
-    """A try as far as it is written; what it is shows once its value stands there."""
+    """A try as far as it is written; its mark shows once its value is written."""
     sign, style, _ = MARKS[mark] if tokens >= len(one.tokens) else MARKS["miss"]
     text = printable("".join(one.tokens[: max(tokens, 0)]))
     return Text(sign + text if text else "", "" if tokens < len(one.tokens) else style)
@@ -437,7 +437,7 @@ def _share(pair: Float[np.ndarray, 2]) -> str:
 
 
 def taken_over(found: list[float] | None) -> str:
-    """What the coupled rows have beyond the rows alone: that alone may be called taken over."""
+    """A sentence about the difference: only that may be called taken over."""
     if found is None:
         return "That is too little to compare."
     value, low, high = (f"{100 * one:+.0f}" for one in found)

@@ -82,13 +82,13 @@ class Job:
         return f"{LABELS[self.arm]}, {f'eval W={widths}' if widths else 'training'}"
 
     def is_done(self, folder: Path) -> bool:
-        """Whether the outcome is there whole."""
+        """Whether the whole outcome is there."""
         if self.widths:
             return locate(folder / self.name, "result.json").exists()
         return is_complete(folder / self.name / "model")
 
     def reached(self, folder: Path) -> int:
-        """How many lines of the total there are."""
+        """How many of all lines there are."""
         if self.is_done(folder):
             return self.total
         paths = [folder / self.name / name for name in (RESPONSES, METRICS, RECORDS)]

@@ -139,7 +139,7 @@ class Settings(ModelOptions, _Sampling, _Files, DeviceOptions):
         return bool(self.attention or self.attention_layer or self.attention_png)
 
     def sampling(self, **changes: Any) -> SamplingParams:
-        """As of any command; consensus is told by final answers."""
+        """As in any command; final answers tell when a group has its consensus."""
         from interlace.answers import extract_answer
 
         changes = {"record_attention": "layers" if self.listens else None} | changes
@@ -242,7 +242,7 @@ def _load(settings: Settings, notes: Console) -> Engine | RemoteEngine:
 
 
 def _framed(settings: Settings, prompt: Any) -> Any:
-    """The prompt with the template around it; of messages, around the last user's."""
+    """The prompt in its template; in messages, the template goes around the last user's."""
     from interlace.tasks.base import in_last_message, is_message
 
     template = settings.template
@@ -431,7 +431,7 @@ def _to_stdout(line: dict[str, Any]) -> None:
 
 
 class _Encoder:
-    """A prompt of a file to its token ids, checked by the engine before hours of work."""
+    """Turns a prompt of a file into token ids, which the engine checks before hours of work."""
 
     def __init__(self, settings: Settings, engine: Engine | RemoteEngine) -> None:
         self._settings = settings

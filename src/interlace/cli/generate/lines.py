@@ -1,4 +1,4 @@
-"""A file of prompts to a file of lines in the same order, one a group; resumable.
+"""From a file of prompts to a file with one line a group, in the same order; a run can go on.
 
 Every line of the input is checked before the first is sampled. Beside `out.jsonl` stands
 `out.jsonl.settings.json`, written first, with what the lines depend on. That file says whose the
@@ -330,7 +330,7 @@ class Lines:
 
 
 def as_text(prompt: Any) -> str:
-    """A prompt as text to read: of messages what the last user said."""
+    """A prompt as readable text; of messages, what the user said last."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):

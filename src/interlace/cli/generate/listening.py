@@ -57,7 +57,7 @@ def maps_of(group: GroupOutput, layers: Sequence[int] = ()) -> list[Map]:
 
 
 def view(maps: Sequence[Map], texts: Sequence[str], console: Console) -> RenderableType:
-    """The maps one below the other, each row's text beside it; shades are per cent, too."""
+    """The maps one below the other, each row's text beside it; shades show the per cent, too."""
     if not maps:
         return Text(NOBODY, style="yellow")
     return Group(*(_table(*one, texts, console) for one in maps))

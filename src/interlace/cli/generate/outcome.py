@@ -70,7 +70,7 @@ class Aggregation:
 
     @property
     def writes(self) -> bool:
-        """Whether outcomes come from the engine, so that it has to be free."""
+        """Whether the engine makes the outcomes, so that it has to be free."""
         return self._settings.aggregate == "synthesize"
 
     def __call__(self, responses: Sequence[Responses]) -> list[Aggregate | None]:
@@ -102,7 +102,7 @@ class Aggregation:
         return f"the scorer {self._settings.scorer}"
 
     def _syntheses(self, responses: Sequence[Responses]) -> list[Aggregate | None]:
-        """All in one call of the engine; groups of blanks have nothing to synthesize."""
+        """Syntheses, all in one call of the engine; a group of blank texts has none."""
         outcomes: list[Aggregate | None] = [Aggregate("synthesize", None)] * len(responses)
         rows = [row for row, r in enumerate(responses) if any(text.strip() for text in r.texts)]
         fitted = [self._fitted(responses[row]) for row in rows]

@@ -136,7 +136,7 @@ ENDS = {"stop": "✓", "length": "cut at", "consensus": "settled at", "interrupt
 
 @dataclass
 class Row:
-    """What there is of one row."""
+    """One row, as far as it is sampled."""
 
     text: str = ""
     tokens: int = 0
