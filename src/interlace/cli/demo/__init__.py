@@ -254,7 +254,10 @@ def run_lanes(folder: Path, look: Callable[[], None]) -> None:
     """
     (folder / "logs").mkdir(exist_ok=True)
     with ExitStack() as ends:
-        processes = [_started(folder, lane, ends) for lane in (0, 1)]
+        processes = []
+        for lane in (0, 1):
+            processes.append(_start(folder, lane, _log(folder, lane)))
+            ends.callback(_end, processes[-1])
         at_work = True
         while at_work:
             at_work = any(process.poll() is None for process in processes)
@@ -270,11 +273,11 @@ def _log(folder: Path, lane: int) -> Path:
     return folder / "logs" / f"{lane + 1}.log"
 
 
-def _started(folder: Path, lane: int, ends: ExitStack) -> subprocess.Popen[bytes]:
+def _start(folder: Path, lane: int, log: Path) -> subprocess.Popen[bytes]:
     # -P: a json.py of the current folder is not the one that is meant.
     program = [sys.executable, "-P", "-c", "from interlace.cli.demo.work import main; main()"]
-    with _log(folder, lane).open("wb") as stream:
-        process = subprocess.Popen(
+    with log.open("wb") as stream:
+        return subprocess.Popen(
             [*program, str(folder), str(lane)],
             stdin=subprocess.PIPE,  # closes with this process, however it ends
             stdout=stream,
@@ -282,8 +285,6 @@ def _started(folder: Path, lane: int, ends: ExitStack) -> subprocess.Popen[bytes
             env=os.environ | ALONE,
             start_new_session=True,  # Ctrl-C goes to the parent alone, which ends them
         )
-    ends.callback(_end, process)
-    return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
