@@ -7,7 +7,8 @@ model.
 Method
 - A model of 4 layers, D = 96 and 4 heads, with random weights. At this size a step is all
   overhead, so the ratios of decoding are near their worst. Kinds have their default options, Bridge
-  and P-Match the share 0.05, gated a rank of 16.
+  and P-Match the share 0.05, gated a rank of 16, ParScale 8 streams with prefixes of 8. A row of
+  ParScale is 8 rows of the base model: its ratio is for a response, not for a group.
 - All kinds decode as modules on the backend `hf`, on one thread. No row ends.
 - All kinds run in turn, again and again, with one unmeasured round first; a ratio is between times
   of the same round, so that a drift of the machine's speed cancels; reported are median, smallest
@@ -42,6 +43,8 @@ KINDS = {
     "gated": interlace.GatedConfig(rank=16),
     "gated, history": interlace.GatedConfig(rank=16, reads="history"),
     "lanerope": interlace.LaneRoPEConfig(slot=256),
+    "mix": interlace.MixConfig(),
+    "parscale": interlace.ParScaleConfig(prefix=8),
 }
 
 
@@ -75,7 +78,8 @@ def training(model: PreTrainedModel, args: argparse.Namespace) -> Callable[[], N
     """A teacher-forced pass over one group, forward and backward."""
     ids = torch.randint(1, 128, (args.width, args.prompt + args.tokens))
     ids[:, : args.prompt] = ids[0, : args.prompt]
-    groups = Groups(args.width, None, torch.tensor([args.prompt]))
+    mixing = torch.full((1, *ids.shape[1:], args.width, args.width), 1 / args.width)
+    groups = Groups(args.width, None, torch.tensor([args.prompt]), mixing=mixing)
     rows = {"groups": groups} if is_attached(model) else {}
 
     def run() -> None:

@@ -31,7 +31,7 @@ def _seed() -> None:
 
 
 # What the graph backend refuses: reaches, seats, and other families (tests/unit/engine/backends).
-_NOT_STATIC = ("finished", "history", "gated", "lane", "mix-", "said")
+_NOT_STATIC = ("finished", "history", "gated", "lane", "mix-", "said", "parscale")
 _STATIC = {"llama", "mistral", "qwen2", "qwen3"}
 
 

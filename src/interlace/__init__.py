@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from interlace.coupling.gated import GatedConfig as GatedConfig
     from interlace.coupling.lanerope import LaneRoPEConfig as LaneRoPEConfig
     from interlace.coupling.mix import MixConfig as MixConfig
+    from interlace.coupling.parscale import ParScaleConfig as ParScaleConfig
     from interlace.coupling.pmatch import PMatchConfig as PMatchConfig
     from interlace.engine.engine import Engine as Engine
     from interlace.engine.types import GroupOutput as GroupOutput
@@ -71,6 +72,7 @@ _EXPORTS = {
     "LaneRoPEConfig": "interlace.coupling.lanerope",
     "MixConfig": "interlace.coupling.mix",
     "PMatchConfig": "interlace.coupling.pmatch",
+    "ParScaleConfig": "interlace.coupling.parscale",
     "RemoteEngine": "interlace.remote",
     "Responses": "interlace.answers.choose",
     "SamplingParams": "interlace.engine.types",

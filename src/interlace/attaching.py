@@ -34,7 +34,7 @@ from interlace.coupling.registry import coupling_class
 from interlace.errors import AttachError
 from interlace.generate_hf import forget_groups
 from interlace.save_pretrained import warn_of_adapters
-from interlace.swap import LayerWithBlock, ModelWithBlocks, swap, unswap
+from interlace.swap import DecoderWithStreams, LayerWithBlock, ModelWithBlocks, swap, unswap
 
 SHARE_WARNING = 0.10
 # Data types in which a layer computes; a quantised weight is stored in others.
@@ -188,6 +188,8 @@ def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None)
         )
     if set(coupling.seats) & set(WITHIN_ATTENTION):
         use_coupled_attention(base)
+    if "streams" in coupling.seats:
+        swap(base.get_decoder(), DecoderWithStreams, config.kind)
     handle = Handle(base)
     for spot, block in zip(spots, blocks, strict=True):
         carrier = base if spot is None else decoder.layers[spot]
@@ -223,6 +225,8 @@ def detach(model: nn.Module) -> None:
         delattr(base, attachment.config.kind)
     if set(attachment.coupling.seats) & set(WITHIN_ATTENTION):
         use_own_attention(base)
+    if "streams" in attachment.coupling.seats:
+        unswap(base.get_decoder())
     unswap(base)
     del base.interlace_attachment
     forget_groups(base)

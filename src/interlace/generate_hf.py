@@ -272,6 +272,12 @@ class GroupedGeneration:
     def _beam_search(self, *args: Any, generation_config: GenerationConfig, **kwargs: Any) -> Any:
         if (generation_config.num_return_sequences or 1) > 1:
             raise GenerationError(_refusal("beam search, which moves rows between beams"))
+        attached: Any = self
+        if "streams" in attached.interlace_attachment.coupling.seats:
+            raise GenerationError(
+                "Beam search moves rows in the cache, which has several streams of each here. "
+                "Sample with generate(do_sample=True)."
+            )
 
         base: Any = super()
         return base._beam_search(*args, generation_config=generation_config, **kwargs)

@@ -12,6 +12,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,9 @@ from interlace.errors import AttachError, GroupError
 from interlace.generate_hf import GroupedGeneration
 from interlace.rows import Groups, Owners, Rows
 from interlace.save_pretrained import WholeSaving
+
+# The coupling of the pass in hand that computes rows in several streams.
+_streaming: ContextVar[Coupling | None] = ContextVar("interlace_streaming", default=None)
 
 
 class Swapped:
@@ -76,6 +80,28 @@ class LayerWithBlock(Swapped, nn.Module):
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
+class DecoderWithStreams(Swapped, nn.Module):
+    """Mixed into a decoder's class: every row in several streams through all layers, and one after
+    the last norm; where a pass of the model says so."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        base: Any = super()
+        coupling = _streaming.get()
+        if coupling is None:
+            return base.forward(*args, **kwargs)
+        count = _call_shape(args, kwargs)[0]
+        # Rows see no siblings, and layers note in the same record that the pass came by.
+        streams = Groups(width=1)
+        streams._reached = kwargs.pop("groups")._reached
+        spread = functools.partial(_spread, coupling, count)
+        given = {name: spread(value) for name, value in kwargs.items() if name != "past_key_values"}
+        output = base.forward(*map(spread, args), groups=streams, **(kwargs | given))
+        if isinstance(output, tuple):
+            return (coupling.together(output[0]), *output[1:])
+        output.last_hidden_state = coupling.together(output.last_hidden_state)
+        return output
+
+
 class ModelWithBlocks(Swapped, GroupedGeneration, WholeSaving):
     """Mixed into the model's class: checks the groups of a call, and that the call reached every
     block."""
@@ -123,10 +149,24 @@ class ModelWithBlocks(Swapped, GroupedGeneration, WholeSaving):
             rows._reached.append(id(coupling))
         if "input" in coupling.seats:
             args, kwargs = _fed(self, coupling, rows, args, kwargs)
+        if "streams" in coupling.seats:
+            token = _streaming.set(coupling)
+            try:
+                return base.forward(*args, groups=rows, **kwargs)
+            finally:
+                _streaming.reset(token)
         if "head" not in coupling.seats:
             return base.forward(*args, groups=rows, **kwargs)
         positions = _call_shape(args, kwargs)[1]
         return _headed(coupling, rows, positions, base.forward(*args, groups=rows, **kwargs))
+
+
+def _spread(coupling: Coupling, count: int, value: Any) -> Any:
+    """A decoder's argument for all streams, if it has one entry for each of the `count` rows."""
+    if isinstance(value, dict):
+        return {name: _spread(coupling, count, part) for name, part in value.items()}
+    is_of_rows = isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == count
+    return coupling.spread(value) if is_of_rows else value
 
 
 def _call_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:

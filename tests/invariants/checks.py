@@ -19,6 +19,7 @@ from interlace import Groups, last_groups
 from interlace.coupling.attention import coupled_attention, serving
 from interlace.coupling.lanerope import LaneRoPE, LaneRoPEConfig
 from interlace.coupling.mix import Mix, MixConfig
+from interlace.coupling.parscale import ParScaleConfig
 from interlace.coupling.reference import lanerope_reference, mix_reference
 from interlace.coupling.registry import coupling_class
 from invariants.subject import (
@@ -85,7 +86,8 @@ def check_i2(subject: Subject) -> None:
         mixing = torch.stack([w[:, o][:, :, o] for w, o in zip(mixing, orders, strict=True)])
     # Each group keeps its start: rows move within their groups only.
     moved = model(ids[rows], groups=Groups(WIDTH, moved_alive, START, mixing=mixing)).logits
-    assert_far(out, model(ids).logits, "I2: siblings against none")
+    if subject.couples:
+        assert_far(out, model(ids).logits, "I2: siblings against none")
     assert_close(moved, out[rows], subject.close, "I2")
 
 
@@ -120,6 +122,9 @@ def check_i3_reach(subject: Subject) -> None:
     config = subject.config
     if isinstance(config, LaneRoPEConfig):
         _check_lanes(config)
+        return
+    if isinstance(config, ParScaleConfig):
+        _check_streams(subject)
         return
     if isinstance(config, MixConfig):
         _check_mixing(config)
@@ -162,6 +167,32 @@ def _check_lanes(config: LaneRoPEConfig) -> None:
             assert_close(out, expected, 1e-6, f"I3: what is read, {before}")  # of a softmax in fp32
 
 
+def _check_streams(subject: Subject) -> None:
+    """Streams, against passes of the base model that find a prefix in their cache."""
+    subject = replace(subject, name="llama")
+    model, base, ids = subject.attached(), subject.base(), random_ids(ROWS, POSITIONS)
+    config, whole = subject.config, model.get_submodule(subject.kind)
+    assert isinstance(config, ParScaleConfig)
+    mask = torch.ones(ROWS, config.prefix + POSITIONS, dtype=torch.long)
+    streams = []
+    for stream in range(config.streams):
+        cache = DynamicCache()
+        for n, layer in enumerate(model.get_decoder().layers):
+            prefix = layer.get_submodule(subject.kind)
+            given = (prefix.prefix_keys[stream], prefix.prefix_values[stream])
+            cache.update(*(t.expand(ROWS, -1, -1, -1) for t in given), n)
+        positions = torch.arange(POSITIONS)[None]
+        decoder = base.get_decoder()
+        out = decoder(ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        streams.append(out.last_hidden_state)
+    inner = torch.cat(streams, dim=-1) @ whole.in_weight.T + whole.in_bias
+    scores = (inner * inner.sigmoid()) @ whole.out_weight.T + whole.out_bias
+    shares = scores.exp() / scores.exp().sum(-1, keepdim=True) * 0.8 + 0.2 / config.streams
+    hidden = sum(shares[..., p, None] * h for p, h in enumerate(streams))
+    expected = base.get_output_embeddings()(hidden)
+    assert_close(model(ids).logits, expected, subject.close, "I3: what streams give")
+
+
 def _check_mixing(config: MixConfig) -> None:
     """What rows are fed, against the plain loops."""
     block = Mix(config, 5)
@@ -187,7 +218,9 @@ def check_i4(subject: Subject) -> None:
     changed_ids[row, at] = (ids[row, at] + 1) % VOCAB
     changed = model(changed_ids, groups=groups).logits
     assert_close(changed[:, :at], out[:, :at], subject.exact, "I4: earlier positions")
-    for sibling in set(range(WIDTH)) - {row}:
+    if not subject.couples:
+        assert_close(changed[:row], out[:row], subject.close, "I4: rows that see no siblings")
+    for sibling in set(range(WIDTH)) - {row} if subject.couples else ():
         reached = (changed[sibling] - out[sibling]).abs().amax(-1) > 1e-4
         first = at + getattr(subject.config, "strict", False)
         assert reached[first], f"I4: row {row}'s token at {at} does not reach sibling {sibling}"
@@ -254,7 +287,7 @@ def check_i6(subject: Subject) -> None:
             past_key_values=cache,
             groups=Groups(width, None, starts(COUNT, ids.shape[1])),
         )
-    expand(once, WIDTH)
+    expand(once, WIDTH, model)
     assert_close(go_on(once), go_on(many), subject.close, "I6")
 
 

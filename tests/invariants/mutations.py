@@ -61,6 +61,10 @@ the named checks fail.
 | nothing_mixed | a row is fed a share of its siblings' | I2, I3-reach, I4 |
 | share_twice | ... which is lambda | I3-reach |
 | own_forgotten | ... and the rest is its own | I5 |
+| streams_interleaved | the streams of a row lie side by side | I3, I3-reach, I4 |
+| prefix_of_next_stream | each has its own prefix | I3-reach |
+| prefix_only | ... which has values | I3-reach |
+| streams_averaged | the aggregate weighs them | I3-reach |
 | mixing_late | generate keeps weights at their positions | I7-generate |
 """
 
@@ -87,6 +91,7 @@ from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.gated import GatedBlock
 from interlace.coupling.lanerope import LaneRoPE
 from interlace.coupling.mix import Mix
+from interlace.coupling.parscale import Aggregate, ParScale
 from interlace.generate_hf import ContinuedGroups, GenerationRecord
 from interlace.rows import Earlier, Groups
 from invariants import checks
@@ -107,6 +112,7 @@ _turns = gated_module.turns
 _written, _continued = Groups.written, ContinuedGroups.written
 _in_lane, _with_own = LaneRoPE._in_lane, lanes_module._with_own
 _mixed, _weights, _all_groups = Mix.mixed, Mix.weights, GenerationRecord.all_groups
+_prefixed = ParScale.attention
 _teacher_force = checks.teacher_force
 
 
@@ -422,6 +428,32 @@ def _on_mix(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutation
     return Mutation(owner, attribute, fault, caught_by, kinds=("mix", "mix-others"))
 
 
+# Streams ---------------------------------------------------------------------------------------
+
+
+def streams_interleaved(self: ParScale, given: Tensor) -> Tensor:
+    return given.repeat(self.streams, *[1] * (given.ndim - 1))
+
+
+def prefix_of_next_stream(self: ParScale, *args: Any) -> Any:
+    with torch.no_grad():
+        self.prefix_keys.copy_(self.prefix_keys.roll(1, 0))
+    return _prefixed(self, *args)
+
+
+def prefix_only(self: ParScale, query: Tensor, key: Tensor, *args: Any) -> Any:
+    q, k, v, mask = _prefixed(self, query, key, *args)
+    return q, k, torch.cat([v[:, :, : self.prefix_keys.shape[2]] * 0, v[:, :, 5:]], 2), mask
+
+
+def streams_averaged(self: Aggregate, hidden: Tensor) -> Tensor:
+    return hidden.unflatten(0, (-1, self.streams)).mean(dim=1)
+
+
+def _on_streams(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutation:
+    return Mutation(owner, attribute, fault, caught_by, kinds=("parscale",))
+
+
 def _on_lanes(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutation:
     return Mutation(owner, attribute, fault, caught_by, kinds=("lanerope",))
 
@@ -506,5 +538,9 @@ _ALL = [
     _on_mix(Mix, "mixed", share_twice, "I3-reach"),
     _on_mix(Mix, "mixed", own_forgotten, "I5"),
     _on_mix(GenerationRecord, "all_groups", mixing_late, "I7-generate"),
+    _on_streams(ParScale, "spread", streams_interleaved, "I3", "I3-reach", "I4"),
+    _on_streams(ParScale, "attention", prefix_of_next_stream, "I3-reach"),
+    _on_streams(ParScale, "attention", prefix_only, "I3-reach"),
+    _on_streams(Aggregate, "together", streams_averaged, "I3-reach"),
 ]
 MUTATIONS = {mutation.fault.__name__: mutation for mutation in _ALL}

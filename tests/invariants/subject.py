@@ -44,6 +44,11 @@ class Subject:
         """The invariants that hold for it."""
         return coupling_class(self.config.kind).claims(self.config)
 
+    @property
+    def couples(self) -> bool:
+        """Whether its rows see each other."""
+        return coupling_class(self.config.kind).couples
+
     def base(self) -> PreTrainedModel:
         # Differences take an architecture that has windows everywhere, where lanes see none.
         plain = self.name == "starcoder2" and self.kind.startswith("lanerope")

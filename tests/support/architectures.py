@@ -21,7 +21,15 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from interlace import BridgeConfig, GatedConfig, LaneRoPEConfig, MixConfig, PMatchConfig, attach
+from interlace import (
+    BridgeConfig,
+    GatedConfig,
+    LaneRoPEConfig,
+    MixConfig,
+    ParScaleConfig,
+    PMatchConfig,
+    attach,
+)
 from interlace.attaching import new_parameters
 from interlace.coupling.config import CouplingConfig
 from interlace.rows import Groups
@@ -149,6 +157,7 @@ RIVALS: dict[str, CouplingConfig] = {
     ),
     "mix": MixConfig(share=0.6, temperature=0.3),
     "mix-others": MixConfig(share=0.4, own=False),
+    "parscale": ParScaleConfig(streams=3, prefix=5, smoothing=0.2),
 }
 
 

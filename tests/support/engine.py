@@ -159,9 +159,15 @@ def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.float().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
 
 
-def expand(cache: DynamicCache, width: int) -> None:
-    """From one row a prompt to `width` rows a prompt, group-major."""
+def expand(cache: DynamicCache, width: int, model: PreTrainedModel) -> None:
+    """From one row a prompt to `width` rows a prompt, group-major; the streams of a row stay side
+    by side."""
     cache.batch_repeat_interleave(width)
+    attachment = getattr(model, "interlace_attachment", None)
+    streams = getattr(attachment and attachment.config, "streams", 1)
+    if streams > 1:
+        rows = torch.arange(cache.layers[0].keys.shape[0]).view(-1, streams, width)
+        cache.reorder_cache(rows.transpose(1, 2).flatten())
 
 
 @torch.no_grad()
@@ -192,7 +198,7 @@ def sample_lockstep(
         logits = _feed_again(model, ids, mask, alive, ids.shape[1], width)
     elif share_prefill:
         out = _feed(model, ids[::width], mask[::width], cache, Groups(1))
-        expand(cache, width)
+        expand(cache, width, model)
         logits = out[:, -1].repeat_interleave(width, 0)
     else:
         nowhere = starts(len(ids) // width, ids.shape[1])

@@ -26,6 +26,7 @@ PUBLIC = [
     "LaneRoPEConfig",
     "MixConfig",
     "PMatchConfig",
+    "ParScaleConfig",
     "RemoteEngine",
     "Responses",
     "SamplingParams",

@@ -3,7 +3,7 @@
 Axes: P groups, W width, R rows, S positions of this call, D hidden size, V vocabulary, H query
 heads, G key-value heads, C head dim of the base model's attention.
 
-A kind takes one or more of five seats. For each it has a teacher-forced form, which sees all
+A kind takes one or more of six seats. For each it has a teacher-forced form, which sees all
 positions of whole groups at once, and a decode form, which sees one new token of every live row; a
 form that reads its siblings at the same position only is the same in both.
 
@@ -13,6 +13,7 @@ form that reads its siblings at the same position only is the same in both.
 | attention | before a layer's attention | queries, keys, values, mask | those that it runs on |
 | attended | behind a layer's attention | what its heads give | what goes into their projection |
 | layer | after a decoder layer | hidden states | hidden states |
+| streams | around all layers | a row's inputs | those of several streams; their outputs to one |
 | head | after the last layer | logits | logits that are sampled from |
 """
 
@@ -23,20 +24,20 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from interlace.coupling.config import CouplingConfig
 from interlace.errors import GenerationError
 from interlace.rows import Owners, Reads, Rows
 
-Seat = Literal["input", "attention", "attended", "layer", "head"]
+Seat = Literal["input", "attention", "attended", "layer", "streams", "head"]
 WITHIN_ATTENTION: tuple[Seat, ...] = ("attention", "attended")
 AT_LAYERS: tuple[Seat, ...] = (
     *WITHIN_ATTENTION,
     "layer",
 )  # a module for each layer that carries one
-AT_MODEL: tuple[Seat, ...] = ("input", "head")  # one module for the model
+AT_MODEL: tuple[Seat, ...] = ("input", "streams", "head")  # one module for the model
 
 NORM_EPS = 1e-6
 PAPER = "https://arxiv.org/abs/2510.01143"
@@ -236,6 +237,14 @@ class Coupling(nn.Module):
     def attended_step(self, out: Float[Tensor, "R S HC"], rows: Rows) -> Float[Tensor, "R S HC"]:
         """`attended` in a decode step."""
         return self.attended(out, rows)
+
+    def spread(self, given: Shaped[Tensor, "R *rest"]) -> Shaped[Tensor, "RP *rest"]:
+        """What the layers are given of a row, for each of its streams, one after the other."""
+        raise NotImplementedError
+
+    def together(self, hidden: Float[Tensor, "RP S D"]) -> Float[Tensor, "R S D"]:
+        """The last hidden states of a row's streams to those that the head is given."""
+        raise NotImplementedError
 
     def head(self, logits: Float[Tensor, "R S V"], rows: Rows) -> Float[Tensor, "R S V"]:
         """Logits of the rows to those that are sampled from."""

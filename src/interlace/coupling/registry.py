@@ -22,6 +22,7 @@ COUPLINGS: dict[str, str] = {
     "gated": "interlace.coupling.gated.GatedBlock",
     "lanerope": "interlace.coupling.lanerope.LaneRoPE",
     "mix": "interlace.coupling.mix.Mix",
+    "parscale": "interlace.coupling.parscale.ParScale",
 }
 DEFAULT_KIND = "bridge"
 

@@ -89,6 +89,7 @@ class SharedCache(Cache):
         self.is_checked = False  # that they asked rightly
         self.has_further_part = False  # whether a coupling reads beside prompt and completion
         self.is_changed_after = False  # whether one changes what attention gives
+        self.streams = 1  # in which a row is computed; they are heads here
         self._given: tuple[Tensor, Tensor] | None = None  # the last update
 
     # What the backend calls -----------------------------------------------------------------------
@@ -227,6 +228,8 @@ class SharedCache(Cache):
         step = self._layout(key_states.device)
         if not self.is_checked:
             self._given = key_states, value_states
+        given = key_states, value_states
+        key_states, value_states = (as_heads(t, self.streams) for t in given)
         if step.own_length is not None:  # all rows are equally long: one slice
             keys, values = step.new[layer_idx]
             keys.copy_(key_states)
@@ -235,7 +238,7 @@ class SharedCache(Cache):
             keys, values = step.own[layer_idx]
             keys[step.rows, :, step.own_lengths] = key_states[:, :, 0]
             values[step.rows, :, step.own_lengths] = value_states[:, :, 0]
-        return key_states, value_states
+        return given
 
     def attend(
         self,
@@ -351,9 +354,18 @@ def shared_attention(
     asked, further = query, None
     if cache.has_further_part:
         asked, further = in_step(query, key, value, scale, softcap)
-    window = sliding_window or 0
-    out = cache.attend(layer_idx, query, scale, window, softcap, s_aux, further, asked)
+    window, streams = sliding_window or 0, cache.streams
+    sinks = s_aux if s_aux is None or streams == 1 else s_aux.repeat(streams)
+    query, asked = as_heads(query, streams), as_heads(asked, streams)
+    out = cache.attend(layer_idx, query, scale, window, softcap, sinks, further, asked)
+    if streams > 1:
+        out = out.unflatten(2, (streams, -1)).transpose(1, 2).flatten(0, 1)
     return (attended(out) if cache.is_changed_after else out), None
+
+
+def as_heads(of_streams: Float[Tensor, "RP H U C"], streams: int) -> Float[Tensor, "R PH U C"]:
+    """The streams of a row as further heads of it."""
+    return of_streams if streams == 1 else of_streams.unflatten(0, (-1, streams)).flatten(1, 2)
 
 
 _ROOM = 64  # stores grow in steps of this many positions

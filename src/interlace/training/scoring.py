@@ -334,7 +334,8 @@ def shares_prompts(model: nn.Module) -> bool:
         return False
     if is_attached(inner):
         attachment = get_attachment(inner)
-        if attachment.config.reads != "position" or not attachment.coupling.shares_prompt:
+        shares = attachment.coupling.shares_prompt and "streams" not in attachment.coupling.seats
+        if attachment.config.reads != "position" or not shares:
             return False
     try:
         check_model(inner, inner)

@@ -61,6 +61,8 @@ def test_options_change_what_is_described(folder: Path, capsys: pytest.CaptureFi
     assert (lanes["Omega"], lanes["learned"]) == ("ntk, 4,096 positions", "yes")
     mix = info(capsys, folder, "--kind", "mix")
     assert (mix["mixed share"], mix["temperature"]) == ("0.1", "0.1")
+    streams = info(capsys, folder, "--kind", "parscale")
+    assert (streams["streams"], streams["prefix"]) == ("8", "48 positions")
     assert info(capsys, folder, "--layers", "2")["layers with a block"] == "2 of 3"
     assert info_json(capsys, folder, "--layers", "0,2")["blocks"]["layers"] == [0, 2]
     assert info_json(capsys, folder, "--layers", "all")["blocks"]["layers"] == [0, 1, 2]

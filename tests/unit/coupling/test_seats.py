@@ -212,7 +212,7 @@ def test_attention_that_gives_no_place_beside_it_is_refused() -> None:
 
 
 def test_unknown_kinds_name_the_known_ones() -> None:
-    known = r"'mystery'; known are bridge, pmatch, gated, lanerope, mix, toy"
+    known = r"'mystery'; known are bridge, pmatch, gated, lanerope, mix, parscale, toy"
     with pytest.raises(interlace.InterlaceError, match=known):
         coupling_class("mystery")
 
@@ -246,7 +246,8 @@ def test_a_kind_trains_saves_loads_generates_and_is_evaluated(kind: str, tmp_pat
         assert recorded[0].attention is not None
 
     result = quick(engine, sums(3), [1, 2], output=tmp_path / "evaluation")
-    assert (result.arm, result.coupled) == (get_attachment(model).coupling.title, True)
+    coupling = get_attachment(model).coupling
+    assert (result.arm, result.coupled) == (coupling.title, coupling.couples)
     assert result.widths == [1, 2]  # a part of a group of 2 is no group of 1: both were sampled
 
 
@@ -299,7 +300,8 @@ def test_what_no_backend_gives_yet_is_refused_by_name(
 
 def test_the_table_of_seats_is_that_of_the_backends() -> None:
     text = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    _, *rows = re.findall(r"^\| (\S+) \| (\w+) \| (\w+) \| (\w+) \| (\w+) \| (\w+) \|$", text, re.M)
+    cells = r" (\w+) \|" * 6
+    _, *rows = re.findall(rf"^\| (\S+) \|{cells}$", text, re.M)
     seats = (*AT_LAYERS, *AT_MODEL)
     table = {
         name.strip("`"): {seat for seat, cell in zip(seats, cells, strict=True) if cell == "yes"}

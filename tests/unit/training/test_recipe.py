@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from interlace import BridgeConfig, GatedConfig, LaneRoPEConfig, MixConfig, PMatchConfig
+from interlace import (
+    BridgeConfig,
+    GatedConfig,
+    LaneRoPEConfig,
+    MixConfig,
+    ParScaleConfig,
+    PMatchConfig,
+)
 from interlace.errors import ConfigError, RunError
 from interlace.tasks import list_tasks
 from interlace.training.recipe import STAGES, load_recipe, packaged_recipes, parse_recipe
@@ -219,6 +226,7 @@ def test_attach_in_all_its_forms():
         ({"method": "gated", "rank": "16"}, GatedConfig(rank=16)),
         ({"method": "lanerope", "learned": False}, LaneRoPEConfig(learned=False)),
         ({"method": "mix", "share": "0.2"}, MixConfig(share=0.2)),
+        ({"method": "parscale", "streams": "4"}, ParScaleConfig(streams=4)),
     ],
 )
 def test_every_rival_is_a_method_with_its_options(given, config):

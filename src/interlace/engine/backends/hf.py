@@ -36,6 +36,7 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interlace.attaching import SHARDED, Attachment, base_model_of
+from interlace.coupling.attention import PREFIX
 from interlace.coupling.base import Coupling, Seat, check_carried
 from interlace.engine.backends.base import Backend
 from interlace.engine.kept import KeptKeys
@@ -45,6 +46,7 @@ from interlace.engine.kv import (
     Slot,
     StoredPrompt,
     active_cache,
+    as_heads,
     hidden_pairs,
     not_shareable,
     shared_attention,
@@ -61,7 +63,9 @@ class HFBackend(Backend):
     """Hugging Face's modules with our attention; keys and values in a `SharedCache`."""
 
     name = "hf"
-    seats: ClassVar[tuple[Seat, ...]] = ("input", "attention", "attended", "layer", "head")
+    seats: ClassVar[tuple[Seat, ...]] = (
+        *("input", "attention", "attended", "layer", "streams", "head"),
+    )
     reads: ClassVar[tuple[Reads, ...]] = ("finished", "history")
 
     def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
@@ -118,6 +122,15 @@ class HFBackend(Backend):
     @property
     def mixes(self) -> bool:
         return self._coupling is not None and self._coupling.mixes
+
+    @property
+    def _streams(self) -> int:
+        """Streams in which a row is computed."""
+        found = self._attachment
+        if found is None or "streams" not in found.coupling.seats or found.handle.disabled:
+            return 1
+        streams: int = found.config.streams  # type: ignore[attr-defined]
+        return streams
 
     def _new_kept(self) -> KeptKeys | None:
         if self._attachment is None or self._attachment.config.reads == "position":
@@ -182,7 +195,7 @@ class HFBackend(Backend):
             if stop < longest:
                 yield
         self._windows = windows_of(DynamicCache(config=self.base.config))
-        stored = keys_and_values(self.base, cache)
+        stored = keys_and_values(self.base, cache, self._streams)
         return [
             self._cache.add_prompt(
                 [(k[b : b + 1, :, :length], v[b : b + 1, :, :length]) for k, v in stored],
@@ -261,6 +274,7 @@ class HFBackend(Backend):
         seats = () if self._coupling is None else self._coupling.seats
         cache.has_further_part = "attention" in seats
         cache.is_changed_after = "attended" in seats
+        cache.streams = self._streams
         places = [slot.place for slot in slots]
         ids = torch.tensor(tokens, device=self.device)
         positions = torch.tensor(cache.positions, device=self.device)
@@ -526,8 +540,11 @@ def _implementations(model: nn.Module) -> list[tuple[Any, Any]]:
     ]
 
 
-def keys_and_values(base: PreTrainedModel, cache: Any) -> list[tuple[Tensor, Tensor]]:
-    """What a prefill has left in Hugging Face's cache, for each layer.
+def keys_and_values(
+    base: PreTrainedModel, cache: Any, streams: int = 1
+) -> list[tuple[Tensor, Tensor]]:
+    """What a prefill has left in Hugging Face's cache, for each layer; the streams of a prompt as
+    heads of it.
 
     Raises:
         GenerationError: if it is something else than keys and values of one size.
@@ -539,7 +556,7 @@ def keys_and_values(base: PreTrainedModel, cache: Any) -> list[tuple[Tensor, Ten
             raise not_shareable(base, f"keeps in layer {n} something else than keys and values")
         if keys.shape != values.shape:
             raise not_shareable(base, f"has in layer {n} values of another size than its keys")
-        stored.append((keys, values))
+        stored.append((as_heads(keys, streams), as_heads(values, streams)))
     return stored
 
 
@@ -592,7 +609,7 @@ def check_attention(base: PreTrainedModel) -> None:
     Raises:
         GenerationError: if the model's is none of Hugging Face's, of the hub's kernels or of ours.
     """
-    name = str(base.config._attn_implementation)
+    name = str(base.config._attn_implementation).removeprefix(PREFIX)  # beside a coupling's part
     function = ALL_ATTENTION_FUNCTIONS.get(name)
     if function is not None and "/" not in name and not is_of_libraries(function):
         raise GenerationError(
