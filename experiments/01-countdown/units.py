@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from interlace.coupling.registry import coupling_class
+
 HERE = Path(__file__).parent
 DONE = "done.json"
 RECORDS = "records.jsonl.xz"
@@ -59,7 +61,8 @@ class Unit:
     @property
     def coupled(self) -> bool:
         """Whether the rows of its groups see each other."""
-        return bool(self.settings["attach"] == "bridge")
+        kind = self.settings["attach"]
+        return kind is not None and coupling_class(kind).couples
 
     @property
     def lines(self) -> str:

@@ -19,6 +19,8 @@ from transformers import TrainerCallback
 from units import DONE, HERE, RECORDS, Config, Places, Unit, base_source
 
 import interlace
+from interlace.attaching import is_attached
+from interlace.coupling.registry import config_from_dict
 from interlace.evaluation.records import read_records
 from interlace.tasks import Task, get_task
 from interlace.tasks.drawn import Draw
@@ -30,7 +32,6 @@ from interlace.training.warmup import RESPONSES, WarmupTrainer
 from interlace.training.weights import unwrapped
 
 MODEL = checkpoints.RESULT
-BLOCKS = {"bridge": interlace.BridgeConfig, "pmatch": interlace.PMatchConfig}
 # What the learning curves and the table of costs are made from.
 KEPT = ("loss", "entropy", "clip_fraction", "seconds", "pass@1", "coverage", "vote", "distinct")
 
@@ -56,7 +57,8 @@ def carry_out(unit: Unit, config: Config, places: Places) -> None:
     begun.write_text(json.dumps(unit.settings))
     commit = source_commit()  # now: files may change while the unit runs
     started, spent = time.monotonic(), time.process_time()
-    {"warmup": warm_up, "train": train, "evaluate": evaluate}[unit.kind](unit, config, places)
+    work = {"warmup": warm_up, "train": train, "attach": attach, "evaluate": evaluate}[unit.kind]
+    work(unit, config, places)
     outcome = {
         "settings": unit.settings,
         "commit": commit,
@@ -90,9 +92,7 @@ def source_commit() -> str:
 def warm_up(unit: Unit, config: Config, places: Places) -> None:
     """Warm up fresh blocks on what the unit starts from; without blocks the model itself."""
     model, tokenizer = start_of(unit, config, places)
-    if unit.settings["attach"] is not None:
-        blocks = BLOCKS[unit.settings["attach"]](**unit.settings["blocks"])
-        interlace.attach(model, blocks, seed=unit.seed)
+    give_blocks(model, unit)
     options, work = dict(unit.settings["trainer"]), places.work(unit.name)
     task, sampled = task_of(unit, "train"), work / RESPONSES / "0-of-1.jsonl"
     if unit.settings.get("responses_of") is not None:  # what another unit sampled
@@ -119,8 +119,10 @@ def write_traces(unit: Unit, task: Task, path: Path) -> Path:
 
 
 def train(unit: Unit, config: Config, places: Places) -> None:
-    """GRPO on what the unit starts from."""
+    """GRPO on what the unit starts from; where nothing was warmed up, with fresh blocks."""
     model, tokenizer = start_of(unit, config, places)
+    if not is_attached(model):
+        give_blocks(model, unit)
     folder = places.work(unit.name)
     args = GRPOConfig(output_dir=str(folder), seed=unit.seed, **unit.settings["trainer"])
     snapshots = Snapshots(unit.settings["snapshots"], tokenizer)
@@ -132,6 +134,21 @@ def train(unit: Unit, config: Config, places: Places) -> None:
         callbacks=[snapshots],
     ).run()
     tidy(unit, places)
+
+
+def attach(unit: Unit, config: Config, places: Places) -> None:
+    """Attach a kind that has nothing to train."""
+    model, tokenizer = start_of(unit, config, places)
+    give_blocks(model, unit)
+    interlace.save(model, places.work(unit.name) / MODEL, full=True, tokenizer=tokenizer)
+
+
+def give_blocks(model: Any, unit: Unit) -> None:
+    """Attach what the unit says, if anything."""
+    kind = unit.settings["attach"]
+    if kind is not None:
+        blocks = config_from_dict({"kind": kind, **unit.settings["blocks"]})
+        interlace.attach(model, blocks, seed=unit.seed)
 
 
 def start_of(unit: Unit, config: Config, places: Places, dtype: str | None = None) -> Any:

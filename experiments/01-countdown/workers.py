@@ -25,6 +25,7 @@ PACE = {
     ("warmup", False): 0.3,
     ("train", True): 0.8,
     ("train", False): 0.6,
+    ("attach", True): 1.0,
     ("evaluate", True): 0.006,
     ("evaluate", False): 0.03,
 }

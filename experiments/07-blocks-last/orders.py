@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ sys.path.insert(0, str(HERE.parent / "01-countdown"))
 from run import carry_out_queue, carry_out_unit, only  # noqa: E402
 from units import HERE as MACHINE  # noqa: E402
 from units import Config, Places, Unit, base_digest, merged, with_needs  # noqa: E402
+
+from interlace.coupling.registry import coupling_class  # noqa: E402
 
 MAIN, ENDING = QUEUES = ("main", "ending")
 SIZES = ("warmup", "grpo", "evaluation")
@@ -126,7 +129,7 @@ def _add(
         "base_weights": weights[index],
         "task": config["task"],
         "attach": options.get("attach"),
-        "blocks": config["blocks"] | options.get("blocks", {}) if options.get("attach") else None,
+        "blocks": _blocks(config, options),
         "snapshots": options.get("snapshots", []),
         "trainer": _trainer(config, options),
     }
@@ -151,8 +154,19 @@ def _add(
     return unit
 
 
+def _blocks(config: Config, options: Config) -> Config | None:
+    """An arm's own options of its kind, on top of those of all arms that the kind has."""
+    if options.get("attach") is None:
+        return None
+    known = {field.name for field in fields(coupling_class(options["attach"]).Config)}
+    shared = {name: value for name, value in config["blocks"].items() if name in known}
+    return shared | options.get("blocks", {})
+
+
 def _trainer(config: Config, options: Config) -> Config:
     stage = options["train"]
+    if stage == "attach":  # nothing is trained
+        return {"max_steps": 1}
     own = dict(options.get(stage, {}))
     rewards = own.pop("rewards", None)
     trainer: Config = merged(merged(config["trainer"], config[stage]), own)

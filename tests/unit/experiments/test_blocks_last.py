@@ -1,4 +1,4 @@
-"""experiments/05 to 09, orders of training: what is run, from what, and in which order."""
+"""experiments/04 to 09, orders of training: what is run, from what, and in which order."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ QUEUES = [
     ("05-long-run", "main"),
     ("09-claims", "main"),
     ("08-smollm2", "main"),
+    ("04-couplings", "main"),
 ]
 
 
@@ -190,6 +191,29 @@ def test_a_try_of_a_pair_sum_is_found_and_counted_after_a_siblings(blocks_last: 
     assert counted["found, any: at risk"] == 3  # the second row's try 2, the third's 2 and 3
     assert counted["found, any: hits"] == counted["found, any: the same"] == 1
     assert counted["not found, any: at risk"] == 0
+
+
+def test_couplings_differ_in_kind_and_order_only(blocks_last: Any) -> None:
+    units = units_of(blocks_last, "main", experiment="04-couplings")
+    rlvr = units["seed-1/rlvr-60/train"]
+    assert rlvr.settings["trainer"]["max_steps"] == 240
+    bridge = units["seed-1/bridge-last/train"].settings
+    kinds = ("finished", "history", "gated", "gated-history", "lanerope")
+    for name in (*kinds, "lanerope-zero", "mix"):
+        last, joint = units[f"seed-1/{name}-last/train"], units[f"seed-1/{name}-joint/train"]
+        assert last.needs == (rlvr.name,), name
+        assert joint.settings["trainer"] == rlvr.settings["trainer"], name
+        if name in kinds:
+            warm = units[f"seed-1/{name}-warm/train"]
+            assert (joint.needs, warm.needs) == ((warm.name,), ())
+            assert last.settings["trainer"] == bridge["trainer"], name
+            assert warm.settings["trainer"] | {"splice": 0.8} == bridge["trainer"], name
+        else:  # nothing to warm up
+            assert (last.kind, joint.needs) == ("attach", ())
+        assert joint.settings["blocks"] == last.settings["blocks"]
+        assert units[f"seed-1/{name}-last/final"].coupled, name
+    assert not units["seed-1/parscale-last/final"].coupled
+    assert units["seed-1/sft-last/train"].needs == (rlvr.name, "seed-1/bridge-last/train")
 
 
 def test_ending_rows_read_finished_siblings_in_one_arm_only(blocks_last: Any) -> None:
