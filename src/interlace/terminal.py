@@ -162,3 +162,17 @@ def number(value: float) -> str:
         digits = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
         return f"{value:,.{digits}f}"
     return f"{value:.2e}"
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes in the unit that keeps it short.
+
+    >>> in_bytes(3 * 2**20)
+    '3.0 MiB'
+    """
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"

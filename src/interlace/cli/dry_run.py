@@ -7,7 +7,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import ConfigError
-from interlace.terminal import printable
+from interlace.terminal import in_bytes, printable
 from interlace.training.estimate import (
     Memory,
     Plan,
@@ -61,14 +61,15 @@ def dry_run(
     start = starting_folder(recipe, stage)
     _print(recipe, stage, start, plan(options, stage, len(task)), subject, at, needed)
     _print_example(task)
-    print(f"\n{where}: {_gib(available)} for each process; needed at the peak {_gib(needed.peak)}")
+    room, peak = in_bytes(available), in_bytes(needed.peak)
+    print(f"\n{where}: {room} for each process; needed at the peak {peak}")
     if stage == "warmup" and options.splice and needed.peak <= available:
         _show_spliced(recipe, task)
     if needed.peak > available:
         ways = "; or ".join(ways_out(subject, at, available, stage))
         raise ConfigError(
-            f"This does not fit: about {_gib(needed.peak)} for each process, and there are "
-            f"{_gib(available)}. Try {ways}. If the device is another one, say so with --memory."
+            f"This does not fit: about {peak} for each process, and there are {room}. Try {ways}. "
+            "If the device is another one, say so with --memory."
         )
     return 0
 
@@ -202,14 +203,5 @@ def _parameters(recipe: Recipe, subject: Subject, start: Any, stage: Stage) -> d
 
 
 def _bytes(phase: str, parts: dict[str, int]) -> dict[str, Any]:
-    found: dict[str, Any] = {f"memory {phase}": _gib(sum(parts.values()))}
-    return found | {f"  {name}": _gib(value) for name, value in parts.items()}
-
-
-def _gib(count: int) -> str:
-    """Bytes as GiB, or as MiB where that is little.
-
-    >>> _gib(3 * 2**30), _gib(5 * 2**20)
-    ('3.00 GiB', '5.0 MiB')
-    """
-    return f"{count / GIB:.2f} GiB" if count >= GIB // 2 else f"{count / 2**20:.1f} MiB"
+    found: dict[str, Any] = {f"memory {phase}": in_bytes(sum(parts.values()))}
+    return found | {f"  {name}": in_bytes(value) for name, value in parts.items()}

@@ -14,6 +14,7 @@ from interlace.cli.options import ModelOptions
 from interlace.configuration import Parser
 from interlace.coupling.registry import COUPLINGS, DEFAULT_KIND, config_from_dict
 from interlace.errors import ConfigError
+from interlace.terminal import in_bytes
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -192,22 +193,8 @@ def _memory_rows(
 ) -> dict[str, Any]:
     return {
         "memory at width": f"{width}, prompt {prompt:,} of {length:,} positions, {dtype}",
-        "base weights": _size(needed.base_weights),
-        "new weights": _size(needed.new_weights),
-        "cache, prompt stored once": _size(needed.cache_shared),
-        "cache, prompt copied": _size(needed.cache_copied),
+        "base weights": in_bytes(needed.base_weights),
+        "new weights": in_bytes(needed.new_weights),
+        "cache, prompt stored once": in_bytes(needed.cache_shared),
+        "cache, prompt copied": in_bytes(needed.cache_copied),
     }
-
-
-def _size(count: int) -> str:
-    """Bytes in the unit that keeps the number short.
-
-    >>> _size(3 * 2**20)
-    '3.0 MiB'
-    """
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -54,17 +54,26 @@ class RecordedGroups:
         self.environments: list[dict[str, Any]] = []
 
     def append(self, record: GroupRecord) -> None:
-        """Keep a group."""
+        """Keep a group; a kill after this call does not lose one that a folder holds."""
+        self._write(RECORDS, record.to_json())
         self.records[record.key] = record
 
     def append_timing(self, timing: Timing) -> None:
         """Keep the seconds of a group."""
+        self._write(TIMINGS, vars(timing))
         self.timings.append(timing)
 
     def note_environment(self, environment: Mapping[str, Any]) -> None:
         """Note where this process samples, unless that is known already."""
         if dict(environment) not in self.environments:
             self.environments.append(dict(environment))
+            self._write_config()
+
+    def _write(self, name: str, line: Mapping[str, Any]) -> None:
+        """Memory alone keeps it."""
+
+    def _write_config(self) -> None:
+        """Memory alone keeps it."""
 
 
 class RunFolder(RecordedGroups):
@@ -101,17 +110,19 @@ class RunFolder(RecordedGroups):
         with ExitStack() as opened:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                self._record_store, self._timing_store = (
-                    opened.enter_context(Store(self.path / name, RunError, sync_seconds=seconds))
+                self._stores = {
+                    name: opened.enter_context(
+                        Store(self.path / name, RunError, sync_seconds=seconds)
+                    )
                     for name, seconds in ((RECORDS, 0.0), (TIMINGS, math.inf))
-                )
+                }
                 if not overwrite:
                     self.environments = self._settle()
                     self.records = {
                         r.key: r for r in read_records(self.path / RECORDS, drop_partial=True)
                     }
                     self.timings = read_timings(self.path / TIMINGS)
-                for store in (self._record_store, self._timing_store):
+                for store in self._stores.values():
                     store.begin(anew=overwrite)
                 if overwrite:
                     for name in (CONFIG, RESULT, REPORT):
@@ -126,22 +137,8 @@ class RunFolder(RecordedGroups):
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def append(self, record: GroupRecord) -> None:
-        """Keep a group; a kill after this call does not lose it."""
-        self._record_store.append(record.to_json())
-        super().append(record)
-
-    def append_timing(self, timing: Timing) -> None:
-        """Keep the seconds of a group."""
-        self._timing_store.append(vars(timing))
-        super().append_timing(timing)
-
-    def note_environment(self, environment: Mapping[str, Any]) -> None:
-        """Note where this process samples, unless that is known already."""
-        known = len(self.environments)
-        super().note_environment(environment)
-        if len(self.environments) > known:
-            self._write_config()
+    def _write(self, name: str, line: Mapping[str, Any]) -> None:
+        self._stores[name].append(line)
 
     def _refuse_foreign(self, overwrite: bool) -> None:
         """Raise if the folder holds files with our names that are not a run's."""

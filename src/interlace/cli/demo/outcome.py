@@ -398,9 +398,9 @@ class GroupView:
             )
         return [
             picked,
-            f"Over all {self.groups} groups of {self.problems} problems: once a sibling has hit, a "
-            f"row that has not hits at its next try in {_share(together[:2])}. The same weights "
-            f"and problems with rows alone, in sets of {width}: {_share(alone[:2])}; there another "
+            f"Over all {self.groups} groups of {self.problems} problems: after a sibling's hit, a "
+            f"row without one hits at its next try in {_share(together[:2])}. The same weights and "
+            f"problems with rows alone, in sets of {width}: {_share(alone[:2])}; there another "
             "row's hit only says that the problem is easy.",
             taken_over(beyond(*self._counts)),
             f"Before any sibling has hit: {_share(together[2:])}, and alone {_share(alone[2:])}.",

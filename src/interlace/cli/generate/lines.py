@@ -173,11 +173,6 @@ class Results:
         self.path = path
         self.done = 0
         self._settings_path = path.with_name(path.name + ".settings.json")
-        if path.exists() and not path.is_file():
-            raise DataFileError(
-                f"The output {path} is no regular file, so no run can go on from it. Without "
-                "--output, lines go to standard output."
-            )
         now = as_json(settings)
         if not path.exists():
             # The settings come first, so that a kill leaves no file without them.

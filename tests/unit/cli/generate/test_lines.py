@@ -290,7 +290,7 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
 
 
 def test_places_that_are_no_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match="is no regular file"):
+    with pytest.raises(DataFileError, match="is no file that lines can be added to"):
         Results(tmp_path, IDS, SETTINGS)
     with pytest.raises(DataFileError, match="cannot be written"):
         Results(tmp_path / "nowhere" / "out.jsonl", IDS, SETTINGS)
