@@ -59,16 +59,17 @@ def answer_or_close(server: Running, data: bytes) -> bytes:
         (400, {"n": 65}, "n"),
         (400, {"max_tokens": 49}, "max_tokens"),
         (400, {"max_tokens": 0}, "max_tokens"),
-        (400, {"prompt": ""}, None),
+        (400, {"prompt": ""}, "prompt"),
         (400, {"prompt": []}, "prompt"),
-        (400, {"prompt": [99_999]}, None),
+        (400, {"prompt": [99_999]}, "prompt"),
         (400, {"prompt": "x" * 300}, "prompt"),
         (400, {"aggregate": {"method": "best_of_n", "scorer": "mine"}}, "aggregate"),
         (400, {"aggregate": "majority", "stream": True}, "aggregate"),
         (400, {"record_attention": True, "coupled": False}, "record_attention"),
         (400, {"logit_bias": {"m": 1}}, "logit_bias"),
         (400, {"logit_bias": {"260": 1}}, "logit_bias"),
-        (400, {"stop": [""]}, None),
+        (400, {"stop": [""]}, "stop"),
+        (400, {"stop_token_ids": [99_999]}, "stop_token_ids"),
     ],
 )
 def test_what_is_not_carried_out_is_openais_error(
@@ -112,13 +113,34 @@ def test_head_is_get_without_a_body(http: httpx.Client, path: str) -> None:
 
 
 def test_a_page_elsewhere_may_ask_only_if_its_origin_is_allowed() -> None:
-    asked = {"Origin": "https://mine.example", "Access-Control-Request-Method": "POST"}
+    asked = {
+        "Origin": "https://mine.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+    }
     for allowed, status in (((), 405), (("https://mine.example",), 200), (("https://a.b",), 400)):
         with running(allow_origin=allowed) as server:
             reply = httpx.options(f"{server.address}/v1/completions", headers=asked)
         assert reply.status_code == status
         granted = reply.headers.get("Access-Control-Allow-Origin")
         assert granted == (asked["Origin"] if status == 200 else None)
+
+
+def test_a_scorer_that_fails_shows_nothing_of_what_it_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its message may quote a completion, and its place is a path: neither is told or logged."""
+
+    def scorer(text: str) -> float:
+        raise ValueError(f"cannot read {text}")
+
+    with running(scorers={"mine": scorer}) as server, httpx.Client(base_url=server.address) as http:
+        aggregate = {"method": "best_of_n", "scorer": "mine"}
+        reply = ask(http, n=2, aggregate=aggregate)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "scorer_failed")
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert logged == ["The scorer 'mine' failed: ValueError"]
+    assert "cannot read" not in reply.text
 
 
 def test_a_body_of_another_type_is_refused(http: httpx.Client) -> None:

@@ -62,6 +62,10 @@ def test_what_is_left_out_or_null_has_openais_defaults() -> None:
     assert sampling_params(completion(), 4096).seed != params.seed
     assert sampling_params(chat(), 99).max_new_tokens == 99
     assert sampling_params(chat(max_tokens=3, max_completion_tokens=5), 99).max_new_tokens == 5
+    for name in ("max_tokens", "max_completion_tokens"):
+        with pytest.raises(ApiError, match=f"{name} is at most 4") as refused:
+            sampling_params(chat(**{name: 5}), 4)
+        assert refused.value.param == name
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,18 @@ EXTRAS = {
 USAGE_ERROR, INTERRUPTED = 2, 130
 DEBUG = "INTERLACE_DEBUG"
 COMPUTING = ("eval", "generate", "serve", "train")  # a demo's children do it themselves
+# oneDNN, and torch's layer above it, keep kernels of some 0.5 MiB for each number of rows that a
+# product has had, 1,024 each: a server's memory grows for thousands of requests.
+KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512", "LRU_CACHE_CAPACITY": "512"}
 
 
 def console() -> int:
-    """`main` as a program of its own: one that will hold a model asks for huge pages first."""
+    """`main` as a program of its own: one that will hold a model asks for huge pages first, and
+    bounds what is kept beside it."""
     if sys.argv[1:2] and sys.argv[1] in COMPUTING:
         huge_pages.restart()
+        for name, kept in KERNELS_KEPT.items():
+            os.environ.setdefault(name, kept)
     return main()
 
 

@@ -81,7 +81,8 @@ def build_app(engine: Engine, settings: ServerSettings) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.allow_origin),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's client for browsers tells by some what it runs on
+            expose_headers=["retry-after"],
         )
     return app
 

@@ -285,13 +285,12 @@ def sampling_params(request: SamplingRequest, longest: int) -> SamplingParams:
     Raises:
         ApiError: for more tokens than that.
     """
-    asked = getattr(request, "max_completion_tokens", None) or request.max_tokens
+    name = "max_tokens"
+    if getattr(request, "max_completion_tokens", None) is not None:
+        name = "max_completion_tokens"
+    asked: int | None = getattr(request, name)
     if asked is not None and asked > longest:
-        raise ApiError(
-            400,
-            f"max_tokens is at most {longest} on this server; got {asked}.",
-            param="max_tokens",
-        )
+        raise ApiError(400, f"{name} is at most {longest} on this server; got {asked}.", param=name)
     default = longest if isinstance(request, ChatRequest) else min(16, longest)
     attention = request.record_attention
     return SamplingParams(

@@ -202,8 +202,8 @@ class Service:
     def _job(self, request: SamplingRequest) -> Job:
         try:
             params = sampling_params(request, self.settings.max_tokens)
-        except GenerationError as error:
-            raise ApiError(400, str(error)) from None
+        except GenerationError as error:  # it begins with the field's name
+            raise ApiError(400, str(error), param=str(error).split()[0]) from None
         prompts: list[Prompt]
         prompts = [request.messages] if isinstance(request, ChatRequest) else request.prompts  # type: ignore[attr-defined]
         if not prompts:
@@ -370,7 +370,8 @@ class Service:
         except AggregationError as error:
             if error.__cause__ is None:  # ours, of what the request asks for
                 raise
-            log.error("%s", error)
+            log.error("%s failed: %s", what, type(error.__cause__).__name__)
+            log.debug("%s", error)  # it may quote what the model wrote
             raise ApiError(500, f"{what} of this server failed.", code="scorer_failed") from error
 
 
@@ -393,9 +394,10 @@ def _refusal(error: GenerationError, param: str) -> ApiError:
     if error.__cause__ is not None:  # the tokenizer's or the template's; ours would show the prompt
         return ApiError(400, f"{param} cannot be encoded for this model.", param=param)
     text = str(error)
-    if "context" in text:
-        return ApiError(400, text, param=param, code="context_length_exceeded")
-    return ApiError(400, text)
+    if not text.startswith("Prompt "):
+        param = text.split()[0]  # the field's name
+    code = "context_length_exceeded" if "context" in text else None
+    return ApiError(400, text, param=param, code=code)
 
 
 def failure(error: Exception) -> ApiError:

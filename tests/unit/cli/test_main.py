@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import interlace
 from interlace.cli import main as module
@@ -168,3 +169,36 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     _, errors = process.communicate(b"")
     assert process.returncode == 0
     assert not errors
+
+
+GROWS = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from interlace.cli.main import console
+
+sys.argv = ["interlace", "generate", "--help"]
+with suppress(SystemExit):
+    console()
+import torch
+
+weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(17, 13))
+mib = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+for rows in range(1, 901):
+    torch.ops.mkldnn._linear_pointwise(torch.randn(rows, 13), weight, None, "none", [], "")
+    if rows == 600:
+        before = mib()
+print("grown", mib() - before)
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what a process takes")
+def test_a_command_keeps_a_bounded_number_of_kernels() -> None:
+    """Else each number of rows that a product has for the first time takes half a MiB for
+    good, and a server's memory grows for thousands of requests."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWS], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert float(done.stdout.split("grown")[-1]) < 80  # some 150 without the bound
