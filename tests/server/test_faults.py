@@ -16,6 +16,9 @@ import httpx
 import pytest
 import torch
 
+from interlace import SamplingParams
+from interlace.engine.core import Event
+from interlace.engine.types import Step
 from interlace.errors import ConfigError
 from interlace.server import worker
 from interlace.server.settings import ServerSettings
@@ -302,6 +305,17 @@ def test_who_reads_slower_than_is_sampled_keeps_its_stream(monkeypatch: pytest.M
         reply = ask(http, n=16, max_tokens=60, ignore_eos=True, stream=True, logprobs=20)
         assert reply.text.endswith("data: [DONE]\n\n")
         assert reply.text.count('"finish_reason": "length"') == 16
+
+
+def test_what_waits_for_a_reader_is_bounded_though_it_reads() -> None:
+    """Who takes a little from time to time would fill the memory without end."""
+    job = worker.Job(["a"], SamplingParams(width=64, top_logprobs=20), streaming=True)
+    step = Step([1] * 64, [True] * 64, ["a"] * 64, [None] * 64, [0.0] * 64, [[]] * 64)
+    steps = 0
+    while not job.is_ignored:
+        job.post((0, Event(0, step)))
+        job.read, steps = time.monotonic(), steps + 1
+    assert steps == worker.BOUND // (64 * 21) + 1
 
 
 def test_a_group_that_fails_ends_alone() -> None:

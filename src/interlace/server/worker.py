@@ -27,8 +27,9 @@ from interlace.server.metrics import Metrics
 log = logging.getLogger("interlace.server")
 
 # A job ends if so many tokens, likely ones too, wait for a reader that has taken none for so many
-# seconds. The second keeps those who read, but slower than the model samples.
-MOST_UNREAD, PATIENCE = 2**16, 5.0
+# seconds. The second keeps those who read, but slower than the model samples, up to the bound
+# (some 100 MiB), at which each job ends.
+MOST_UNREAD, PATIENCE, BOUND = 2**16, 5.0, 2**20
 
 
 class SlowReaderError(Exception):
@@ -79,8 +80,9 @@ class Job:
 
     @property
     def is_ignored(self) -> bool:
-        """Whether its reader takes nothing while much waits."""
-        return self.unread > MOST_UNREAD and time.monotonic() - self.read > PATIENCE
+        """Whether its reader takes nothing while much waits, or too little."""
+        is_waiting = time.monotonic() - self.read > PATIENCE
+        return self.unread > (MOST_UNREAD if is_waiting else BOUND)
 
     async def mail(self) -> AsyncIterator[tuple[int, Event]]:
         """What comes of the job, to its end.
