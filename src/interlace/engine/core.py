@@ -492,6 +492,7 @@ class EngineCore:
     def _remove(self, group: RunningGroup) -> None:
         self._running.remove(group)
         self._release(group.rows)
+        group.rows.clear()  # each knows its group: what they hold would wait for the collector
 
     def _release(self, rows: Iterable[Row]) -> None:
         live = [row for row in rows if row.slot is not None]

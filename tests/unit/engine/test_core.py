@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -96,6 +98,24 @@ def test_after_abort_everything_is_returned(steps: int) -> None:
     assert core.backend._cache.rows == core.backend._cache.prompts == []
     assert core.abort(number) is None
     assert core.step() == []
+
+
+@pytest.mark.parametrize("how", ["ends", "is aborted"])
+def test_a_group_is_let_go_without_the_garbage_collector(how: str) -> None:
+    """Its rows know it and it knows them: a server kept hundreds of MiB of likely tokens of groups
+    that were over, until Python happened to look for cycles."""
+    core = Engine(MODEL).core
+    number = core.add(requests(core, PROMPTS[:1])[0], streaming=True)
+    gc.collect()
+    gc.disable()
+    try:
+        core.step()
+        group = weakref.ref(core._running[0])
+        core.abort(number) if how == "is aborted" else drain(core)
+        assert core.is_idle
+        assert group() is None
+    finally:
+        gc.enable()
 
 
 def test_abort_of_one_leaves_no_row_and_no_prompt_of_it_behind() -> None:
