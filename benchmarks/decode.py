@@ -1,8 +1,9 @@
 """How fast are W responses of one prompt, against Hugging Face generate, llama.cpp and vLLM?
 
 Question: CPU time of a prompt and of a step of one token for each of W rows, with this engine (with
-and without Bridge blocks, 5 % new parameters), Hugging Face's generate, llama.cpp (bf16 and Q8_0)
-and vLLM's CPU build (bf16), the last two if they are given an environment.
+and without Bridge blocks, 5 % new parameters; its backends `cpu` and `native`), Hugging Face's
+generate, llama.cpp (bf16 and Q8_0) and vLLM's CPU build (bf16), the last two if they are given an
+environment.
 
 Method
 - Model: SmolLM2-135M, dequantised from Q4_1, if the package that carries it is installed
@@ -80,9 +81,9 @@ def timed(call: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def engine_contender(model: Any) -> Contender:
+def engine_contender(model: Any, backend: str = "cpu") -> Contender:
     """This engine."""
-    engine = interlace.Engine(model)
+    engine = interlace.Engine(model, backend=backend)
 
     def run(prompt: int, width: int, tokens: int) -> float:
         params = interlace.SamplingParams(width=width, max_new_tokens=tokens, ignore_eos=True)
@@ -231,6 +232,8 @@ def contenders(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Conten
     found = {
         "engine": engine_contender(plain),
         "bridge": engine_contender(bridged),
+        "native": engine_contender(plain, "native"),
+        "native bridge": engine_contender(bridged, "native"),
         "floor": floor_contender(plain),
         "hf": hugging_face_contender(plain),
     }

@@ -30,12 +30,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-# What the graph backend refuses: reaches, seats, and other families (tests/unit/engine/backends).
+# What the graph backend refuses, and the native one leaves to the cpu backend:
+# reaches, seats, and other families (tests/unit/engine/backends).
 _NOT_STATIC = ("finished", "history", "gated", "lane", "mix-", "said", "parscale")
 _STATIC = {"llama", "mistral", "qwen2", "qwen3"}
 
 
-@pytest.fixture(params=["hf", "cpu", "graph"])
+@pytest.fixture(params=["hf", "cpu", "graph", "native"])
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of each of the engine's backends; what is asked of one is asked of all."""
     name: str = request.param
@@ -43,6 +44,11 @@ def backend(request: pytest.FixtureRequest) -> str:
     is_known = asked.get("name", "llama") in _STATIC and "toy" not in asked
     values = [f"{value}-" for value in asked.values()]
     is_static = not any(word in value for value in values for word in _NOT_STATIC)
-    if name == "graph" and not (is_known and is_static):
-        pytest.skip("the graph backend refuses it")
+    if name in ("graph", "native") and not (is_known and is_static):
+        pytest.skip(f"the {name} backend does not compute it")
+    if name == "native":
+        from interlace.engine.backends.native import library
+
+        if isinstance(lib := library(), str):
+            pytest.skip(f"no compiled code: {lib}")
     return name

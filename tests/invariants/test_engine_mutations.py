@@ -12,6 +12,8 @@
 | window_forgotten | a sliding window counts prompt and completion together | I7, greedy |
 | own_padding_seen | a row's completion ends where it ends | I7, I7-alone |
 | prompt_padding_seen | a prompt ends where it ends | I7, I7-alone |
+| sets_of_all | the compiled code has rows see their own group alone | I7, I7-mixed, I11 |
+| chunks_of_all | ... and read their own prompt | I7, I7-alone |
 | parts_averaged | prompt and completion share one softmax | I7, greedy |
 | weights_stale | packed weights follow training | I7-trained |
 | biases_stale | ... and biases | I7-trained |
@@ -71,6 +73,7 @@ from interlace.engine import request as requests_module
 from interlace.engine import sampling as sampling_module
 from interlace.engine.backends import BACKENDS
 from interlace.engine.backends import graph as graph_module
+from interlace.engine.backends import native as native_module
 from interlace.engine.backends.cpu import PackedProduct, PackedWeights
 from interlace.engine.backends.flat import PromptAttention
 from interlace.engine.backends.hf import HFBackend
@@ -155,7 +158,11 @@ _advance, _release = HFBackend.advance, HFBackend.release
 _prompt_mask = PromptAttention._mask
 _drawn = graph_module._drawn
 _slot_mask = SlotAttention._mask
-PORTABLE = ("hf", "cpu")  # whose rows lie in a `SharedCache`
+PORTABLE = ("hf", "cpu")  # whose rows lie in a `SharedCache`, which attends for them
+TENSORS = (*PORTABLE, "graph")  # that compute whole steps with tensors
+STORED = (*PORTABLE, "native")  # whose rows lie there
+_native_chunks = native_module._chunks
+_native_sets = native_module._sets
 
 
 @dataclass(frozen=True)
@@ -416,29 +423,40 @@ def said_stays_in_place(self: HFBackend, gone: Any) -> None:
 
 
 def _on_cache(attribute: str, fault: Any, *caught_by: str) -> Mutation:
-    return Mutation(SharedCache, attribute, fault, caught_by, PORTABLE)
+    return Mutation(SharedCache, attribute, fault, caught_by, STORED)
+
+
+def sets_of_all(rows: Any) -> Any:
+    readers, _ = _native_sets(rows)
+    return readers, [[row.place for row in rows]] * len(readers)
+
+
+def chunks_of_all(prompts: list[int]) -> Any:
+    return _native_chunks([0] * len(prompts))
 
 
 _ALL = [
-    Mutation(EngineCore, "_take", finished_rows_stay, ("I7",), PORTABLE),
-    Mutation(Owners, "visible", groups_see_each_other, ("I7", "I7-mixed", "I11")),
+    Mutation(EngineCore, "_take", finished_rows_stay, ("I7",), STORED),
+    Mutation(Owners, "visible", groups_see_each_other, ("I7", "I7-mixed", "I11"), TENSORS),
     _on_cache("remove_row", row_not_moved, "I7", "I7-alone"),
     _on_cache("remove_row", row_keeps_old_length, "I7", "I7-alone"),
     _on_cache("remove_prompt", prompt_not_moved, "I7", "I7-alone"),
     _on_cache("remove_prompt", prompt_place_kept, "I7", "I7-mixed"),
     _on_cache("positions", property(position_late), "I7", "greedy"),
-    _on_cache("attend", window_forgotten, "I7", "greedy"),
+    Mutation(SharedCache, "attend", window_forgotten, ("I7", "greedy"), PORTABLE),
+    Mutation(native_module, "_sets", sets_of_all, ("I7", "I7-mixed", "I11"), ("native",)),
+    Mutation(native_module, "_chunks", chunks_of_all, ("I7", "I7-alone"), ("native",)),
     Mutation(StepLayout, "own_mask", own_padding_seen, ("I7", "I7-alone"), PORTABLE),
     Mutation(StepLayout, "shared_mask", prompt_padding_seen, ("I7", "I7-alone"), PORTABLE),
     Mutation(cache_module, "merge", parts_averaged, ("I7", "greedy"), PORTABLE),
-    Mutation(PackedWeights, "of", weights_stale, ("I7-trained",), ("cpu",)),
+    Mutation(PackedWeights, "of", weights_stale, ("I7-trained",), ("cpu", "native")),
     Mutation(PackedWeights, "of", biases_stale, ("I7-trained",), ("cpu",)),
-    Mutation(sampling_module, "uniforms", uniforms_by_place, ("I11",), PORTABLE),
+    Mutation(sampling_module, "uniforms", uniforms_by_place, ("I11",), STORED),
     Mutation(requests_module, "row_keys", occurrences_alike, ("I11-differ",)),
     Mutation(requests_module, "row_keys", rows_alike, ("I11-differ",)),
     Mutation(sampling_module, "sample", logprobs_as_sampled, ("I7", "I7-alone")),
     Mutation(DynamicCache, "get_seq_length", prefill_from_zero, ("I6",), ("hf",)),
-    Mutation(PromptAttention, "_mask", chunk_alone, ("I6",), ("cpu", "graph")),
+    Mutation(PromptAttention, "_mask", chunk_alone, ("I6",), ("cpu", "graph", "native")),
     Mutation(graph_module, "_drawn", ended_seen_once_more, ("I7",), ("graph",)),
     Mutation(SlotAttention, "_mask", prompts_all_seen, ("I7", "I7-alone"), ("graph",)),
     Mutation(SlotAttention, "_mask", slots_not_masked, ("I7", "I7-alone"), ("graph",)),

@@ -119,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     finally:
         if verbose:
-            print(f"interlace: {huge_pages.report()}", file=sys.stderr)
+            native = sys.modules.get("interlace.engine.backends.native")
+            for line in [huge_pages.report(), *(native.report() if native else ())]:
+                print(f"interlace: {line}", file=sys.stderr)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -159,8 +161,8 @@ def _help() -> str:
             "  interlace eval --model tiny --task tiny-countdown --widths 1,8",
             "",
             "`interlace COMMAND --help` explains a command. --debug (or INTERLACE_DEBUG=1) adds",
-            "the traceback to an error, --verbose what memory the command had at its end.",
-            "--version prints the version.",
+            "the traceback to an error, --verbose what memory the command had at its end and what",
+            "computed its steps. --version prints the version.",
         ]
     )
 

@@ -56,8 +56,8 @@ class Engine:
         prefill_chunk: Number of prompt positions computed in one pass.
         backend: Name of what computes the model: "cpu" (weights packed for oneDNN, which take as
             much memory again as the model's linears), "hf" (the model's own forward, anywhere),
-            "graph" (a step that a GPU captures, for Llama's family), or "auto", "cpu" where it can
-            and else "hf".
+            "native" ("cpu" with steps in compiled code), "graph" (a step that a GPU captures, for
+            Llama's family), or "auto", "cpu" where it can and else "hf".
 
     Attributes:
         core: The `EngineCore` under it, for those who call it from one thread of their own instead

@@ -201,6 +201,10 @@ class SharedCache(Cache):
         )
         return needed, at_most
 
+    def stores(self) -> tuple[Store, Store] | None:
+        """The stores of completions and of prompts, if the layers are all of one shape."""
+        return (self._own[0], self._shared[0]) if len(self._own) == 1 else None
+
     def trim(self) -> None:
         """Give back the room of rows and prompts that are gone."""
         for stores, kept in ((self._own, self.rows), (self._shared, self.prompts)):

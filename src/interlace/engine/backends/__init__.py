@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from torch import nn
 
 from interlace.attaching import base_model_of
@@ -9,9 +11,12 @@ from interlace.engine.backends.base import Backend
 from interlace.engine.backends.cpu import CPUBackend, why_not_packed
 from interlace.engine.backends.graph import GraphBackend
 from interlace.engine.backends.hf import HFBackend
+from interlace.engine.backends.native import SWITCH, NativeBackend
 from interlace.errors import GenerationError
 
-BACKENDS: dict[str, type[HFBackend]] = {"hf": HFBackend, "cpu": CPUBackend, "graph": GraphBackend}
+BACKENDS: dict[str, type[HFBackend]] = {
+    backend.name: backend for backend in (HFBackend, CPUBackend, GraphBackend, NativeBackend)
+}
 
 
 def choose_backend(name: str, model: nn.Module, prefill_chunk: int) -> Backend:
@@ -26,7 +31,8 @@ def choose_backend(name: str, model: nn.Module, prefill_chunk: int) -> Backend:
         GenerationError: for a name that is none, or a model that the backend cannot run.
     """
     if name == "auto":
-        name = "hf" if why_not_packed(base_model_of(model)) else "cpu"
+        own = "native" if os.environ.get(SWITCH) == "1" else "cpu"
+        name = "hf" if why_not_packed(base_model_of(model)) else own
     if name not in BACKENDS:
         raise GenerationError(
             f"backend is 'auto' or one of {', '.join(map(repr, BACKENDS))}; got {name!r}."

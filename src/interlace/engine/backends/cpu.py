@@ -269,6 +269,8 @@ def _sums(weight: Tensor) -> Tensor:
 
 def _span(packed: Tensor) -> huge_pages.Span:
     """Where a packed copy lies."""
+    if not packed.is_mkldnn:
+        return packed.data_ptr(), packed.nbytes
     return int(torch.ops.mkldnn.data_ptr(packed)), int(torch.ops.mkldnn._nbytes(packed))
 
 

@@ -68,7 +68,7 @@ class OwnProduct(Product):
         self, x: Float[Tensor, "N I"], residual: Float[Tensor, "N O"] | None = None
     ) -> Float[Tensor, "N O"]:
         if self._norm is not None:
-            x = F.rms_norm(x, x.shape[-1:], self._norm.weight, _eps(self._norm))
+            x = F.rms_norm(x, x.shape[-1:], self._norm.weight, number_eps(self._norm))
         first = self._linears[0]
         if residual is not None and first.bias is None:
             return torch.addmm(residual, x, first.weight.t())
@@ -128,7 +128,7 @@ class FlatModel:
             couple: Function that computes a layer's coupling; None goes by them.
         """
         x = self.embedding(ids).flatten(0, 1)  # the module itself, so that its hooks are called
-        cos, sin = self._turns(x, positions)
+        cos, sin = self.turns(x, positions)
         for layer in self.layers:
             heads = sum(layer.heads)
             qkv = layer.qkv(x).unflatten(-1, (heads + layer.heads[1], -1))
@@ -145,7 +145,7 @@ class FlatModel:
                 x = couple(layer.block, x)
         return x
 
-    def _turns(
+    def turns(
         self, x: Float[Tensor, "N D"], positions: Int[Tensor, "P S"]
     ) -> tuple[Float[Tensor, "N 1 C"], Float[Tensor, "N 1 C"]]:
         """Cosines, and sines with the sign that a half of a head gets in the other's place."""
@@ -163,10 +163,11 @@ def normalised(x: Float[Tensor, "*N D"], eps: Float[Tensor, "*#N 1"]) -> Float[T
 
 def eps_of(norm: Any, device: torch.device | None = None) -> Float[Tensor, " 1"]:
     """The epsilon of a root-mean-square norm of Hugging Face's or of torch's."""
-    return torch.tensor([_eps(norm)], dtype=torch.float32, device=device)
+    return torch.tensor([number_eps(norm)], dtype=torch.float32, device=device)
 
 
-def _eps(norm: Any) -> float:
+def number_eps(norm: Any) -> float:
+    """The same as a number."""
     found = getattr(norm, "variance_epsilon", None)
     return float(norm.eps or 0 if found is None else found)
 

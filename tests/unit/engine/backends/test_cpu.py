@@ -127,13 +127,17 @@ CHANGES: list[Callable[[PreTrainedModel], None]] = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "cpu") for name in NAMES), ("qwen2", "native")]
+)
 @pytest.mark.parametrize(
     "change", CHANGES, ids=lambda c: c.__name__ if c.__name__ != "<lambda>" else "adam"
 )
-def test_changed_weights_are_followed(name: str, change: Callable[[PreTrainedModel], None]) -> None:
+def test_changed_weights_are_followed(
+    name: str, backend: str, change: Callable[[PreTrainedModel], None]
+) -> None:
     model = attach_random(with_biases(name))
-    engine = Engine(model, backend="cpu")
+    engine = Engine(model, backend=backend)
     before = engine.generate(PROMPTS, PARAMS)
     change(model)
     after = engine.generate(PROMPTS, PARAMS)
