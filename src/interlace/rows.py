@@ -57,7 +57,11 @@ class Kept(ABC):
         """
 
     def shares(
-        self, place: int, query: Float[Tensor, "R H C"]
+        self,
+        place: int,
+        query: Float[Tensor, "R H C"],
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> tuple[Float[Tensor, "R H W"], Float[Tensor, "R H"]] | None:
         """How much of what each row reads at earlier positions comes from each row of its group, by
         number, with the log-sum-exp; None where no row reads any, or it cannot be told.
@@ -65,6 +69,8 @@ class Kept(ABC):
         Args:
             place: Layer that the coupling stands at.
             query: Queries of this step, without positions.
+            scale: Factor of the scores; by default C^-1/2.
+            softcap: Bound that the scores are softly held to; None for none.
         """
         return None
 

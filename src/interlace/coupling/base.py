@@ -226,6 +226,18 @@ class Coupling(nn.Module):
         """
         raise NotImplementedError
 
+    def step_shares(
+        self,
+        query: Float[Tensor, "R H 1 C"],
+        key: Float[Tensor, "R G 1 C"],
+        rows: Rows,
+        scale: float,
+        softcap: float | None,
+    ) -> Float[Tensor, "R H N"] | None:
+        """Who listens to whom in what `attention_step` reads, for views; N as in
+        `attention_weights`, and prompt and own past are not in it. None: it cannot be told."""
+        return None
+
     def prompt_query(self, query: Float[Tensor, "R H 1 C"], rows: Rows) -> Tensor:
         """Queries of a decode step as they meet the keys of prompts, which are stored once."""
         return query

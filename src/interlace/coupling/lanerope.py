@@ -30,11 +30,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from interlace.coupling.attention import explicit
+from interlace.coupling.attention import explicit, merged
 from interlace.coupling.base import INVARIANTS, Coupling
 from interlace.coupling.config import CouplingConfig, Layers, check_whole, check_word
 from interlace.coupling.reach import turned
@@ -124,6 +125,7 @@ class LaneRoPE(Coupling):
         self.start = omega(config, theta)
         start = torch.tensor(self.start, dtype=dtype, device=device)
         self.omega = nn.Parameter(start) if config.learned else None
+        self._angles: dict[torch.device, Tensor] = {}
 
     @classmethod
     def build(
@@ -253,18 +255,48 @@ class LaneRoPE(Coupling):
         share = torch.sigmoid(part[1] - same[1]).unsqueeze(-1).to(q.dtype)
         return torch.lerp(same[0], part[0], share), torch.logaddexp(same[1], part[1].to(same[1]))
 
+    def step_shares(
+        self,
+        query: Float[Tensor, "R H 1 C"],
+        key: Float[Tensor, "R G 1 C"],
+        rows: Rows,
+        scale: float,
+        softcap: float | None,
+    ) -> Float[Tensor, "R H N"] | None:
+        """What `attention_step` gives where a row's values are its unit vector."""
+        assert isinstance(rows, Owners)
+        assert rows.kept is not None
+        lanes = rows.numbers(query.device)[:, None, None]
+        q, k = (self._in_lane(t[:, :, 0], lanes) for t in (query, key))
+        part = rows.kept.shares(self.place, q, scale, softcap)
+        if self.strict:
+            return None if part is None else F.pad(part[0], (len(q), 0))
+        units = torch.eye(len(q), dtype=q.dtype, device=q.device)
+        same = _beside(
+            q, k, units[:, None].expand(-1, k.shape[1], -1), rows.visible(), scale, softcap
+        )
+        if part is None:
+            return same[0]
+        own = F.pad(same[0], (0, part[0].shape[-1]))
+        return merged(own, same[1], F.pad(part[0], (len(q), 0)), part[1])
+
     def _in_lane(self, x: Float[Tensor, "*axes C"], lanes: Tensor) -> Float[Tensor, "*axes C"]:
         """Features turned to their lane, as many of them as rotary positions turn."""
         exact = torch.promote_types(x.dtype, torch.float32)
-        step: Tensor | None = self.omega
-        if step is None:
-            step = torch.tensor(self.start, dtype=torch.float64, device=x.device)
+        step = self._fixed(x.device) if self.omega is None else self.omega
         angles = lanes * step.to(torch.promote_types(step.dtype, exact))
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         size = 2 * angles.shape[-1]
         if size == x.shape[-1]:
             return turned(x, cos, sin)
         return torch.cat([turned(x[..., :size], cos, sin), x[..., size:]], dim=-1)
+
+    def _fixed(self, device: torch.device) -> Float[Tensor, " F"]:
+        """An angle that is not learned: no buffer, since those are cast with the model."""
+        if device not in self._angles:
+            with torch.inference_mode(False):
+                self._angles[device] = torch.tensor(self.start, dtype=torch.float64, device=device)
+        return self._angles[device]
 
     def extra_repr(self) -> str:
         return f"frequencies={len(self.start)}, strict={self.strict}"
@@ -317,11 +349,11 @@ def _with_own(seen: Bool[Tensor, "P 1 S W U"], own: Tensor, width: int) -> Tenso
 def _beside(
     query: Float[Tensor, "R H C"],
     key: Float[Tensor, "R G C"],
-    value: Float[Tensor, "R G C"],
+    value: Float[Tensor, "R G V"],
     visible: Bool[Tensor, "1 1 R R"] | None,
     scale: float,
     softcap: float | None,
-) -> tuple[Float[Tensor, "R H C"], Float[Tensor, "R H"]]:
+) -> tuple[Float[Tensor, "R H V"], Float[Tensor, "R H"]]:
     """What the rows of a decode step read of their siblings' new tokens, with its log-sum-exp,
     which is so low where there is none that the part has no weight."""
     kv_heads = key.shape[1]

@@ -143,7 +143,11 @@ class KeptKeys(Kept):
         return self._attended(step, query, keys, values, scale, softcap)
 
     def shares(
-        self, place: int, query: Float[Tensor, "R H C"]
+        self,
+        place: int,
+        query: Float[Tensor, "R H C"],
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> tuple[Float[Tensor, "R H W"], Float[Tensor, "R H"]] | None:
         """What the rows would read if each entry's value were the unit vector of its writer."""
         step = self._step(query) if self._groups else None
@@ -156,7 +160,7 @@ class KeptKeys(Kept):
         width = max(len(g.rows) for g in groups)
         units = torch.eye(width, dtype=query.dtype)[torch.tensor(writers)].to(query.device)
         values = units.unsqueeze(2).expand(-1, -1, keys.shape[2], -1)
-        return self._attended(step, query, keys, values)
+        return self._attended(step, query, keys, values, scale, softcap)
 
     def _attended(
         self,

@@ -90,6 +90,8 @@ class SharedCache(Cache):
         self.has_further_part = False  # whether a coupling reads beside prompt and completion
         self.is_changed_after = False  # whether one changes what attention gives
         self.streams = 1  # in which a row is computed; they are heads here
+        self.notes_further = False  # whether the share of that further part is wanted
+        self.further: list[Tensor] = []  # the share, of each layer that has the part
         self._given: tuple[Tensor, Tensor] | None = None  # the last update
 
     # What the backend calls -----------------------------------------------------------------------
@@ -280,6 +282,8 @@ class SharedCache(Cache):
             lse = torch.logaddexp(own_lse, shared_lse)
         if further is not None:
             part, part_lse = further[0].view_as(out), further[1].view_as(lse)
+            if self.notes_further:
+                self.further.append(torch.sigmoid(part_lse - lse).view(rows, heads))
             out, lse = merge(out, lse, part, part_lse), torch.logaddexp(lse, part_lse)
         if sinks is not None:  # a sink takes its share of the softmax and gives nothing
             out = out * torch.sigmoid(lse - sinks.view(kv_heads, -1)).unsqueeze(-1).to(out.dtype)

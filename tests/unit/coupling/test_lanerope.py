@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel
 
 import interlace
-from interlace import Groups, LaneRoPEConfig
+from interlace import Groups, LaneRoPEConfig, SamplingParams
 from interlace.attaching import new_parameters
 from interlace.coupling.lanerope import LaneRoPE, frequencies, omega
 from interlace.coupling.registry import config_from_dict
 from interlace.errors import AttachError, ConfigError, GroupError
 from interlace.rows import Owners
 from support.architectures import attach_fresh, attach_random, build, random_ids, tiny_config
-from support.engine import largest_gap
+from support.engine import fed_again, largest_gap
 from support.text import number_folder
 from support.training import grpo, stopping, warmup
 from support.typecheck import unchecked
@@ -61,6 +61,42 @@ def test_group_think_is_the_base_model_on_one_long_sequence(strict: bool) -> Non
     torch.testing.assert_close(got[0, :PROMPT], out[:PROMPT], atol=2e-5, rtol=0)
     expected = out[PROMPT:].unflatten(0, (W, T))
     torch.testing.assert_close(got[:, PROMPT:], expected, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["lanerope", "lanerope-strict"])
+def test_recorded_attention_is_that_of_the_joint_softmax(
+    kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a row reads of a sibling is one number, and prompt and own past are its own."""
+    model = attach_random(build("llama"), kind)
+    params = SamplingParams(width=W, max_new_tokens=9, seed=2, stop_token_ids=range(60, 97))
+    asked = [params.replace(record_attention="layers"), params]
+    engine = interlace.Engine(model, backend=backend)
+    group, other = engine.generate([[5, 6, 7, 8], [9, 10]], asked)
+    assert other.attention is None
+    assert group.attention is not None
+    ids, mask, alive = fed_again([group])
+    assert not alive[0, :, PROMPT:-1].all(), "rows end early"
+    block: Any = model.get_submodule(model.interlace_attachment.block_names[0])
+    seen = []
+
+    def noting(*given: Any) -> Any:
+        seen.append(LaneRoPE.attention(block, *given))
+        return seen[-1]
+
+    monkeypatch.setitem(block.__dict__, "attention", noting)
+    model(ids, attention_mask=mask, groups=Groups(W, alive, torch.tensor([PROMPT])))
+    q, k, _, joint = seen[0]
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~joint, float("-inf")) if joint.dtype == torch.bool else scores
+    weights = (scores if joint.dtype == torch.bool else scores + joint).softmax(-1).mean(1)[0]
+    shares = weights.unflatten(1, (W, -1)).sum(-1).unflatten(0, (W, -1))  # W S W
+    assert len(group.attention) == ids.shape[1] - PROMPT - 1
+    for t, found in enumerate(group.attention):
+        live = alive[0, :, PROMPT + t, None]
+        expected = shares[:, PROMPT + t] * live
+        torch.testing.assert_close(torch.from_numpy(found[0]), expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

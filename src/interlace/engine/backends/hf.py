@@ -286,12 +286,17 @@ class HFBackend(Backend):
             host.patch(self._recorders(host.model))
             self._recording = host
         self._seen = [] if recording else None
+        couples = self._coupling is not None and self._coupling.couples
+        cache.notes_further = recording and couples and "attention" in seats
+        cache.further = []
         try:
             logits = self._compute_step(host, ids, positions).to(self.device)
             self._saying = dict(zip(cache.rows, logits, strict=True)) if self.mixes else {}
         finally:
             seen, self._seen = self._seen, None
         weights = torch.stack(seen) if seen else None
+        if cache.notes_further:
+            weights = self._of_whole_attention(seen or [], cache.further)
         if in_order:
             return logits, weights
         if weights is not None:
@@ -361,12 +366,39 @@ class HFBackend(Backend):
     def _recorders(self, model: nn.Module) -> list[Patch]:
         """Blocks that note their attention, averaged over heads, in a step that is recorded."""
         steps = {"input": "input_step", "layer": "step", "attended": "attended_step"}
+        steps |= {"attention": "attention_step"}
+        noted = {"attention_step": self._noted_further}
         return [
-            (block, name, functools.partial(self._noted, block, getattr(block, name)))
+            (
+                block,
+                name,
+                functools.partial(noted.get(name, self._noted), block, getattr(block, name)),
+            )
             for block in model.modules()
             if isinstance(block, Coupling)
             for name in (steps[seat] for seat in block.seats if seat in steps)
         ]
+
+    def _noted_further(
+        self, block: Coupling, step: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any
+    ) -> Any:
+        part = step(query, key, value, *rest)
+        shares = None if self._seen is None else block.step_shares(query, key, *rest)
+        if self._seen is not None and shares is not None and part is not None:
+            self._seen.append(shares.float().to(self.device))
+        return part
+
+    def _of_whole_attention(
+        self, seen: list[Tensor], further: list[Tensor]
+    ) -> Float[Tensor, "L R N"]:
+        """What layers noted of the part that a coupling adds to attention, as shares of the whole:
+        the rest, prompt and own past, is the row's own."""
+        assert self._attachment is not None
+        parts = [(s * f.float().unsqueeze(-1)).mean(1) for s, f in zip(seen, further, strict=True)]
+        rows, layers = len(self._cache.rows), len(self._attachment.layer_names)
+        weights = torch.stack(parts) if parts else torch.zeros(layers, rows, rows)
+        itself = torch.eye(*weights.shape[1:], dtype=weights.dtype, device=weights.device)
+        return weights + itself * (1 - weights.sum(dim=-1, keepdim=True))
 
     def _noted(
         self, block: Coupling, step: Callable[[Tensor, Rows], Tensor], x: Any, rows: Rows
