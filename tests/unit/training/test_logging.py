@@ -1,10 +1,14 @@
 """Seconds by phase, how much blocks add, and the table of sampled completions: a hostile text stays
-in its cell, TensorBoard gets it."""
+in its cell, TensorBoard gets it; and what other trackers get."""
 
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,3 +108,29 @@ def test_tensorboard_gets_the_table(tmp_path: Path) -> None:
         callbacks = [SimpleNamespace(), SimpleNamespace(tb_writer=writer)]
         show_in_tensorboard(callbacks, [rolled(["found it"]).to_dict()], 3)
     assert b"found it" in next(tmp_path.iterdir()).read_bytes()
+
+
+TRACKED = """
+import sys
+from support.training import grpo
+grpo(sys.argv[2], report_to=sys.argv[1], run_name="a-run", project="a-project").train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("tracker", "file"), [("wandb", "*/offline*/*.wandb"), ("trackio", "*/*.db")]
+)
+def test_trackers_get_what_is_logged(tracker: str, file: str, tmp_path: Path) -> None:
+    """As transformers reports it, without a network; by itself, since both leave processes or
+    threads behind. trackio wants huggingface-hub 1, so that constraints.txt has neither."""
+    if find_spec(tracker) is None:
+        pytest.skip(f"needs the package: pip install {tracker}")
+    paths = {"WANDB_DIR": str(tmp_path), "TRACKIO_DIR": str(tmp_path / "trackio")}
+    subprocess.run(
+        [sys.executable, "-c", TRACKED, tracker, str(tmp_path / "run")],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | paths | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"},
+        check=True,
+    )
+    (said,) = tmp_path.glob(file)
+    assert b"sampled_gap/max" in b"".join(f.read_bytes() for f in said.parent.glob(f"{said.name}*"))

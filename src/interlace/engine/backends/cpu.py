@@ -107,7 +107,8 @@ class PackedWeights:
         self._before, self._made = self._made, {}
         try:
             yield
-            huge_pages.collapse(self._new)  # what was kept lies there already
+            if self._new:  # what was kept lies there already
+                huge_pages.collapse(self._new)
         finally:
             self._before, self._new = {}, []
 
