@@ -23,8 +23,9 @@ CORE = "core and house"
 LATER = {
     "server, and its client": ("server/", "cli/serve.py", "remote.py"),
     "vLLM: the folder that it serves": ("saving/vllm.py", "cli/export.py"),
-    "one function, slots, graphs": tuple(
-        f"engine/{name}" for name in ("backends/flat.py", "backends/graph.py", "slots.py")
+    "one function, slots, graphs, native": (
+        *(f"engine/backends/{name}.py" for name in ("flat", "graph", "native")),
+        "engine/slots.py",
     ),
     "rivals (gated, LaneRoPE, ...)": tuple(
         f"coupling/{name}.py" for name in ("gated", "lanerope", "attention", "mix", "parscale")
