@@ -51,8 +51,9 @@ clients: $(STAMP) ## Run clients of others against our server, from .venv-client
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+# Without the checks of shapes and types, which take nine tenths of the time and which no user has.
 fuzz: $(STAMP) ## Run thousands of hostile inputs with fixed seeds (minutes); their figures are in docs/reliability.md
-	$(BIN)/python -m pytest -n 2 -s -m fuzz tests/fuzz
+	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -n 2 -s -m fuzz tests/fuzz
 
 SANITIZERS = $(shell g++ -print-file-name=libasan.so):$(shell g++ -print-file-name=libubsan.so)
 sanitize: $(STAMP) ## Run the tests of the compiled decode step under the sanitizers for addresses and undefined behaviour

@@ -15,8 +15,9 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Switch the run-time checks of annotations off, to test the errors for wrong types."""
+    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        config.update("jaxtyping_disable", False)
+        config.update("jaxtyping_disable", before)

@@ -42,7 +42,7 @@ MAX_DEPTH = 8
 MAX_POWER = 1000
 
 _FORMULA = re.compile(
-    r"\\[A-Za-z{]|[\^+*/=<>]|\d\(|[0-9][A-Za-z]\b|[\[(][^()]*,|[A-Za-z)]-|-[A-Za-z(]"
+    r"\\[A-Za-z{]|[\^+*/=<>|]|\d\(|[0-9][A-Za-z]\b|[\[(][^()]*,|[A-Za-z)]-|-[A-Za-z(]"
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan)\b")

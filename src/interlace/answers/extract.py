@@ -8,8 +8,9 @@ The rule: the *last* explicit mark wins, and without any the last number. Marks 
   its sentence, line, or block. What opens a block is looked through: `\[`, `$$`, fences; and where
   the answer stands on the next line, a quote's ">", a bullet ("- 72" is 72 there), "1.", a table.
 
-A sentence does not end after an abbreviation: "St. Louis". What is said in many words without a
-number counts only where nothing else is marked. An answer has at most `MAX_ANSWER` characters.
+A sentence does not end after an abbreviation: "St. Louis". The reason for a number is no part of
+it ("72 because ..."), nor is what follows one in bold. What is said in many words without a number
+counts only where nothing else is marked. An answer has at most `MAX_ANSWER` characters.
 
 Nothing counts inside of `<think>...</think>`, nor after a `<think>` that never closes.
 """
@@ -34,7 +35,10 @@ _SAID = re.compile(
     r"|\u7b54\u6848[*_]*(?:\u662f|\u4e3a|[:\uff1a])+[ \t*_]*",
     re.IGNORECASE | re.MULTILINE,
 )
-_END = re.compile(r"[.!?](?=\s|$|[*_]+(?:\s|$))|[\u3002\uff01\uff1f]|\n")
+_END = re.compile(
+    r"[.!?](?=\s|$|[*_]+(?:\s|$))|[\u3002\uff01\uff1f]|\n"
+    r"|(?P<why>,?\s(?:because|since)\s)|(?P<bold>(?<=\S)\*\*(?=\s))"
+)
 _BLOCKS = ((r"\[", r"\]"), ("$$", "$$"), (r"\begin{align*}", r"\end{align*}"))
 _FENCE = re.compile(r"`{3,}\w*[ \t]*\n(.*?)(?:\n[ \t]*`{3,}|$)", re.DOTALL)
 _LINE_MARKER = re.compile(r"(?:>[ \t]*|[-*+\u2022][ \t]+|[0-9]{1,3}[.)][ \t]+)+")
@@ -52,8 +56,8 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _COMMENT = re.compile(r"(?:not |in)?(?:correct|right|wrong|clear|helpful|valid|reasonable)\b", re.I)
 # Letters of an alphabet make a name of what follows; those of Chinese or Japanese do not.
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥]?"
-    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:\s?/\s?[0-9]+)?%?"
+    r"(?<![A-Za-z\d_.\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥]?"
+    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?%?"
 )
 _EMPTY = frozenset(" \t\r\n*_$.:#|")
 
@@ -166,6 +170,10 @@ def _sentence(text: str) -> str:
             or (re.search(r"(?:^|\W)[A-Z]$", before) and _INITIALS.match(text, found.end()))
         ):
             continue
+        if found["why"] and not re.search(r"[0-9\\]", before):
+            continue  # "he left because it rained" is an answer
+        if found["bold"] and "**" in before:
+            continue  # it closes what began after the mark
         return before
     return text
 

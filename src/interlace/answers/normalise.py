@@ -4,7 +4,7 @@ The rule, in order:
 
 1. Dressing goes: surrounding blanks, quotes, Markdown stars, `$...$`, `\(...\)`, `\[...\]`,
    `\boxed{...}`, `\text{...}`, `\left`, `\right`, LaTeX spaces, a closing full stop; Unicode forms
-   are folded (minus signs, full-width digits, vulgar fractions, superscripts).
+   are folded (minus signs, digits of any script, vulgar fractions, superscripts).
 2. Units that are one sign go: `$ € £ ¥ % °`. So "50%" is 50, not 1/2, as in the MATH benchmark's
    own normaliser (arXiv 2103.03874). Units that are words stay: "5 minutes" is not "5 hours".
 3. `x = 5`, `f(3) = 5`, `x \in ...` and `6 \times 12 = 72` are their right sides: a side that is
@@ -59,6 +59,7 @@ _FOLDED = str.maketrans(
     }
 )
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_OTHER_DIGIT = re.compile(r"[^\D0-9]")
 _ROOT_COMMAND = re.compile(r"\\sqrt ?(?:([0-9]+|[a-z])|\(([^()]*)\))")
 _VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
 _LATEX_SPACE = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b")
@@ -143,6 +144,7 @@ def undress(text: str) -> str:
     text = _VULGAR_FRACTION.sub(
         lambda found: " " + unicodedata.normalize("NFKC", found[0]).translate(_FOLDED), text
     )
+    text = _OTHER_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text)
     text = _unwrap(unicodedata.normalize("NFKC", text).translate(_FOLDED))
     text = _LATEX_SPACE.sub(" ", _LATEX_THOUSANDS.sub("", text))
     text = _UNIT_SIGN.sub("", text)

@@ -225,6 +225,11 @@ def test_the_number_in_an_answer(answer: str, value: int | None) -> None:
         ("[1, 5]", "(1, 5)", False),
         ("7!", "5040", True),
         ("3!!", "3", False),
+        ("|-3|", "3", True),
+        ("|x-3|", "|3-x|", True),
+        ("|x|", "x", False),
+        ("\u0663\u0665", "35", True),
+        ("\u0967/\u0968", "0.5", True),
     ],
 )
 def test_siblings_of_what_was_wrong(left: str, right: str, equal: bool) -> None:
