@@ -378,8 +378,12 @@ class Parser(jsonargparse.ArgumentParser):
         ) from None
 
     def _check(self, found: jsonargparse.Namespace) -> None:
-        """What jsonargparse lets pass: null where there has to be a value, and infinity."""
+        """What jsonargparse lets pass: null where there has to be a value, infinity, and texts
+        with NUL, which no path may hold."""
         for name, value in found.items():
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, str) and "\0" in text:
+                    raise ConfigError(f"{self.place}{name} holds NUL; got {shown(value)}. Drop it.")
             hint = self.hints.get(name, Any)
             endless = isinstance(value, float) and not math.isfinite(value)
             if endless or (value is None and hint is not Any and not _is(hint, types.NoneType)):

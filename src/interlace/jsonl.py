@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -22,6 +23,9 @@ from interlace.files import try_lock
 
 BOM = b"\xef\xbb\xbf"
 _BLOCK = 2**16
+# Half of a surrogate pair, which UTF-8 lacks; what steers a terminal, where lines are printed, too;
+# and what ends a line for others.
+_ESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class BadLineError(ValueError):
@@ -40,8 +44,9 @@ def parse(content: bytes) -> dict[str, Any]:
         raise BadLineError(f"is not UTF-8 at byte {error.start + 1}") from error
     except json.JSONDecodeError as error:
         near = error.doc[max(error.pos - 20, 0) : error.pos + 20]
+        what = error.msg.removesuffix(" at")
         raise BadLineError(
-            f"is not JSON: {error.msg} at character {error.pos + 1}, near {near!r}"
+            f"is not JSON: {what} at character {error.pos + 1}, near {near!r}"
         ) from error
     except (ValueError, RecursionError) as error:  # numbers with too many digits; deep nesting
         raise BadLineError(f"is not JSON that can be read: {error}") from error
@@ -211,12 +216,9 @@ def as_line(value: Any) -> str:
     >>> as_line({"score": float("-inf"), "text": "a"})
     '{"score": null, "text": "a"}\\n'
     """
-    line = json.dumps(to_json(value), ensure_ascii=False, allow_nan=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can carry
-        line = json.dumps(to_json(value), allow_nan=False)
-    return line + "\n"
+    plain = to_json(value)
+    line = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    return (json.dumps(plain, allow_nan=False) if _ESCAPED.search(line) else line) + "\n"
 
 
 def to_json(value: Any) -> Any:

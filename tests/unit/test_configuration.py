@@ -186,6 +186,8 @@ MERGES = "a: &a {k0: 1}\n" + "".join(
         ("max_new_tokens: 2024-13-45", "takes a whole number; got '2024-13-45'."),
         (f"max_new_tokens: {'9' * 5000}", "line 1: a number has more than 40 digits."),
         (f"prompt: [{'a, ' * 9000}]", "prompt takes a text; got ['a', 'a'"),
+        ('prompt: "a\\0b"', "x.yaml: prompt holds NUL; got 'a\\x00b'. Drop it."),
+        ('stop: ["a", "\\0"]', "x.yaml: stop holds NUL"),
         ("temperature: .inf", "temperature takes a number; got inf."),
         ("temperature: .nan", "temperature takes a number; got nan."),
         ("prompt: 3", "prompt takes a text; got 3."),

@@ -59,6 +59,17 @@ def test_only_newlines_end_lines(tmp_path: Path) -> None:
     write(path, {"text": ODD}, {"text": ODD * 2})
     assert [value["text"] for value in objects(path)] == [ODD, ODD * 2]
     assert path.read_bytes().count(b"\n") == 2
+    plain = json.dumps({"text": ODD}, ensure_ascii=False).encode()  # of another writer
+    path.write_bytes(plain + b"\n" + plain)
+    assert [value["text"] for value in objects(path, own=False)] == [ODD, ODD]
+
+
+@pytest.mark.parametrize("steering", ["\x7f", "\x9b2J", "\u202e", "\u2066", "\u2028", "\ud800"])
+def test_a_line_steers_no_terminal(steering: str) -> None:
+    """`interlace generate --input` prints lines where no --output is given."""
+    line = as_line({"text": f"é{steering}"})
+    assert line.isascii()
+    assert parse(line.encode()) == {"text": f"é{steering}"}
 
 
 @given(st.lists(st.text(st.characters()), max_size=5))

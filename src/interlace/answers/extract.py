@@ -12,7 +12,8 @@ A sentence does not end after an abbreviation: "St. Louis". The reason for a num
 it ("72 because ..."), nor is what follows one in bold. What is said in many words without a number
 counts only where nothing else is marked. An answer has at most `MAX_ANSWER` characters.
 
-Nothing counts inside of `<think>...</think>`, nor after a `<think>` that never closes.
+Nothing counts inside of `<think>...</think>`, nor after a `<think>` that never closes; so with
+`<thinking>` and `[THINK]`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ _NUMBER = re.compile(
     r"(?<![A-Za-z\d_.\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥]?"
     r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?%?"
 )
+_THINKING = re.compile(r"<think(?:ing)?>|\[THINK\]", re.IGNORECASE)
+_THOUGHT = re.compile(r"</think(?:ing)?>|\[/THINK\]", re.IGNORECASE)
 _EMPTY = frozenset(" \t\r\n*_$.:#|")
 
 
@@ -94,7 +97,8 @@ def final_part(text: str) -> str:
     >>> final_part("<think>3?</think>It is 4."), final_part("So 4. <think>Or 5? It is 5.")
     ('It is 4.', 'So 4. ')
     """
-    return text.rpartition("</think>")[2].partition("<think>")[0][-MAX_TEXT:]
+    *_, after = _THOUGHT.split(text)
+    return _THINKING.split(after, maxsplit=1)[0][-MAX_TEXT:]
 
 
 def marked_answers(text: str) -> Iterator[str]:

@@ -84,6 +84,8 @@ def load(
     Traceback (most recent call last):
     interlace.errors.LoadError: There is no model 'smollm2-135'. Did you mean 'smollm2-135m'?
     """
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise LoadError(f"A model is a name, a path or a hub id, as text; got {source!r:.60}.")
     if device is not None and device_map is not None:
         raise LoadError("device and device_map both say where to load; pass one of them.")
     check_dtype(dtype)

@@ -123,6 +123,8 @@ def resolve(
         return _folder(path, text, gguf_file)
     if path.is_file():
         return _file(path)
+    if path.exists():
+        raise LoadError(f"{text} is neither a file nor a folder.")
     if _is_path(text):
         raise LoadError(f"There is no file or folder {text}.{_similar_file(path)}")
     if "/" not in text and (hint := nearest(text.lower(), KNOWN_NAMES)):

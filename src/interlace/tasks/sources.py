@@ -7,6 +7,7 @@ the hash of each question (see `drawn.split_of`) when a split is asked for.
 from __future__ import annotations
 
 import json
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -185,8 +186,12 @@ def answer_in(row: Row, names: Sequence[str]) -> str:
             f"A reference answer is text or a number; got {kind}, {value!r:.60}. Write the answer "
             'itself, "42" rather than ["42"].'
         )
-    if isinstance(value, str) and not value.strip():
-        raise TaskError("A reference answer is not empty; leave out the rows without one.")
+    endless = isinstance(value, float) and not math.isfinite(value)  # JSON has none, Python's has
+    if endless or not str(value).strip():
+        raise TaskError(
+            f"A reference answer is not empty, nor NaN or infinity; got {value!r:.60}. Leave "
+            "out the rows without one."
+        )
     return str(value)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from interlace.models import source
 from support.architectures import attach_random, build
 from support.saves import LocalHub, assert_same_weights, base_folder, local_hub, outputs, weights
 from support.text import tiny_tokenizer
+from support.typecheck import unchecked
 
 
 @pytest.fixture
@@ -169,6 +171,17 @@ def test_a_data_type_or_device_that_does_not_exist_is_named(
 ) -> None:
     with pytest.raises(LoadError, match=words):
         interlace.load(base, **options)
+
+
+@pytest.mark.parametrize("source", ["", None, 3, b"tiny"])
+def test_what_names_no_model_is_refused(source: Any) -> None:
+    with unchecked(), pytest.raises(LoadError, match="A model is a name, a path or a hub id"):
+        interlace.load(source)
+
+
+def test_a_device_is_no_file() -> None:
+    with pytest.raises(LoadError, match=r"^/dev/null is neither a file nor a folder\.$"):
+        interlace.load("/dev/null")
 
 
 @pytest.mark.parametrize("shard", ["/dev/zero", "../base/model.safetensors", "gone", 3])

@@ -291,6 +291,8 @@ def test_jsonl_without_a_file() -> None:
     [
         (["42"], r"text or a number; got a list"),
         ({"v": 42}, r"text or a number; got a dict"),
+        (float("nan"), "nor NaN or infinity; got nan"),
+        (1e999, "nor NaN or infinity; got inf"),
         (True, "got true or false"),
         ("", "is not empty"),
         ("  ", "is not empty"),
