@@ -52,7 +52,6 @@ Stage = Literal["warmup", "grpo"]
 STAGES: tuple[Stage, ...] = ("warmup", "grpo")
 METHODS = (*COUPLINGS, "none", "auto")
 OWN_WARMUP = "warmup"
-BLOCKS = ("auto", OWN_WARMUP, "fresh")
 # Of `from_pretrained`, beside the options that interlace.load names itself.
 FURTHER_LOAD = ("quantization_config", "max_memory", "local_files_only", "subfolder", "variant")
 SYNONYMS = {
