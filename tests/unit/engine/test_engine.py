@@ -147,7 +147,10 @@ def test_what_does_not_fit_the_prompts(arguments: Any, message: str) -> None:
         ({"memory_budget": -5}, "memory_budget is a whole number, at least 1; got -5"),
         ({"prefill_chunk": 0}, "prefill_chunk is a whole number, at least 1; got 0"),
         ({"prefill_chunk": 1.5}, r"prefill_chunk is a whole number, at least 1; got 1\.5"),
-        ({"backend": "gpu"}, "backend is 'auto' or one of 'hf', 'cpu', 'graph'; got 'gpu'"),
+        (
+            {"backend": "gpu"},
+            "backend is 'auto' or one of 'hf', 'cpu', 'graph', 'native'; got 'gpu'",
+        ),
         ({"packed": True}, "packed is now backend: write backend='cpu' for packed=True"),
         ({"rows": 5}, "Engine has no option 'rows'. There are memory_budget"),
     ],
