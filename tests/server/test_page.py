@@ -57,8 +57,8 @@ def tiny() -> Iterator[Running]:
         yield server
 
 
-def hostile_engine() -> interlace.Engine:
-    """A model that says nothing but markup."""
+def hostile_engine(kind: str = "bridge", **options: str) -> interlace.Engine:
+    """A model that says nothing but markup, with random blocks."""
     words = ["<pad>", "<end>", "go", *HOSTILE]
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="go"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -66,7 +66,7 @@ def hostile_engine() -> interlace.Engine:
         tokenizer_object=backend, pad_token="<pad>", eos_token="<end>"
     )
     model = build("llama", seed=1, vocab_size=len(words), eos_token_id=1, tie_word_embeddings=False)
-    attach_random(model, "bridge")
+    attach_random(model, kind, **options)
     return interlace.Engine(model, tokenizer)
 
 
@@ -141,6 +141,31 @@ def test_hostile_output_stays_text(page: Any) -> None:
             page.locator("#groups img, #groups script, #groups pre a, #groups pre svg").count() == 0
         )
         assert page.title() == "Interlace: rows that read each other"
+
+
+@in_browser
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("bridge", {"reads": "finished"}, "all that those wrote which have ended"),
+        ("bridge", {"reads": "history"}, "all that its siblings have written"),
+        ("gated", {"reads": "history"}, "all that its siblings have written"),
+        ("gated", {}, "at every step each row reads what its siblings feed"),
+        ("pmatch", {}, "no row can read another"),
+    ],
+)
+def test_it_says_what_the_blocks_read(
+    page: Any, kind: str, options: dict[str, str], words: str
+) -> None:
+    """And shows who listens to whom, where anyone does."""
+    with running(hostile_engine(kind, **options)) as server:
+        page.goto(f"{server.address}/?p=go&w=3&n=5&m=together")
+        page.locator("#status", has_text="together: 3 rows").wait_for()
+        assert words in page.locator("section.group .words > p").inner_text()
+        heat = page.locator("section.group .heat")
+        assert heat.is_visible() == (kind != "pmatch")
+        if heat.is_visible():
+            assert "row 3 listens to row" in (heat.get_attribute("aria-label") or "")
 
 
 @in_browser

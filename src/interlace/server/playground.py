@@ -141,6 +141,8 @@ def _facts(service: Service) -> dict[str, Any]:
     return {
         "model": settings.name,
         "coupling": service.coupling,
+        "couples": service.couples,
+        "reads": service.reads,
         "chat": service.chats,
         "task": None if settings.task is None else type(settings.task).__name__,
         "max_width": settings.max_width,

@@ -116,6 +116,12 @@ class Service:
         return is_attached(model) and get_attachment(model).coupling.couples
 
     @property
+    def reads(self) -> str | None:
+        """What its blocks read of siblings."""
+        model = self.engine.model
+        return get_attachment(model).config.reads if is_attached(model) else None
+
+    @property
     def chats(self) -> bool:
         """Whether messages are taken."""
         return bool(getattr(self._tokenizer, "chat_template", None))

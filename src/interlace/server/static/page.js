@@ -59,7 +59,7 @@ function bodyOf(asked, mode) {
   if (asked.chat) body.messages = [{ role: "user", content: asked.prompt }];
   else body.prompt = asked.prompt;
   if (mode === "alone") body.coupled = false;
-  else if (facts?.coupling) body.record_attention = "layers";
+  else if (facts?.couples) body.record_attention = "layers";
   return body;
 }
 
@@ -117,7 +117,7 @@ async function run() {
   const asked = settings();
   toAddress();
   const modes = asked.mode === "both" ? ["together", "alone"] : [asked.mode];
-  groups = modes.map((mode) => new Group(mode, asked.width));
+  groups = modes.map((mode) => new Group(mode, asked.width, facts.couples ? facts.reads : null));
   $("groups").replaceChildren(...groups.map((group) => group.section));
   forgetColours();
   follows = true;
@@ -127,6 +127,7 @@ async function run() {
     await Promise.all(groups.map((group) => sample(group, asked, stopper.signal)));
     const layers = groups.map((group) => group.attention?.[0]?.length ?? 0);
     $("layer").max = Math.max(...layers);
+    forgetColours(); // of answers that were only passed by
     tell(summary());
   } catch (error) {
     if (running === stopper) tell(error.name === "AbortError" ? "Stopped." : error.message, error.name !== "AbortError");
@@ -157,7 +158,7 @@ function refresh() {
   const step = Number($("step").value), layer = Number($("layer").value);
   $("step-out").textContent = `${step} of ${steps}`;
   $("layer-out").textContent = layer === 0 ? "all" : layer;
-  $("layer-label").hidden = !groups.some((group) => group.attention);
+  $("layer-label").hidden = !groups.some((group) => group.attention?.length);
   for (const group of groups) group.show(step, layer);
 }
 

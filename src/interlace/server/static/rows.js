@@ -8,8 +8,13 @@ function kindOf(answer) {
   if (!kinds.has(answer)) kinds.set(answer, kinds.size % KINDS);
   return `kind-${kinds.get(answer)}`;
 }
+const READS = { // by what the blocks read of siblings
+  position: "at every step each row reads what its siblings feed",
+  finished: "each row reads what its siblings feed, and all that those wrote which have ended",
+  history: "each row reads all that its siblings have written so far",
+};
 const TITLES = {
-  together: ["Together", "One group: at every step each row reads what its siblings feed."],
+  together: ["Together", ""],
   alone: ["Alone", "The same weights and the same random numbers, but no row reads another."],
 };
 
@@ -21,7 +26,7 @@ function make(name, className, text) {
 }
 
 export class Group {
-  constructor(mode, width) {
+  constructor(mode, width, reads) {
     this.mode = mode;
     this.width = width;
     this.pieces = Array.from({ length: width }, () => []); // text of each step, by row
@@ -43,7 +48,8 @@ export class Group {
     this.rows.style.setProperty("--columns", width);
     this.columns = Array.from({ length: width }, (_, row) => this.column(row));
     this.rows.append(...this.columns.map((column) => column.article));
-    const [title, what] = TITLES[mode];
+    const [title, alone] = TITLES[mode];
+    const what = alone || `One group: ${READS[reads] ?? "no row can read another"}.`;
     const words = make("div", "words"), head = make("div", "head");
     words.append(make("h2", "", title), make("p", "", what), this.votes);
     head.append(words, this.heat);
@@ -172,7 +178,7 @@ export class Group {
   listen(step, layer) {
     // What was fed as token t gave token t + 1; the first tokens come from the prompt alone.
     const weights = weightsAt(this.attention, step - 2, layer);
-    const isHidden = this.attention === null || this.width < 2;
+    const isHidden = !this.attention?.length || this.width < 2; // some kinds have no weights
     for (const picture of [this.arcs, this.heat]) picture.toggleAttribute("hidden", isHidden);
     const none = Array.from({ length: this.width }, () => Array(this.width).fill(0));
     drawArcs(this.arcs, weights ?? none, this.only);
