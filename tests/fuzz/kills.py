@@ -78,10 +78,6 @@ KINDS = {
         ("demo", "--quick", "--problems", "6", "--output", "demo"),
         ("demo/**/records.jsonl", "demo/**/result.json"),
     ),
-    "demo that trains": Kind(
-        ("demo", "--steps", "2", "--problems", "6", "--output", "demo"),
-        ("demo/**/records.jsonl", "demo/**/result.json", "demo/**/model/*", "**/metrics.jsonl"),
-    ),
 }
 
 
