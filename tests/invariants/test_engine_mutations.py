@@ -46,6 +46,7 @@
 | mixing_by_place | ... by the rows' numbers, not their places | I7-mix |
 | said_by_prompt | distributions are those of the last step | I7-said |
 | said_stays_in_place | ... and move with their rows | I7-said |
+| streams_reversed | each stream of a row reads its own prompt and prefix | I7-streams |
 """
 
 from __future__ import annotations
@@ -123,6 +124,9 @@ CHECKS: dict[str, Callable[[str], None]] = {
     ),
     "I7-mix": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call("llama", "mix", b),
     "I7-said": lambda b: mix.test_recorded_weights_are_those_of_the_distributions("mix", b),
+    "I7-streams": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call(
+        "llama", "parscale", b
+    ),
     "I7-trained": i7_trained,
     "I7-finished": lambda b: engine_invariants.test_I7_with_another_reach("llama", "finished", b),
     "I7-history": lambda b: engine_invariants.test_I7_with_another_reach("llama", "history", b),
@@ -152,6 +156,7 @@ _turned = kept_module.turned
 _kept_init, _read = KeptKeys.__init__, KeptKeys.read
 _attention_step = LaneRoPE.attention_step
 _note_attention = RunningGroup.note_attention
+_as_heads = cache_module.as_heads
 _advance, _release = HFBackend.advance, HFBackend.release
 
 
@@ -422,6 +427,11 @@ def said_stays_in_place(self: HFBackend, gone: Any) -> None:
     self._said |= dict(zip(self._cache.rows, said, strict=False))
 
 
+def streams_reversed(of_streams: Tensor, streams: int) -> Tensor:
+    reversed_ = of_streams.unflatten(0, (-1, streams)).flip(1).flatten(0, 1)
+    return _as_heads(reversed_, streams)
+
+
 def _on_cache(attribute: str, fault: Any, *caught_by: str) -> Mutation:
     return Mutation(SharedCache, attribute, fault, caught_by, STORED)
 
@@ -480,6 +490,7 @@ _ALL = [
     Mutation(RunningGroup, "note_attention", mixing_by_place, ("I7-mix",), PORTABLE),
     Mutation(HFBackend, "advance", said_by_prompt, ("I7-said",), PORTABLE),
     Mutation(HFBackend, "release", said_stays_in_place, ("I7-said",), PORTABLE),
+    Mutation(cache_module, "as_heads", streams_reversed, ("I7-streams",), PORTABLE),
 ]
 MUTATIONS = {(m.fault.fget if isinstance(m.fault, property) else m.fault).__name__: m for m in _ALL}
 PAIRS = [(name, check) for name, m in MUTATIONS.items() for check in m.caught_by]
