@@ -67,6 +67,26 @@ SECONDS = 5.0  # that no answer to a fuzzed body may take
 TICKS, PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 PROMPT_TOKENS, NEW_TOKENS, WIDTH = 100, 64, 8
+# One token each with its blank: llama-cpp-python's server takes texts only.
+WORDS = [
+    "time",
+    "people",
+    "way",
+    "water",
+    "day",
+    "man",
+    "work",
+    "life",
+    "world",
+    "year",
+    "house",
+    "head",
+    "hand",
+    "side",
+    "place",
+    "home",
+]
+ENDS = {"0": -100, "2": -100}  # SmolLM2's tokens that end a text; that server has no ignore_eos
 CLIENT = """\
 import socket, sys
 connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
@@ -627,11 +647,11 @@ def prompts(count: int) -> list[list[int]]:
     return [[draw.randrange(10, 40_000) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
 
 
-def shape_request(prompt: list[int], width: int, model: str) -> bytes:
+def shape_request(prompt: list[int] | str, width: int, model: str, **more: Any) -> bytes:
     """One group, unstreamed."""
     return completion(
         model=model, prompt=prompt, n=width, max_tokens=NEW_TOKENS, ignore_eos=True, seed=1,
-        temperature=1.0, logit_bias={},
+        temperature=1.0, **more,
     )  # fmt: skip
 
 
@@ -716,7 +736,10 @@ def _llama(python: str, folder: Path, asked: list[list[int]]) -> tuple[Server, l
                "--model_alias", "peer", "--verbose", "false"]  # fmt: skip
     server = Server(command, port)
     server.wait("/v1/models")
-    return server, [shape_request(one, 1, "peer") for one in asked for _ in range(WIDTH)]
+    draw = random.Random(3)
+    texts = [" ".join(draw.choices(WORDS, k=PROMPT_TOKENS)) for _ in asked]
+    more = {"logit_bias": ENDS, "logit_bias_type": "input_ids"}
+    return server, [shape_request(one, 1, "peer", **more) for one in texts for _ in range(WIDTH)]
 
 
 def _vllm(python: str, folder: Path, asked: list[list[int]]) -> tuple[Server, list[bytes]]:
