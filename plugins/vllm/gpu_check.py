@@ -125,7 +125,6 @@ def check(model: Any, folder: Path, sizes: Sizes, dtype: str, **options: Any) ->
         for n in (1, 2, 4, WIDTH)
     ]
     outputs = llm.generate(few, params, use_tqdm=False)
-    model.get_decoder().do_not_compile = True  # vLLM decorates the decoder's class in place
     found = gaps(model, outputs)
     mean, largest = sum(found) / len(found), max(found)
     bounds = BOUNDS[dtype]

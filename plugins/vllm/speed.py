@@ -120,7 +120,6 @@ def main() -> None:
                 Path(name, "saved", "base"), options.dtype, model_impl="transformers"
             ),
         }
-        model.get_decoder().do_not_compile = True  # vLLM decorates the decoder's class in place
         calls["interlace engine"] = engine_call(model)
         found: dict[str, list[float]] = {label: [] for label in calls}
         for round_ in range(options.repeats + 1):

@@ -38,22 +38,27 @@ _kept: list[Any] = []  # the end of one engine takes the process groups of all o
 def exported(folder: Path, name: str = "llama", **blocks: Any) -> PreTrainedModel:
     """A tiny attached model, written to `folder` as vLLM serves it."""
     # vLLM goes by the number alone, whether or not a model has windows.
-    sizes = SIZES | ({"sliding_window": 40} if name in SLIDING else {})
+    sizes: dict[str, Any] = {"sliding_window": 40} if name in SLIDING else {}
     if name == "gpt_neox":  # whose heads make up the hidden size
         sizes |= {"num_attention_heads": 3, "num_key_value_heads": 3}
-    from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_current_vllm_config
-
-    # vLLM decorates the classes of decoders in place: after its first engine, every model of the
-    # class in this process asks for its configuration, and whether to compile.
-    uncompiled = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE))
-    uncompiled.model_config = SimpleNamespace(hf_config=tiny_config(name, **sizes))
-    with set_current_vllm_config(uncompiled):
-        model = attach_random(build(name, **sizes), **blocks)
-    model.get_decoder().do_not_compile = True
+    model = attached(name, sizes, **blocks)
     with torch.no_grad():  # a random model is sure of itself, and would repeat a token for ever
         model.get_output_embeddings().weight.mul_(0.4)
     export_for_vllm(model, folder, tiny_tokenizer())
     return model
+
+
+def attached(name: str, sizes: dict[str, Any], **blocks: Any) -> PreTrainedModel:
+    """A tiny random model with random blocks."""
+    sizes = SIZES | sizes
+    from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_current_vllm_config
+
+    # vLLM decorates the classes of decoders in place: after its first engine, every model of the
+    # class that is made in this process asks for its configuration.
+    uncompiled = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE))
+    uncompiled.model_config = SimpleNamespace(hf_config=tiny_config(name, **sizes))
+    with set_current_vllm_config(uncompiled):
+        return attach_random(build(name, **sizes), **blocks)
 
 
 def prompts(count: int, shortest: int = 3, longest: int = 60, seed: int = 0) -> list[list[int]]:

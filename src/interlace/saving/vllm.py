@@ -71,9 +71,7 @@ def export_for_vllm(
         OSError: if the files cannot be written.
     """
     base, folder = base_model_of(model), Path(folder)
-    attachment = get_attachment(base)
-    _check_blocks(attachment)
-    _check_base(base)
+    attachment = refuse_for_vllm(base)
     _check_target(folder)
     blocks = {name: p.detach().cpu().contiguous() for name, p in new_parameters(base)}
     earlier = {path.name for path in folder.glob("*.safetensors")}
@@ -92,6 +90,19 @@ def export_for_vllm(
     for name in earlier - written:  # of an earlier export: vLLM would read it too
         (folder / name).unlink()
     return folder
+
+
+def refuse_for_vllm(base: PreTrainedModel) -> Attachment:
+    """The blocks of a model that vLLM can carry.
+
+    Raises:
+        AttachError: if it has none.
+        CheckpointError: if vLLM could not carry these blocks or this base.
+    """
+    attachment = get_attachment(base)
+    _check_blocks(attachment)
+    _check_base(base)
+    return attachment
 
 
 def is_export(folder: Path) -> bool:

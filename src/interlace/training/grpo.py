@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.attaching import get_attachment, is_attached
-from interlace.errors import ConfigError
+from interlace.attaching import base_model_of, get_attachment, is_attached
+from interlace.errors import AttachError, CheckpointError, ConfigError
+from interlace.saving.vllm import refuse_for_vllm
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, collate
 from interlace.training.guard import RolloutGuard, check_finite
 from interlace.training.logging import LARGEST, SMALLEST, Journal, show_in_tensorboard
 from interlace.training.losses import denominator, policy_loss
-from interlace.training.rollout import RolledGroup, describe, draw, weigh
+from interlace.training.rollout import RolledGroup, Sampler, describe, draw, weigh
 from interlace.training.scoring import Scores, score
 from interlace.training.trainer import GroupTrainer
 from interlace.training.weights import unwrapped
@@ -62,6 +63,8 @@ class GRPOTrainer(GroupTrainer):
                     f"position; these are {config.kind} blocks and read {config.reads!r}. Leave it "
                     "out, or attach BridgeConfig(reads='position')."
                 )
+        if args.rollout_backend == "vllm":
+            self._check_that_vllm_can()
         self._judge = self.judge_of(self.task, args)
         self._guard = RolloutGuard(self)
         self._mini_batches: list[list[GroupBatch]] = []  # the last one of each is the spare one
@@ -70,6 +73,29 @@ class GRPOTrainer(GroupTrainer):
         if args.kl_weight:
             self._reference = _frozen_copy(unwrapped(self.model))
             self._reference.to(args.device)
+
+    def _check_that_vllm_can(self) -> None:
+        if self.args.world_size > 1:
+            raise ConfigError(
+                f"rollout_backend='vllm' samples in one process; there are {self.args.world_size}. "
+                "Use rollout_backend='engine'."
+            )
+        try:
+            refuse_for_vllm(base_model_of(self.model))
+        except (AttachError, CheckpointError) as error:
+            raise ConfigError(f"rollout_backend='vllm' cannot be: {error}") from error
+
+    def new_sampler(self, model: nn.Module) -> Sampler:
+        """Interlace's engine, or vLLM's on a copy of the model."""
+        args = self.args
+        if args.rollout_backend == "engine":
+            return super().new_sampler(model)
+        from interlace_vllm.rollouts import VllmSampler
+
+        sampler: Sampler = VllmSampler(
+            model, self.tokenizer, max_rows=args.max_rows, options=args.rollout_options
+        )
+        return sampler
 
     def resumable_every(self, args: Any) -> int:
         return int(args.steps_per_rollout)

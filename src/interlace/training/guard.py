@@ -5,7 +5,8 @@ split group or stale weights: accuracy does not. In fp32 the pass that trains is
 a gap that fp32's own rounding may explain is looked at again in float64 (decision 0012). In lower
 precision one group is sampled again in fp32 in the first rollout and every `guard_every`-th; in
 between the gap is held against the last one that was found clean, and what the batch says against
-what the engine recorded, which is exact.
+what the engine recorded, which is exact. What vLLM sampled cannot be sampled again as it was: there
+a gap is held against the rounding of the training pass, that pass in a wider type.
 
 Axes: P groups, W width, T completion positions.
 """
@@ -67,10 +68,13 @@ def measure_gap(
     """
     assert batch.sampled_logprobs is not None
     again = score(model, batch, temperature=temperature, forbidden=forbidden).logprobs
-    difference = (again - batch.sampled_logprobs.to(again.dtype)).abs()[batch.completion_mask]
-    if not difference.numel():
+    return _gap((again - batch.sampled_logprobs.to(again.dtype)).abs()[batch.completion_mask])
+
+
+def _gap(differences: Tensor) -> Gap:
+    if not differences.numel():
         return Gap(0.0, 0.0, 0)
-    return Gap(float(difference.max()), float(difference.mean()), difference.numel())
+    return Gap(float(differences.max()), float(differences.mean()), differences.numel())
 
 
 def check_gap(gap: Gap, largest: float = LARGEST_GAP) -> None:
@@ -198,16 +202,15 @@ class RolloutGuard:
         """
         assert batch.sampled_logprobs is not None
         apart = (logprobs - batch.sampled_logprobs).abs() * batch.completion_mask
-        off, group = apart[batch.completion_mask], int(apart.amax(dim=(1, 2)).argmax())
-        mean = float(off.mean()) if off.numel() else 0.0
-        worst = float(off.max()) if off.numel() else 0.0
-        gap = Gap(self._largest(worst), mean, off.numel())
+        group = batch.outputs[int(apart.amax(dim=(1, 2)).argmax())]
+        gap = _gap(apart[batch.completion_mask])
+        gap = Gap(self._largest(gap.largest), gap.mean, gap.tokens)
         self._trainer.tally.extreme("sampled_gap/max", gap.largest, LARGEST)
         self._trainer.tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
         if fp32:
-            self._check_in_fp32(model, batch, logprobs, batch.outputs[group], gap)
+            self._check_in_fp32(model, batch, logprobs, group, gap)
         else:
-            self._check_in_low_precision(model, batch.outputs[group], gap)
+            self._check_in_low_precision(model, batch, logprobs, group, gap)
         self._check_record(batch)
 
     def _check_in_fp32(
@@ -223,12 +226,21 @@ class RolloutGuard:
             check_gap(gap)
             return
         if self._trainer.skeleton is None:
-            rounding = self._largest(self._rounding(model, batch, logprobs))
+            found = self._rounding(model, batch, logprobs, torch.float64)
+            rounding = self._largest(found.largest)
             self._trainer.tally.extreme("sampled_gap/rounding", rounding, LARGEST)
             check_gap(gap, min(max(LARGEST_GAP, ROUNDINGS * rounding), COARSEST_GAP))
-        self._check_in_wider(model, group, torch.float64)
+        if not self._is_sampled_elsewhere:
+            self._check_in_wider(model, group, torch.float64)
 
-    def _check_in_low_precision(self, model: nn.Module, group: GroupOutput, gap: Gap) -> None:
+    def _check_in_low_precision(
+        self,
+        model: nn.Module,
+        batch: GroupBatch,
+        logprobs: Float[Tensor, "P W T"],
+        group: GroupOutput,
+        gap: Gap,
+    ) -> None:
         """Exactly in the first rollout and then seldom; in between against the gap of the last one
         that was checked exactly."""
         now = Gap(gap.largest, self._largest(gap.mean), gap.tokens)
@@ -238,7 +250,12 @@ class RolloutGuard:
         if clean is not None and clean.mean and not now.mean <= WRONG * clean.mean:
             check_gap(now, WRONG * clean.mean)
         if due or clean is None or is_suspicious(now, clean):
-            self._check_in_wider(model, group, torch.float32)
+            if self._is_sampled_elsewhere:  # nothing here can sample it again as it was sampled
+                rounding = self._rounding(model, batch, logprobs, torch.float32)
+                if not now.mean <= SUSPICIOUS * rounding.mean:
+                    check_gap(now, SUSPICIOUS * rounding.mean)
+            else:
+                self._check_in_wider(model, group, torch.float32)
         if due:  # a gap that was suspicious is no measure for the next ones
             self._clean, self._unchecked = now, 0
 
@@ -253,16 +270,24 @@ class RolloutGuard:
 
     @torch.no_grad()
     def _rounding(
-        self, model: nn.Module, batch: GroupBatch, logprobs: Float[Tensor, "P W T"]
-    ) -> float:
-        """How far the training pass in fp32 is from itself in float64 on the same tokens, at most.
+        self,
+        model: nn.Module,
+        batch: GroupBatch,
+        logprobs: Float[Tensor, "P W T"],
+        dtype: torch.dtype,
+    ) -> Gap:
+        """How far the training pass is from itself in a wider type on the same tokens.
 
         A fault of masks, groups or weights is in both precisions alike, so it does not enter.
         """
-        wide = copy.deepcopy(model).double()
+        with without_autocast(model):
+            wide = copy.deepcopy(model).to(dtype)
         exact = score(wide, batch, **self._sampling()).logprobs
-        off = (exact - logprobs.double()).abs()[batch.completion_mask]
-        return float(off.max()) if off.numel() else 0.0
+        return _gap((exact - logprobs.to(dtype)).abs()[batch.completion_mask])
+
+    @property
+    def _is_sampled_elsewhere(self) -> bool:
+        return self._trainer.args.rollout_backend != "engine"
 
     def _check_in_wider(self, model: nn.Module, group: GroupOutput, dtype: torch.dtype) -> None:
         """Of a sharded model the first process checks a whole copy, and all hear of it."""

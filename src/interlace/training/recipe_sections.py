@@ -46,6 +46,7 @@ DECISIVE = (
 OPERATIONAL = frozenset(
     {
         *("micro_rows", "max_rows", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        "rollout_options",
         *("save_strategy", "save_steps", "save_total_limit", "logging_steps"),
         *("logging_strategy", "logging_first_step", "log_level", "log_level_replica"),
         *("log_on_each_node", "report_to", "run_name", "project", "trackio_space_id"),

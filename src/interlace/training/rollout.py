@@ -20,14 +20,13 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interlace.answers import extract_answer
-from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput, HidingParams, SamplingParams
 from interlace.errors import ConfigError, RewardError
 from interlace.tasks.base import Example, Prompt, Task, Verdict
@@ -87,6 +86,20 @@ def sampling_seed(seed: int, rollout: int) -> int:
     """The engine's seed for a rollout: the run's, with the rollout mixed in (invariant I11)."""
     digest = hashlib.sha256(f"{seed}:sampling:{rollout}".encode()).digest()
     return int.from_bytes(digest[:6], "big")
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What a trainer asks for groups: `interlace.Engine`, or vLLM by its plug-in."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        sample_ids: Sequence[str],
+    ) -> list[GroupOutput]:
+        """One group for each prompt, in order, under the weights that the model has now."""
 
 
 @dataclass
@@ -471,7 +484,7 @@ _SEED = -2  # no rollout's number, and not the warm-up's
 
 
 def measure(
-    engine: Engine,
+    sampler: Sampler,
     task: Task,
     judge: Judge,
     args: GroupArguments,
@@ -481,7 +494,7 @@ def measure(
     """Metrics by name, such as "width_8/pass@1", over all problems and processes.
 
     Args:
-        engine: Engine of the model that trains.
+        sampler: Sampler of the model that trains.
         task: Problems to measure on.
         judge: Judge of what is sampled.
         args: Options: `eval_widths`, `num_generations_eval`, and how to sample.
@@ -495,7 +508,7 @@ def measure(
         mine = range(args.process_index, len(task), args.world_size)
         owners = [(place, task[place]) for place in mine for _ in range(groups)]
         ids = [f"{place}.{group}" for place in mine for group in range(groups)]
-        sampled = engine.generate(
+        sampled = sampler.generate(
             [task.prompt(example) for _, example in owners], _params(args, width), sample_ids=ids
         )
         describe(judge(sampled, owners, tally, state), (), tally)

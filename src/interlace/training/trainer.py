@@ -46,7 +46,7 @@ from interlace.training.data import (
     take_adapters,
 )
 from interlace.training.logging import Journal, Tally, measuring_blocks
-from interlace.training.rollout import Judge, Verdicts, measure
+from interlace.training.rollout import Judge, Sampler, Verdicts, measure
 from interlace.training.weights import (
     choose_parameters,
     gathered,
@@ -75,7 +75,7 @@ class SamplingTrainer(ResumableTrainer):
     def take_rewards(self, reward_funcs: Any) -> None:
         """Keep what a user gave as rewards; they are built for each set of problems."""
         self._reward_funcs = reward_funcs
-        self._engine: Engine | None = None
+        self._sampler: Sampler | None = None
 
     def take_evaluation(self, args: GroupArguments, given: Any, tokenizer: Any) -> None:
         """Keep the problems to measure on, and check that they can be.
@@ -132,8 +132,8 @@ class SamplingTrainer(ResumableTrainer):
                     f"{len(task)} problems for {self.args.world_size} processes."
                 )
             with self.sampling_model() as model:
-                engine, judge = self.sampler(model), self._eval_judges[name]
-                own = measure(engine, task, judge, self.args, self.reduce, self.state)
+                sampler, judge = self.sampler(model), self._eval_judges[name]
+                own = measure(sampler, task, judge, self.args, self.reduce, self.state)
             head = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
             found |= {head + metric: value for metric, value in own.items()}
         self.log(dict(found))
@@ -143,14 +143,18 @@ class SamplingTrainer(ResumableTrainer):
 
     # Sampling.
 
-    def sampler(self, model: nn.Module) -> Engine:
+    def sampler(self, model: nn.Module) -> Sampler:
+        """What samples from the modules that train, as they are now."""
+        if self._sampler is None:
+            self._sampler = self.new_sampler(model)
+        return self._sampler
+
+    def new_sampler(self, model: nn.Module) -> Sampler:
         """The engine on the modules that train."""
-        if self._engine is None:
-            self._engine = self.new_engine(model)
-        return self._engine
+        return self.new_engine(model)
 
     def new_engine(self, model: nn.Module) -> Engine:
-        """Such an engine as samples the rollouts."""
+        """An engine of Interlace's on a model."""
         return Engine(model, self.tokenizer, max_rows=self.args.max_rows)
 
     @contextlib.contextmanager

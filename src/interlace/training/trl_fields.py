@@ -81,7 +81,9 @@ _SAMPLES = (
     "rows are sampled from the whole distribution at temperature, or sampled and trained "
     "log-probabilities would differ (invariant I7)"
 )
-_VLLM = Refused("the engine samples with the very modules that train, so use_vllm has no part here")
+_VLLM = Refused(
+    "vLLM samples in the process that trains, with rollout_options, as vllm.LLM has them"
+)
 _BATCHES = Refused("the engine batches rows by itself", (False, None))
 _SAPO = Refused("of loss_type='sapo', which is not implemented")
 _VESPO = Refused("of loss_type='vespo', which is not implemented")
@@ -150,8 +152,10 @@ FIELDS: dict[str, Entry] = {
     "transformers_continuous_batching_config": _BATCHES,
     "use_transformers_paged": _BATCHES,
     "max_tool_calling_iterations": Refused("rows call no tools"),
-    "use_vllm": Refused("the engine samples with the very modules that train", (False,)),
-    "vllm_mode": _VLLM,
+    "use_vllm": Mapped(
+        "rollout_backend", {False: "engine", True: "vllm"}, "see [Serve with vLLM](vllm.md)"
+    ),
+    "vllm_mode": Refused(_VLLM.reason, (None, "colocate")),
     "vllm_model_impl": _VLLM,
     "vllm_enable_sleep_mode": _VLLM,
     "vllm_structured_outputs_regex": _VLLM,

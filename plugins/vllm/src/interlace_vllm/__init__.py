@@ -10,6 +10,7 @@ it serves.
 | `model.py` | the blocks after their layers |
 | `worker.py` | Model Runner V1 tells the blocks who sees whom |
 | `state.py` | Model Runner V2 does |
+| `rollouts.py` | nothing: GRPO's groups, sampled by vLLM in the process that trains |
 
 docs/guide/vllm.md lists every name of vLLM's that is touched.
 """

@@ -56,6 +56,9 @@ class InterlaceForCausalLM(TransformersForCausalLM):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        # vLLM decorates the decoder's class in place: others of it in this process, such as one
+        # that trains, are Hugging Face's as ever. vLLM's own instance says for itself.
+        self._pre_trained_model_classes.decoder.do_not_compile = True
         section = self.config.interlace
         if section["format"] > FORMAT:
             raise ValueError(
