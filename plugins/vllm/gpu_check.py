@@ -27,10 +27,13 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import interlace
-from interlace.attaching import is_attached, new_parameters
+from interlace.attaching import is_attached
 from interlace.saving.vllm import export_for_vllm
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from common.models import attach_random
+
 from compare import gaps
 
 WIDTH = 8
@@ -69,12 +72,7 @@ def random_model(sizes: Sizes, dtype: torch.dtype) -> Any:
         **heads,
     )
     model = Qwen2ForCausalLM(config).to(dtype).eval()
-    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=1)
-    with torch.no_grad():
-        for name, parameter in new_parameters(model):
-            if name.endswith("o_weight"):
-                parameter.normal_(std=0.5 * parameter.shape[1] ** -0.5)
-    return model
+    return attach_random(model, std=0.06)
 
 
 def asked(sizes: Sizes, vocabulary: int, count: int) -> list[dict[str, list[int]]]:

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -28,8 +29,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
-from interlace.attaching import new_parameters
 from interlace.saving.vllm import export_for_vllm
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from common.models import SMOLLM2, attach_random
 
 WIDTH, PROMPT, FEW, MANY = 8, 100, 2, 34
 
@@ -37,25 +40,9 @@ WIDTH, PROMPT, FEW, MANY = 8, 100, 2, 34
 def model_of(layers: int, dtype: torch.dtype) -> Any:
     """A random model with random blocks of 5 %."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).to(dtype).eval()
-    interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05), seed=1)
-    with torch.no_grad():
-        for name, parameter in new_parameters(model):
-            if name.endswith("o_weight"):
-                parameter.normal_(std=0.1 * parameter.shape[1] ** -0.5)
-    return model
+    sizes = SMOLLM2 | {"num_hidden_layers": layers, "max_position_embeddings": 512}
+    config = LlamaConfig(bos_token_id=None, eos_token_id=None, **sizes)
+    return attach_random(LlamaForCausalLM(config).to(dtype).eval())
 
 
 def vllm_call(folder: Path, dtype: str, **options: Any) -> Callable[[int], None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import Any
 
 import pytest
 import vllm
+from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 
+import served
 from compare import largest_gap
 from interlace_vllm import supported
 from served import TOLERANCE, exported, prompts, sampled, scheduler_of
@@ -48,6 +52,44 @@ def test_the_plugs_own_choices_need_no_flags(tmp_path: Path) -> None:
     assert config.parallel_config.worker_cls.startswith("interlace_vllm.")
 
 
+@pytest.mark.parametrize(
+    ("part", "option", "value", "why"),
+    [
+        ("", "kv_transfer_config", KVTransferConfig(), "KV connectors have not"),
+        ("", "ec_transfer_config", KVTransferConfig(), "KV connectors have not"),
+        ("model_config", "quantization", "fp8", "quantization has not"),
+        ("model_config", "runner_type", "pooling", "only generation is served, not pooling"),
+        ("model_config", "enable_prompt_embeds", True, "prompts of embeddings have not"),
+        ("model_config.model_arch_config", "num_experts", 4, "mixtures of experts have not"),
+        ("parallel_config", "enable_dbo", True, "micro-batches"),
+        ("parallel_config", "ubatch_size", 2, "micro-batches"),
+        ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism has not"),
+        ("parallel_config", "decode_context_parallel_size", 2, "context parallelism has not"),
+        ("device_config", "device_type", "cuda", "Model Runner V1 replays graphs"),
+    ],
+)
+def test_what_a_cpu_cannot_start_is_refused_too(
+    tmp_path: Path, part: str, option: str, value: Any, why: str
+) -> None:
+    exported(tmp_path)
+    config = EngineArgs(str(tmp_path), max_model_len=64).create_engine_config()
+    assert supported.why_not_options(config) == []
+    owner = operator.attrgetter(part)(config) if part else config
+    object.__setattr__(owner, option, value)
+    (found,) = supported.why_not_options(config)
+    assert why in found
+
+
+def test_an_export_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    exported(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values["interlace"]["format"] += 1
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"format 2, and the plug-in reads up to 1"):
+        served.served(tmp_path)
+
+
 def test_another_version_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert supported.why_not_version(vllm.__version__) is None
     monkeypatch.setattr(vllm, "__version__", "0.33.0")
@@ -72,6 +114,14 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "this is vLLM 0.33.0" in done.stdout, done.stderr
+
+
+def test_streams_of_prompts_are_refused(llama: tuple[Any, Any]) -> None:
+    _, llm = llama
+    process = llm.llm_engine.input_processor.process_inputs
+    prompt = {"type": "token", "prompt_token_ids": [9, 10]}
+    with pytest.raises(VLLMValidationError, match="takes no streams of prompts"):
+        process("r", prompt, served.params(1), ("generate",), resumable=True)
 
 
 @pytest.mark.parametrize(

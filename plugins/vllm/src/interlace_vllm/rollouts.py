@@ -108,6 +108,8 @@ class VllmSampler:
         Raises:
             GenerationError: for prompts that vLLM does not take.
         """
+        from vllm.exceptions import VLLMValidationError
+
         self.synchronise()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         ids = [encode(prompt, index, self.tokenizer) for index, prompt in enumerate(prompts)]
@@ -119,7 +121,7 @@ class VllmSampler:
             outputs = self._llm.generate(
                 [{"prompt_token_ids": tokens} for tokens in ids], asked, use_tqdm=False
             )
-        except ValueError as error:
+        except VLLMValidationError as error:
             raise GenerationError(f"vLLM refuses a group: {in_one_line(error)}") from error
         return [
             GroupOutput(prompt, tokens, [self._completion(row) for row in output.outputs], own)

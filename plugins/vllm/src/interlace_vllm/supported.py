@@ -43,6 +43,7 @@ def why_not_options(config: Any) -> list[str]:
         or config.ec_transfer_config,
         "quantization has not been tested": model.quantization,
         "mixtures of experts have not been tested": model.is_moe,
+        "prompts of embeddings have not been tested": model.enable_prompt_embeds,
         f"only generation is served, not {model.runner_type}": model.runner_type != "generate",
         "asynchronous scheduling feeds a row once more after its end": scheduler.async_scheduling,
         f"scheduling by {scheduler.policy} would preempt a row of a group": scheduler.policy
