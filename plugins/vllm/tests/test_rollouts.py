@@ -15,7 +15,7 @@ from interlace import SamplingParams
 from interlace.errors import ConfigError, GenerationError, GuardError
 from interlace.training.grpo import GRPOTrainer
 from interlace_vllm.rollouts import VllmSampler
-from support.number_model import WORDS
+from support.text import NUMBERS
 from support.training import Evens, grpo, metrics, stopping
 
 ROOM = {"kv_cache_memory_bytes": 32 * 2**20, "block_size": 32}
@@ -23,7 +23,7 @@ ROOM = {"kv_cache_memory_bytes": 32 * 2**20, "block_size": 32}
 
 def number_model(dtype: torch.dtype = torch.float32, **sizes: Any) -> Any:
     """A tiny model whose words are numbers."""
-    sizes = {"vocab_size": len(WORDS), "eos_token_id": WORDS.index("<end>")} | sizes
+    sizes = {"vocab_size": len(NUMBERS), "eos_token_id": NUMBERS.index("<end>")} | sizes
     model = stopping(served.attached("llama", sizes))
     with torch.no_grad():  # a random model is sure of itself
         model.get_output_embeddings().weight.mul_(0.15)
