@@ -225,17 +225,35 @@ def test_ending_rows_read_finished_siblings_in_one_arm_only(blocks_last: Any) ->
     assert {**finished, "blocks": None} == {**position, "blocks": None}
 
 
-def test_the_front_page_has_the_results_after_120_rollouts() -> None:
-    values = json.loads((ROOT / "07-blocks-last" / "results.json").read_text(encoding="utf-8"))
-    columns = (("pass@1", 1), ("pass@1", 8), ("maj", 8), ("coverage", 8), ("all_right", 8))
+@pytest.mark.parametrize(
+    ("experiment", "alone", "blocks", "texts", "seeds"),
+    [
+        ("07-blocks-last", "rlvr-120", "spliced-120", "sft-120", 5),
+        ("07-blocks-last", "rlvr-2160@step-4320", "spliced-1080", "sft-1080", 1),
+        ("08-smollm2", "sft", "spliced", "sft-texts", 1),
+    ],
+)
+def test_the_front_page_has_the_results(
+    experiment: str, alone: str, blocks: str, texts: str, seeds: int
+) -> None:
+    values = json.loads((ROOT / experiment / "results.json").read_text(encoding="utf-8"))
     page = (ROOT.parent / "README.md").read_text(encoding="utf-8")
-    for arm, name in (("rlvr", "RLVR-only"), ("sft", "+ SFT"), ("spliced", "+ blocks last")):
-        found = {(e["metric"], e["width"]): e["over_seeds"] for e in values["arms"][f"{arm}-120"]}
-        cells = [
-            f"{100 * e['value']:.1f} [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
-            for e in map(found.__getitem__, columns)
-        ]
-        assert f"| {name} | {' | '.join(cells)} |" in page
+    over = "over_seeds" if seeds > 1 else "over_problems"
+
+    def share(arm: str, width: int) -> str:
+        found = {(e["metric"], e["width"]): e for e in values["arms"][arm]}["pass@1", width]
+        assert len(found["by_seed"]) == seeds
+        return f"{100 * found[over]['value']:.1f}"
+
+    def gain(arm: str) -> str:
+        for e in values["differences"]:
+            if (e["arm"], e["against"], e["metric"], e["width"]) == (arm, alone, "pass@1", 8):
+                value, low, high = (100 * e[over][key] for key in ("value", "low", "high"))
+                return f"{value:+.1f} [{low:.1f}, {high:.1f}]"
+        raise AssertionError(f"no difference of {arm} and {alone}")
+
+    cells = [share(alone, 8), share(blocks, 1), share(blocks, 8), gain(blocks), gain(texts)]
+    assert f" | {' | '.join(cells)} |" in page
 
 
 @pytest.mark.parametrize("name", ["tiny-rlvr", "tiny-bridge"])
