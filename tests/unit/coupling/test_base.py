@@ -51,6 +51,8 @@ def test_what_the_kinds_are() -> None:
         "pmatch": (False, "layer"),
         "gated": (True, "attended"),
         "lanerope": (True, "attention"),
+        "mix": (True, "input"),
+        "parscale": (False, "attention", "streams"),
     }
     assert all(coupling.shares_prompt for coupling in kinds.values())
     assert default_config().kind == DEFAULT_KIND

@@ -49,7 +49,7 @@ from interlace.tasks.choices import check_choice, choice_letter, chosen, lone_le
         (r"\sqrt{8}", None),
         ("1/0", None),
         ("10^10^10", None),
-        ("\u0667\u0662", None),
+        ("\u0667\u0662", 72),
         ("5 apples and 3 pears", None),
         ("72 " + "a" * 990 + "!?", None),
         ("a" * 999, None),
