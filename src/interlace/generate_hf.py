@@ -73,7 +73,7 @@ class GenerationRecord(StoppingCriteriaList):
         alive = alive.unflatten(0, (-1, self.width))
         if self.mixer is not None:
             self._mix(alive)
-            return Groups(self.width, alive, mixing=self._all_mixing()[:, -positions:])
+            return Groups(self.width, alive, mixing=self._mixing_of(positions))
         if self.reads == "position":
             return Groups(self.width, alive)
         if positions == self.alive.shape[1]:  # without a cache
@@ -83,7 +83,7 @@ class GenerationRecord(StoppingCriteriaList):
     def all_groups(self) -> Groups:
         """The groups of one call that feeds all columns again."""
         alive = self.alive.unflatten(0, (-1, self.width))
-        mixing = None if self.mixer is None else self._all_mixing()
+        mixing = None if self.mixer is None else self._mixing_of(self.alive.shape[1])
         return Groups(self.width, alive, self._starts(self.prompt_length), mixing=mixing)
 
     def hear(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -98,11 +98,12 @@ class GenerationRecord(StoppingCriteriaList):
         said = self.said.unflatten(0, (-1, 1, self.width))
         self._mixing.append(self.mixer.weights(said, seen))
 
-    def _all_mixing(self) -> Float[Tensor, "P S W W"]:
-        """The weights of all columns; zeros in prompts, and of what has not been fed."""
-        shape = len(self.alive) // self.width, self.alive.shape[1], self.width, self.width
+    def _mixing_of(self, columns: int) -> Float[Tensor, "P S W W"]:
+        """The weights of the last columns; zeros in prompts, and of what has not been fed."""
+        first = self.alive.shape[1] - columns - self.prompt_length  # among the completions' columns
+        shape = len(self.alive) // self.width, columns, self.width, self.width
         found = torch.zeros(shape, device=self.alive.device)
-        for n, weights in enumerate(self._mixing, start=self.prompt_length):
+        for n, weights in enumerate(self._mixing[max(first, 0) :], start=max(-first, 0)):
             found[:, n] = weights[:, 0]
         return found
 

@@ -113,6 +113,18 @@ def check_whole(config: CouplingConfig, *names: str, least: int = 1) -> None:
             raise ConfigError(f"{name} is a whole number, at least {least}; got {value!r}.")
 
 
+def heads_of(base: Any) -> tuple[int, int, int]:
+    """Query heads, key-value heads and head dim of a base model's attention.
+
+    Args:
+        base: Configuration of the base model's decoder.
+    """
+    heads = int(base.num_attention_heads)
+    kv_heads = getattr(base, "num_key_value_heads", None) or heads
+    head_dim = getattr(base, "head_dim", None) or base.hidden_size // heads
+    return heads, int(kv_heads), int(head_dim)
+
+
 def check_number(config: CouplingConfig, name: str, above: float, below: float) -> None:
     """Refuse a field that is no number between two others.
 

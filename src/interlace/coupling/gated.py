@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from interlace.coupling.base import INVARIANTS, Coupling
 from interlace.coupling.bridge import read_siblings, shares_of_siblings
-from interlace.coupling.config import CouplingConfig, Layers, check_whole, check_word
+from interlace.coupling.config import CouplingConfig, Layers, check_whole, check_word, heads_of
 from interlace.coupling.reach import turned, turns
 from interlace.errors import ConfigError
 from interlace.rows import Groups, Reads, Rows
@@ -164,8 +164,7 @@ class GatedBlock(Coupling):
         dtype: torch.dtype | None = None,
     ) -> GatedBlock:
         """The block of one layer, of the size of what its heads give."""
-        heads = base.num_attention_heads
-        head_dim = getattr(base, "head_dim", None) or base.hidden_size // heads
+        heads, _, head_dim = heads_of(base)
         made = cls(config, heads * head_dim, device, dtype)
         made.place = layer or 0
         return made

@@ -37,7 +37,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from interlace.coupling.attention import explicit, merged
 from interlace.coupling.base import INVARIANTS, Coupling
-from interlace.coupling.config import CouplingConfig, Layers, check_whole, check_word
+from interlace.coupling.config import CouplingConfig, Layers, check_whole, check_word, heads_of
 from interlace.coupling.reach import turned
 from interlace.errors import AttachError, GroupError
 from interlace.rows import Groups, Owners, Reads, Rows
@@ -138,9 +138,8 @@ class LaneRoPE(Coupling):
     ) -> LaneRoPE:
         """That of one layer, with the frequencies of its rotary positions."""
         theta = frequencies(base, layer or 0)
-        heads = base.num_attention_heads
-        kv_heads = getattr(base, "num_key_value_heads", None) or heads
-        made = cls(config, theta, kv_heads * _head_dim(base), device, dtype or torch.float32)
+        _, kv_heads, head_dim = heads_of(base)
+        made = cls(config, theta, kv_heads * head_dim, device, dtype or torch.float32)
         made.place = layer or 0
         return made
 
@@ -322,12 +321,8 @@ def frequencies(base: Any, layer: int) -> Float[Tensor, " F"]:
     if rope.get("rope_type") in SCALED:
         scaled: Tensor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](base, torch.device("cpu"))[0]
         return scaled
-    turning = int(_head_dim(base) * rope.get("partial_rotary_factor", 1.0))
+    turning = int(heads_of(base)[2] * rope.get("partial_rotary_factor", 1.0))
     return rope["rope_theta"] ** (-torch.arange(0, turning, 2).double() / turning)
-
-
-def _head_dim(base: Any) -> int:
-    return getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads
 
 
 def _with_own(seen: Bool[Tensor, "P 1 S W U"], own: Tensor, width: int) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from interlace.coupling.attention import explicit
 from interlace.coupling.base import INVARIANTS, Coupling
-from interlace.coupling.config import CouplingConfig, Layers, check_number, check_whole
+from interlace.coupling.config import CouplingConfig, Layers, check_number, check_whole, heads_of
 from interlace.rows import Groups, Rows
 
 PARSCALE = "https://arxiv.org/abs/2505.10475"
@@ -115,10 +115,7 @@ class ParScale(Coupling):
         if layer is None:
             size = getattr(base, "word_embed_proj_dim", None) or base.hidden_size  # OPT's
             return Aggregate(config, size, device, dtype)
-        heads = base.num_attention_heads
-        kv_heads = getattr(base, "num_key_value_heads", None) or heads
-        dim = getattr(base, "head_dim", None) or base.hidden_size // heads
-        made = cls(config, (kv_heads, dim), device, dtype)
+        made = cls(config, heads_of(base)[1:], device, dtype)
         made.place = layer
         return made
 

@@ -11,7 +11,6 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from torch import nn
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from interlace.attaching import Attachment, base_model_of, get_attachment, new_parameters
+from interlace.coupling.config import heads_of
 from interlace.errors import CheckpointError
 from interlace.files import CONFIG, locate, writing
 from interlace.saving.checkpoint import write_base
@@ -177,8 +177,7 @@ def _check_base(base: PreTrainedModel) -> None:
             "Compare a few log-probabilities before you rely on it.",
             stacklevel=3,
         )
-    heads = config.num_attention_heads
-    head_dim: Any = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head_dim = heads_of(config)[2]
     if head_dim not in CPU_HEAD_DIMS:
         known = ", ".join(map(str, CPU_HEAD_DIMS))
         warnings.warn(
