@@ -94,6 +94,8 @@ def test_generate_keeps_the_weights_of_the_distributions() -> None:
         torch.testing.assert_close(mixing[0, 3 + t], block.weights(logits, None))
     assert not mixing[0, :3].any()
     assert not mixing[0, -1].any()
+    again = model(out.sequences, groups=interlace.last_groups(model)).logits[:, 2:-1]
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), again, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["mix", "mix-others"])

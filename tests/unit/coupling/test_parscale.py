@@ -87,6 +87,21 @@ def test_a_row_is_the_same_whoever_is_beside_it(name: str) -> None:
     torch.testing.assert_close(plain, whole, atol=2e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_streams_are_weighed_as_the_equation_says() -> None:
+    model = attach_random(build("llama"), "parscale")
+    config: Any = get_attachment(model).config
+    block: Any = model.get_submodule("parscale")
+    streams = torch.randn(config.streams, 1, 24)  # of one row at one position
+    inner = block.in_weight @ streams.flatten() + block.in_bias
+    scores = block.out_weight @ (inner * inner.sigmoid()) + block.out_bias
+    shares = scores.exp() / scores.exp().sum()
+    expected = torch.zeros(24)
+    for share, stream in zip(shares, streams[:, 0], strict=True):
+        expected += ((1 - config.smoothing) * share + config.smoothing / config.streams) * stream
+    torch.testing.assert_close(block.together(streams)[0, 0], expected, atol=1e-5, rtol=0)
+
+
 def test_gradients_reach_every_new_weight_and_checkpointing_replays_them() -> None:
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         model = attach_random(build("llama"), "parscale").train()
