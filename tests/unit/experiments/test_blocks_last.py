@@ -19,7 +19,7 @@ from interlace.tasks import get_task
 from interlace.tasks.drawn import Draw
 from support.processes import ROOT, modules_of
 
-NAMES = ("orders", "orders_report", "units", "work", "finds")
+NAMES = ("orders", "orders_report", "units", "work", "finds", "showing")
 # Experiment and queue.
 QUEUES = [
     ("07-blocks-last", "main"),
@@ -223,6 +223,18 @@ def test_ending_rows_read_finished_siblings_in_one_arm_only(blocks_last: Any) ->
     )
     assert finished["blocks"] == position["blocks"] | {"reads": "finished"}
     assert {**finished, "blocks": None} == {**position, "blocks": None}
+
+
+def test_a_row_shows_reading_where_it_takes_a_find_over(blocks_last: Any) -> None:
+    hit, other, miss = ("3*4=12", True), ("4*3=12", True), ("3+4=7", False)
+    shown = blocks_last.showing.showing([[[hit], [miss, hit], [miss, other]], [[hit], [hit]]])
+    assert shown == {
+        "groups": 2,
+        "same_first_try": 1,
+        "rows": 5,
+        "rows_that_show": 1,
+        "share": 0.2,
+    }
 
 
 @pytest.mark.parametrize(
