@@ -208,8 +208,8 @@ class Service:
     def _job(self, request: SamplingRequest) -> Job:
         try:
             params = sampling_params(request, self.settings.max_tokens)
-        except GenerationError as error:  # it begins with the field's name
-            raise ApiError(400, str(error), param=str(error).split()[0]) from None
+        except GenerationError as error:
+            raise ApiError(400, str(error), param=_field_in(str(error))) from None
         prompts: list[Prompt]
         prompts = [request.messages] if isinstance(request, ChatRequest) else request.prompts  # type: ignore[attr-defined]
         if not prompts:
@@ -401,9 +401,15 @@ def _refusal(error: GenerationError, param: str) -> ApiError:
         return ApiError(400, f"{param} cannot be encoded for this model.", param=param)
     text = str(error)
     if not text.startswith("Prompt "):
-        param = text.split()[0]  # the field's name
+        param = _field_in(text) or param
     code = "context_length_exceeded" if "context" in text else None
     return ApiError(400, text, param=param, code=code)
+
+
+def _field_in(text: str) -> str | None:
+    """The field that an error of the engine begins with, if it does."""
+    word = text.split(maxsplit=1)[0]
+    return word if word in {*ChatRequest.model_fields, *CompletionRequest.model_fields} else None
 
 
 def failure(error: Exception) -> ApiError:

@@ -101,8 +101,8 @@ def build(flags: Sequence[str] = (), folder: Path | None = None) -> Path:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise OSError(f"{command[0]} failed: {last}")
+        first = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise OSError(f"{command[0]} failed: {first}")
 
 
 def _processor() -> str:
@@ -193,7 +193,10 @@ class NativeProduct(Product):
         self._type = weights[0].dtype
         self._bias = self._norm = None
         if any(bias is not None for bias in biases):
-            filled = [w[:, 0] * 0 if b is None else b for w, b in zip(weights, biases, strict=True)]
+            filled = [
+                w.new_zeros(len(w)) if b is None else b
+                for w, b in zip(weights, biases, strict=True)
+            ]
             self._bias = torch.cat(filled).detach().float()
         if norm is not None:
             self._norm = norm.weight.detach().float()
