@@ -71,7 +71,7 @@ from interlace.coupling.lanerope import LaneRoPE
 from interlace.engine import kept as kept_module
 from interlace.engine import kv as cache_module
 from interlace.engine import request as requests_module
-from interlace.engine import sampling as sampling_module
+from interlace.engine import state as state_module
 from interlace.engine.backends import BACKENDS
 from interlace.engine.backends import graph as graph_module
 from interlace.engine.backends import native as native_module
@@ -146,8 +146,8 @@ _packed_of = PackedWeights.of
 _remove_prompt = SharedCache.remove_prompt
 _remove_row = SharedCache.remove_row
 _row_keys = requests_module.row_keys
-_sample = sampling_module.sample
-_uniforms = sampling_module.uniforms
+_sample = state_module.sample
+_uniforms = state_module.uniforms
 _take = EngineCore._take
 _alone = Owners.alone
 _finish, _open, _remove = KeptKeys.finish, KeptKeys.open, KeptKeys._remove
@@ -461,10 +461,10 @@ _ALL = [
     Mutation(cache_module, "merge", parts_averaged, ("I7", "greedy"), PORTABLE),
     Mutation(PackedWeights, "of", weights_stale, ("I7-trained",), ("cpu", "native")),
     Mutation(PackedWeights, "of", biases_stale, ("I7-trained",), ("cpu",)),
-    Mutation(sampling_module, "uniforms", uniforms_by_place, ("I11",), STORED),
+    Mutation(state_module, "uniforms", uniforms_by_place, ("I11",), STORED),
     Mutation(requests_module, "row_keys", occurrences_alike, ("I11-differ",)),
     Mutation(requests_module, "row_keys", rows_alike, ("I11-differ",)),
-    Mutation(sampling_module, "sample", logprobs_as_sampled, ("I7", "I7-alone")),
+    Mutation(state_module, "sample", logprobs_as_sampled, ("I7", "I7-alone")),
     Mutation(DynamicCache, "get_seq_length", prefill_from_zero, ("I6",), ("hf",)),
     Mutation(PromptAttention, "_mask", chunk_alone, ("I6",), ("cpu", "graph", "native")),
     Mutation(graph_module, "_drawn", ended_seen_once_more, ("I7",), ("graph",)),

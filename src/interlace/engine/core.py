@@ -23,11 +23,19 @@ import torch
 from torch import nn
 
 from interlace.engine.backends.base import Backend, is_out_of_memory
-from interlace.engine.inverse_cdf import Workspace
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.request import Request
-from interlace.engine.sampling import Drawing, ahead_of, draw, drawing_of, needs_host
-from interlace.engine.state import Row, RunningGroup, Ticket
+from interlace.engine.sampling import Workspace
+from interlace.engine.state import (
+    Drawing,
+    Row,
+    RunningGroup,
+    Ticket,
+    ahead_of,
+    draw,
+    drawing_of,
+    needs_host,
+)
 from interlace.engine.types import EngineStats, GroupOutput, Step
 from interlace.errors import GenerationError
 
@@ -403,9 +411,10 @@ class EngineCore:
         if not rows:
             return Drawing()
         groups = list(dict.fromkeys(row.group for row in rows))
-        by_itself = self.backend.draws and not any(needs_host(g.request) for g in groups)
-        if by_itself or self.backend.is_ahead:
-            return self._draw_ahead(rows, by_itself)
+        if self.backend.draws:
+            by_itself = not any(needs_host(group.request) for group in groups)
+            if by_itself or self.backend.is_ahead:
+                return self._draw_ahead(rows, by_itself)
         recorded = [g for g in groups if g.is_recorded]
         slots = [row.slot for row in rows if row.slot is not None]
         logits, attention = self.backend.decode(

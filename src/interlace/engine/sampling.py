@@ -1,24 +1,26 @@
-"""Tokens drawn for rows, as their requests want it.
+"""Tokens for rows, by inverse CDF from uniforms that depend on nothing but the request.
 
-Axes: R rows, V vocabulary, N forbidden tokens, K likeliest tokens.
+Axes: R rows, V vocabulary, N forbidden tokens, F forbidden tokens of a row, K likeliest tokens.
+
+A row's uniforms come from (seed, prompt token ids, sample id, row, step), so a group is the same
+whatever else is in the batch (invariant I11). Inverse CDF costs one pass over the probabilities;
+the usual exponential-noise sampler needs V random numbers a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
-from interlace.engine.backends.base import Ahead, is_out_of_memory
-from interlace.engine.inverse_cdf import Workspace, inverse_cdf, pick, uniforms, weights_of
-from interlace.engine.request import Request
-from interlace.engine.state import Drawn, Row, RunningGroup
 from interlace.engine.types import SamplingParams
-from interlace.errors import GenerationError
+
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_BLOCK = 256  # probabilities are summed in blocks, so that only one block needs a running sum
 
 _TOP_P_CANDIDATES = 512
 _FAINT = 1e-20  # the share of allowed tokens below which they get their own scale
@@ -158,118 +160,125 @@ def _top_p(scores: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R V"]:
     return torch.full_like(scores, float("-inf")).scatter_(1, order, kept)
 
 
-@dataclass
-class Drawing:
-    """What a step has given: each row's token, and the groups for which it could not."""
-
-    tokens: dict[Row, Drawn] = field(default_factory=dict)
-    failed: dict[RunningGroup, Exception] = field(default_factory=dict)
+# Uniforms and inverse CDF ------------------------------------------------------------------------
 
 
-def draw(rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace) -> Drawing:
-    """Draw for each row; rows that are sampled alike, in one call.
+class Workspace:
+    """The same memory at every step: fresh megabytes cost more in page faults than the
+    arithmetic."""
 
-    A group whose logits are not numbers, or whose logits processors raise, fails alone. Only want
-    of memory is raised: then nothing has been drawn, and the step can be done again.
+    def __init__(self) -> None:
+        self._store: Tensor | None = None
+
+    def get(self, rows: int, columns: int, device: torch.device) -> Float[Tensor, "R padded"]:
+        """Room for so many numbers, with whatever stands there."""
+        store = self._store
+        if store is None or store.numel() < rows * columns or store.device != device:
+            store = torch.empty(rows * columns, dtype=torch.float32, device=device)
+            self._store = store
+        return store[: rows * columns].view(rows, columns)
+
+
+def uniforms(
+    keys: UInt64[np.ndarray, " R"], steps: Int[np.ndarray, " R"]
+) -> Float[np.ndarray, " R"]:
+    """A number in [0, 1) for each row at its step (SplitMix64, the row's key its seed).
+
+    Equation (14).
     """
-    alike: dict[Hashable, list[int]] = {}
-    for place, row in enumerate(rows):
-        alike.setdefault(row.group.request.sampling_key, []).append(place)
-    drawing = Drawing()
-    for places in alike.values():
-        part = logits if len(places) == len(rows) else logits[places]
-        _draw_alike([rows[place] for place in places], part, workspace, drawing)
-    return _without_failed(drawing)
+    x = keys + (steps.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
-def _without_failed(drawing: Drawing) -> Drawing:
-    for group in drawing.failed:
-        for row in group.rows:
-            drawing.tokens.pop(row, None)
-    return drawing
+def uniforms_on_device(keys: Int[Tensor, " R"], steps: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """`uniforms`, to the bit, of keys whose bits are those of signed numbers: torch computes with
+    no others."""
+    x = keys + (steps + 1) * _signed(_GOLDEN)
+    x = (x ^ _shifted(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shifted(x, 27)) * _signed(_SECOND)
+    return _shifted(x ^ _shifted(x, 31), 11).double() * 2.0**-53
 
 
-def needs_host(request: Request) -> bool:
-    """Whether drawing for a request, or the end of its rows, is more than a backend can do by
-    itself: filters and processors, stop strings, and all that is recorded of a step."""
-    params = request.params
-    filters = bool(params.top_k) or params.top_p < 1 or params.min_p > 0
-    recorded = params.top_logprobs > 0 or params.record_attention is not None
-    reads_text = bool(params.stop) or params.consensus is not None
-    return filters or needs_history(params) or recorded or reads_text
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
 
 
-def ahead_of(row: Row) -> Ahead:
-    """What a backend needs to know of a row to go on with it by itself."""
-    request = row.group.request
-    return Ahead(
-        token=row.tokens[-1],
-        length=len(row.tokens) - 1,
-        key=int(row.key.astype(np.int64)),
-        temperature=request.params.temperature,
-        forbidden=request.forbidden.tolist(),
-        stops=sorted(request.stop_ids),
-    )
+def _shifted(x: Int[Tensor, " R"], by: int) -> Int[Tensor, " R"]:
+    return (x >> by) & ((1 << (64 - by)) - 1)
 
 
-def drawing_of(rows: Sequence[Row], values: Sequence[Sequence[float]]) -> Drawing:
-    """What a backend has drawn by itself: of each row the token and its log-probabilities."""
-    drawing = Drawing()
-    for row, (token, logprob, sampled) in zip(rows, values, strict=True):
-        if logprob != logprob or sampled != sampled:
-            drawing.failed[row.group] = _cannot_draw(row, logits_are_numbers=logprob == logprob)
-        drawing.tokens[row] = Drawn(int(token), logprob, sampled, None)
-    return _without_failed(drawing)
+def weights_of(
+    scores: Float[Tensor, "R V"], workspace: Workspace
+) -> tuple[Float[Tensor, "R padded"], Float[Tensor, " R"]]:
+    """exp(scores - max) for each row, padded with zeros to whole blocks, and the log of the sum of
+    exp(scores)."""
+    rows, vocabulary = scores.shape
+    weights = workspace.get(rows, -(-vocabulary // _BLOCK) * _BLOCK, scores.device)
+    weights[:, vocabulary:].zero_()
+    kept = weights[:, :vocabulary]
+    kept.copy_(scores)
+    top = kept.amax(dim=-1, keepdim=True)
+    kept.sub_(top).exp_()
+    return weights, top[:, 0] + weights.sum(dim=-1).log()
 
 
-def _draw_alike(
-    rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace, drawing: Drawing
-) -> None:
-    try:
-        drawing.tokens.update(zip(rows, _sampled(rows, logits, workspace), strict=True))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        groups = dict.fromkeys(row.group for row in rows)
-        if len(groups) == 1:
-            drawing.failed[rows[0].group] = error
-            return
-        for group in groups:  # each alone, so that only those fail that have to
-            places = [place for place, row in enumerate(rows) if row.group is group]
-            _draw_alike([rows[place] for place in places], logits[places], workspace, drawing)
+def inverse_cdf(
+    weights: Float[Tensor, "R padded"], uniform: Float[Tensor, " R"]
+) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
+    """The token at which the cumulated weight passes `uniform` of the whole, its log-probability,
+    and the whole."""
+    rows = weights.shape[0]
+    blocks = weights.view(rows, -1, _BLOCK)
+    cumulated = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    total = cumulated[:, -1:]
+    target = uniform[:, None] * total
+    block = torch.searchsorted(cumulated, target, right=True).clamp_(max=blocks.shape[1] - 1)
+    before = cumulated.gather(1, (block - 1).clamp_(min=0))
+    rest = target - before.masked_fill_(block == 0, 0.0)
+    inside = blocks[torch.arange(rows, device=weights.device), block[:, 0]]
+    index = torch.searchsorted(inside.double().cumsum(dim=-1), rest, right=True)
+    # Rounding can carry the target past the block's last positive weight; that token is meant.
+    last = _BLOCK - 1 - inside.flip(-1).gt(0).int().argmax(dim=-1, keepdim=True)
+    tokens = (block * _BLOCK + torch.minimum(index, last))[:, 0]
+    share = pick(weights, tokens).double() / total[:, 0]
+    return tokens, share.log().float(), total[:, 0]
 
 
-def _sampled(
-    rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace
-) -> list[Drawn]:
-    request = rows[0].group.request
-    histories = None
-    if needs_history(request.params):
-        histories = [row.group.request.token_ids + row.tokens for row in rows]
-    keys = np.array([row.key for row in rows], dtype=np.uint64)
-    steps = np.array([len(row.tokens) for row in rows])
-    uniform = uniforms(keys, steps)
-    sampled = sample(logits, uniform, request.params, request.forbidden, histories, workspace)
-    logprobs, sampled_logprobs = sampled.logprobs.tolist(), sampled.sampled_logprobs.tolist()
-    tops: list[list[tuple[int, float]]] | list[None] = [None] * len(rows)
-    if sampled.top_tokens is not None and sampled.top_logprobs is not None:
-        pairs = zip(sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), strict=True)
-        tops = [list(zip(ids, values, strict=True)) for ids, values in pairs]
-    for row, logprob, sampled_logprob in zip(rows, logprobs, sampled_logprobs, strict=True):
-        if logprob != logprob or sampled_logprob != sampled_logprob:
-            raise _cannot_draw(row, logits_are_numbers=logprob == logprob)
-    return list(map(Drawn, sampled.tokens.tolist(), logprobs, sampled_logprobs, tops))
+def pick(values: Float[Tensor, "R V"], tokens: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """Each row's value at its token."""
+    return values.gather(1, tokens[:, None])[:, 0]
 
 
-def _cannot_draw(row: Row, logits_are_numbers: bool) -> GenerationError:
-    where = f"prompt {row.group.request.index}, row {row.index}, step {len(row.tokens)}"
-    if logits_are_numbers:
-        return GenerationError(
-            f"No token is left to sample at {where}: logits processors and forbidden tokens have "
-            "taken all of them. Look at params.logits_processors; PAD and BOS are never sampled "
-            "unless they are stop ids."
-        )
-    return GenerationError(
-        f"The model's logits are not numbers (NaN or infinite) at {where}. Look for weights or "
-        "activations that overflow; a wider dtype (bfloat16, float32) may help."
-    )
+def draw_on_device(
+    logits: Float[Tensor, "R V"],
+    uniform: Float[Tensor, " R"],
+    temperature: Float[Tensor, " R"],
+    forbidden: Int[Tensor, "R F"],
+    workspace: Workspace,
+) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
+    """A token for each row, its log-probability at temperature 1, and that under the distribution
+    that was drawn from: what `sample` gives without filters. No value is looked at, and
+    nothing comes from the host, so that it can be captured.
+
+    Args:
+        logits: Logits of the model.
+        uniform: Random number in [0, 1) for each row.
+        temperature: Divisor of each row's logits; 0 is greedy.
+        forbidden: Tokens that each row never gets; negative numbers are gaps.
+        workspace: Memory.
+    """
+    vocabulary = logits.shape[1]
+    _, normaliser = weights_of(logits, workspace)
+    scores = torch.nn.functional.pad(logits.float(), (0, 1))  # a column for the gaps
+    scores.scatter_(1, forbidden.masked_fill(forbidden < 0, vocabulary), float("-inf"))
+    scores = scores[:, :vocabulary]
+    best, likeliest = scores.max(dim=-1)
+    is_greedy = temperature == 0
+    scaled = scores / temperature.masked_fill(is_greedy, 1.0)[:, None]
+    tokens, sampled, _ = inverse_cdf(weights_of(scaled, workspace)[0], uniform)
+    tokens = torch.where(is_greedy, likeliest, tokens).clamp(max=vocabulary - 1)
+    certain = best - best  # 0, or NaN where nothing is left
+    logprobs = pick(logits, tokens).float() - normaliser
+    return tokens, logprobs, torch.where(is_greedy, certain, sampled)

@@ -24,7 +24,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interlace import huge_pages
-from interlace.attaching import base_model_of
 from interlace.coupling.base import Coupling
 from interlace.coupling.bridge import BridgeBlock
 from interlace.engine.backends.flat import (
@@ -63,7 +62,7 @@ class CPUBackend(FlatBackend):
         self._packed_host = self._flat = None
         if can_have_twin(self.model):
             twin = Twin(self.model)
-            base = base_model_of(twin.model)
+            base: Any = twin.model.get_submodule(self._base_path)
             is_flat = why_not_flat(base) is None and _is_of_one_type(base)
             with self.packed.anew():
                 twin.patch(self.packed.refresh(twin.model, blocks_only=is_flat))

@@ -21,12 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interlace.attaching import base_model_of
 from interlace.engine.backends.base import Ahead
 from interlace.engine.backends.flat import FlatBackend, OwnProduct, flatten, why_not_flat
 from interlace.engine.backends.hf import Twin, can_have_twin
-from interlace.engine.inverse_cdf import Workspace, draw_on_device, uniforms_on_device
 from interlace.engine.kv import Slot, StoredPrompt
+from interlace.engine.sampling import Workspace, draw_on_device, uniforms_on_device
 from interlace.engine.slots import Fields, Shape, SlotAttention, SlotCache
 from interlace.errors import GenerationError
 from interlace.rows import NOBODY, Owners
@@ -87,7 +86,7 @@ class GraphBackend(FlatBackend):
     def refresh(self) -> None:
         super().refresh()
         twin = Twin(self.model)
-        base = base_model_of(twin.model)
+        base: Any = twin.model.get_submodule(self._base_path)
         self._check_flat(base)
         self._host = twin
         self._flat = flatten(base, lambda name, linears, norm: OwnProduct(linears, norm))

@@ -71,6 +71,7 @@ class HFBackend(Backend):
     def __init__(self, model: nn.Module, prefill_chunk: int) -> None:
         self.model = model
         self.base: PreTrainedModel = base_model_of(model)
+        self._base_path = next(path for path, m in model.named_modules() if m is self.base)
         self.context = check_model(model, self.base)
         self._attachment: Attachment | None = None  # what was found carried
         self._coupling: type[Coupling] | None = None

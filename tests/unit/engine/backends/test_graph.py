@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlace import Engine, SamplingParams
 from interlace.engine.backends.graph import GraphBackend
-from interlace.engine.inverse_cdf import (
+from interlace.engine.sampling import (
     Workspace,
     draw_on_device,
+    sample,
     uniforms,
     uniforms_on_device,
 )
-from interlace.engine.sampling import sample
 from interlace.engine.types import GroupOutput, HidingParams
 from interlace.errors import GenerationError
 from support.architectures import VOCAB, attach_random, build
