@@ -1,12 +1,15 @@
 r"""When two answers with different normal forms are equal all the same; for verdicts and votes.
 
-- Of an equation the right side counts where the other answer is none: `x + y = 72` is 72.
+- Of an equation the right side counts where the other answer is none: `x + y = 72` is 72. But
+  `x^2 = 4` is not `x = 4`.
 - Words around one number are looked through where the other answer is a number: "72 clips" is 72,
-  and so is `72\text{ cm}^2`; "72 clips" is not "72 hours".
+  and so is `72\text{ cm}^2`; "72 clips" is not "72 hours". Words that make another number of it are
+  not: "half of 72", "72 thousand". Nor are letters that may be factors: `2ab`, `5m`.
 - A number in some base, `1011_2`, is its digits without a base, and differs from `1011_3`.
 - Lists, points and intervals are equal where they are of one kind and their members are equal.
-- Formulas are left to math-verify, where it is installed (the `math` extra): it parses LaTeX into
-  SymPy and compares there, `\sqrt{8}` with `2\sqrt{2}`, `(x+1)^2` with `x^2+2x+1`.
+- Formulas are left to math-verify, where it is installed (the `math` extra): LaTeX is parsed into
+  SymPy and compared there, `\sqrt{8}` with `2\sqrt{2}`, `(x+1)^2` with `x^2+2x+1`. It rounds, so
+  decimals go in as fractions.
 
 SymPy's time is unbounded in its input, so it runs in `verifier_pool`, and only short formulas
 without towers of powers go in. What is decided is asked once; what is not decided within the bounds
@@ -42,20 +45,40 @@ MAX_DEPTH = 8
 MAX_POWER = 1000
 
 _FORMULA = re.compile(
-    r"\\[A-Za-z{]|[\^+*/=<>|]|\d\(|[0-9][A-Za-z]\b|[\[(][^()]*,|[A-Za-z)]-|-[A-Za-z(]"
+    r"\\[A-Za-z{]|[\^+*/=<>|]|\d\(|[0-9][A-Za-z]\b|sqrt|[\[(][^()]*,|[A-Za-z)]-|-[A-Za-z(]"
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan)\b")
-_COSTLY = re.compile(r"!!|\*\*|\\uparrow")
+_FUNCTION = re.compile(
+    r"(?<![A-Za-z])(?:(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|sqrt)(?![A-Za-z])"
+    r"|\{[pbBvV]?matrix\}"
+)
+_DECIMAL = re.compile(r"[0-9]*\.[0-9]+")
+_COSTLY = re.compile(r"!!|\*\*|\\uparrow|[0-9]\)?_|'")  # digits in a base and primes are misread
 _EXPONENT = re.compile(r"([)\]}])?\^\s*(?:([A-Za-z]|[0-9]++)|\{([^{}^]*)\})(?!\s*\^)")
 # Possessive quantifiers ("++"): each word is split in one way only, so a mismatch shows at once.
-_UNIT = (
-    r"(?:[A-Za-z]{2,}+|[mshgLNJWVK](?![A-Za-z]))(?:\^\{?[23]\}?)?(?:/[A-Za-z]++(?:\^\{?[23]\}?)?)?"
+_UNIT = r"(?:[A-Za-z]{2,}+|[mshgl](?![A-Za-z]))"
+# Without a blank only well-known ones: 2ab and 5m are products. The Chinese ones left out count.
+_GLUED = (
+    r"(?:(?:[ckm]m|[km]g|m[il]|ft|in|lbs?|oz|hrs?|mins?|secs?|[km]ph|st|nd|rd|th)(?![A-Za-z])"
+    r"|(?:(?![万亿千百十半])[\u4e00-\u9fff])++)"
 )
+_POWER = r"(?:\^\{?[23]\}?)?"
 _AMONG_WORDS = re.compile(
     r"(?:[A-Za-z]{2,}+:? ++|[$\u20ac\u00a3])*+(-?(?:[0-9][0-9,]*+(?:\.[0-9]++)?(?:/[0-9]++)?))"
-    rf"(?:[ -]*+(?:{_UNIT}|%))*+"
+    rf"(?:(?:[ -]++{_UNIT}|[ -]*+{_GLUED}){_POWER}(?:/[A-Za-z]++{_POWER})?|[ -]*+%)*+"
 )
+# Words that make another number of the one beside them.
+_OTHERWISE = re.compile(
+    r"\b(?:not?|minus|negative|half|halves|twice|double|triple|thrice|root|squared|cubed|hundred|"
+    r"thousand|[mbtr]+illion|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths|"
+    r"pi|sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc)\b|\b(?:than|over|under|above|below)\b.*[0-9]"
+)
+_UNIT_TEXT = re.compile(
+    r"\s*\$?((?:[^A-Za-z\\]|\\[A-Za-z]++)+?)\\(?:text|mathrm|mbox)\{([^{}]*)\}"
+    r"(?:\^\{?([23])\}?)?[\s.$]*"
+)
+# Not arithmetic: dates and the like.
+_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{2,4}|0[0-9]+[-/].*")
 _BASED = re.compile(r"([0-9]\w*)_\{[0-9]+\}")
 _SYMBOL_COMMAND = re.compile(r"\\(?:pi|theta|alpha|beta|lambda|omega)\b ?")
 
@@ -88,13 +111,25 @@ def symbolically_equal(left: str, right: str) -> bool | None:
 def compare(left: str, right: str) -> bool | Refusal:
     """As `symbolically_equal`, with the reason where it is not decided."""
     forms = normalise_answer(left), normalise_answer(right)
+    whole = [form for form in forms if _right(form) == form]
+    if len(whole) == 1:
+        first, second = (undress(text[:MAX_CHARACTERS]) for text in (left, right))
+        if min(len(sides(first)), len(sides(second))) > 1:
+            # y = 2x + 1 was read as 2x + 1, which y - 2x = 1 does not say; as equations they are
+            # equal. x = 4 was read as 4, which x^2 = 4 does not say.
+            return False if _value(whole[0]) is not None else _symbolic(first, second)
     outcome = _same(*forms)
-    if outcome is not True and sum(_right(form) != form for form in forms) == 1:
-        # y = 2x + 1 was read as 2x + 1, which y - 2x = 1 does not say; as equations they are equal.
-        plain = [undress(text) for text in (left, right)]
-        if all(len(sides(text)) > 1 for text in plain):
-            return _symbolic(plain[0], plain[1])
-    return outcome
+    return outcome if outcome is True else _without_units(left, right) or outcome
+
+
+def _without_units(left: str, right: str) -> bool | Refusal:
+    r"""Of constants such as `2\sqrt{3}\text{ cm}`, of which one or both have a unit."""
+    found = [_UNIT_TEXT.fullmatch(text[:MAX_CHARACTERS]) for text in (left, right)]
+    units = {(unit[2].strip(), unit[3]) for unit in found if unit}
+    if len(units) != 1 or any(_OTHERWISE.search(name) for name, _ in units):
+        return False
+    constants = [unit[1] if unit else text for unit, text in zip(found, (left, right), strict=True)]
+    return _same(normalise_answer(constants[0]), normalise_answer(constants[1]))
 
 
 def number_in(answer: str) -> Fraction | None:
@@ -112,11 +147,13 @@ def _value(form: Form) -> Fraction | None:
     """The exact value of a form that has one."""
     if isinstance(form, Fraction):
         return form
-    return None if form is None or len(form) > MAX_CHARACTERS else value_of(form)
+    if form is None or len(form) > MAX_CHARACTERS or _DATE.fullmatch(form):
+        return None
+    return value_of(form)
 
 
 def _among_words(form: Form) -> Fraction | None:
-    if not isinstance(form, str) or len(form) > MAX_CHARACTERS:
+    if not isinstance(form, str) or len(form) > MAX_CHARACTERS or _OTHERWISE.search(form):
         return None
     found = _AMONG_WORDS.fullmatch(form)
     value = None if found is None else normalise_answer(found[1])
@@ -202,8 +239,11 @@ def _latex(form: Form) -> str | None:
         return text if len(text) <= MAX_FORMULA and not _COSTLY.search(text) else None
     if form is None or len(form) > MAX_FORMULA or not form.isascii():
         return None
-    if not _FORMULA.search(form) or _WORD.search(_FUNCTION.sub("", form)):
+    if not _FORMULA.search(form) or _WORD.search(_FUNCTION.sub("", form)) or _DATE.fullmatch(form):
         return None
+    form = _DECIMAL.sub(  # a float would be rounded
+        lambda m: r"\frac{{{}}}{{{}}}".format(*Fraction(m[0]).as_integer_ratio()), form
+    )
     if _COSTLY.search(form) or _depth(form) > MAX_DEPTH or _power(form) > MAX_POWER:
         return None
     return form
@@ -259,13 +299,12 @@ def formulas_equal(left: str, right: str) -> Answer:
     What cannot be read equals nothing. math-verify's own verdict depends on the order: one way,
     {1, 2} passes for 1 < x < 2.
     """
-    parse, verify = _math_verify()
+    complex_too, parse, verify = _math_verify()
 
     def answer() -> bool:
         try:
-            first, second = parse(left), parse(right)
-            if not first or not second:
-                return False
+            real = not (complex_too(left) or complex_too(right))
+            first, second = parse(left, real), parse(right, real)
             return verify(first, second) and verify(second, first)
         except MemoryError:
             raise
@@ -276,26 +315,36 @@ def formulas_equal(left: str, right: str) -> Answer:
 
 
 @functools.cache
-def _math_verify() -> tuple[Callable[[str], list[Any]], Callable[[Any, Any], bool]]:
+def _math_verify() -> tuple[
+    Callable[[str], bool], Callable[[str, bool], Any], Callable[[Any, Any], bool]
+]:
     import logging
 
-    from math_verify import LatexExtractionConfig
-    from math_verify import parse as parse_math
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
     from math_verify import verify as verify_math
+    from math_verify.grader import should_treat_as_complex
 
     logging.disable(logging.CRITICAL)  # it warns that its own timer is off
+    # Its `parse` would take a trailing t or h for a unit, primes for quotes, and one case for both.
+    repaired = NormalizationConfig(basic_latex=False, malformed_operators=True, boxed="none")
+    as_written = ConversionConfig(lowercase_symbols=False)
 
-    def parse(formula: str) -> list[Any]:
-        # Only the LaTeX parser: the one for plain expressions evaluates them as Python.
-        return parse_math(
-            f"${formula}$",
-            extraction_config=[LatexExtractionConfig()],
-            fallback_mode="no_fallback",
-            parsing_timeout=None,
+    def parse(formula: str, real: bool) -> Any:
+        return latex2sympy(
+            formula,
+            is_real=real,
+            normalization_config=repaired,
+            conversion_config=as_written,
         )
 
     def verify(gold: Any, given: Any) -> bool:
-        return bool(verify_math(gold, given, timeout_seconds=None))
+        # What is nearer than this is equal; what `MAX_POWER` admits is further apart.
+        return bool(
+            verify_math(gold, given, numeric_precision=MAX_POWER + 100, timeout_seconds=None)
+        )
 
-    verify(parse(r"\sqrt{8}"), parse(r"2\sqrt{2}"))  # imports what a first verdict would
-    return parse, verify
+    verify(
+        parse(r"\sqrt{8}", True), parse(r"2\sqrt{2}", True)
+    )  # imports what a first verdict would
+    return should_treat_as_complex, parse, verify

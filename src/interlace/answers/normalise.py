@@ -10,9 +10,10 @@ The rule, in order:
 3. `x = 5`, `f(3) = 5`, `x \in ...` and `6 \times 12 = 72` are their right sides: a side that is
    only a name, or that has a value, says nothing. So is `5 = x` its left one. `x + y = 5` stays an
    equation.
-4. Several answers: `3, 5`, `3 and 5`, `\{3, 5\}` and `x = 3, x = 5` are one list, in any order. A
-   comma before a blank or within brackets separates; `1,000` is a number. `(3, 5)`, `[3, 5]` and
-   `[3, 5)` are pairs, points or intervals: their order and their brackets count.
+4. Several answers: `3, 5`, `3 and 5`, `4 \pm 1`, `\{3, 5\}` and `x = 3, x = 5` are one list, in any
+   order; but `x < 3 or x > 5` is not `x < 3 and x > 5`. A comma before a blank or within brackets
+   separates; `1,000` and `1 000` are numbers. `(3, 5)`, `[3, 5]` and `[3, 5)` are pairs, points or
+   intervals: their order and their brackets count.
 5. What has a value becomes an exact fraction: `1,000`, `.5`, `1/2`, `\frac12`, `1 1/2`,
    `3\times10^4`, `1e3`, `2^{10}`, `5!`, `\sqrt{16}`. Nothing is rounded: 0.333 is not 1/3.
    Plain arithmetic such as `(7-3)*2` stays as it is written: in a game of numbers the expression is
@@ -35,9 +36,12 @@ from interlace.answers.arithmetic import MAX_BITS, value_of
 MAX_CHARACTERS = 1000
 MAX_BRACKETS = 40  # in an answer that is taken apart
 
-_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}"))
-_DRESSING = " \t\r\n*`\"'\u2018\u2019\u201c\u201d"
-_CLOSING = ".,;:"
+_WRAPPERS = (
+    *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}")),
+    ("'", "'"),  # alone it is a prime: f'
+)
+_DRESSING = ' \t\r\n*`"\u2018\u2019\u201c\u201d'
+_CLOSING = ".,;:\u3002"
 # Hyphens, dashes and minus signs; fraction slashes and the division sign; thin and empty blanks.
 _FOLDED = str.maketrans(
     {
@@ -51,6 +55,7 @@ _FOLDED = str.maketrans(
         "≤": r"\le ",
         "≥": r"\ge ",
         "≠": r"\ne ",
+        "≈": "=",
         "∈": r"\in ",
         "±": r"\pm ",
         "\u222a": r"\cup ",
@@ -60,21 +65,21 @@ _FOLDED = str.maketrans(
 )
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _OTHER_DIGIT = re.compile(r"[^\D0-9]")
-_ROOT_COMMAND = re.compile(r"\\sqrt ?(?:([0-9]+|[a-z])|\(([^()]*)\))")
+_ROOT_COMMAND = re.compile(r"\\sqrt ?(?:([0-9]+(?:\.[0-9]+)?|[a-z])|\(([^()]*)\))")
 _VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
 _LATEX_SPACE = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b")
 _UNIT_SIGN = re.compile(r"\^\s*\\circ\b|\^\s*\{\s*\\circ\s*\}|\\?[$%]|[€£¥°]|\\(?:degree|pounds)\b")
 _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}"
 )
-_FRACTION_COMMAND = re.compile(r"\\[dtc]?frac\b\s*|\\[dtc]?frac(?=\d)")
-_FRACTION = re.compile(
-    r"\\frac(?:\{\s*(-?[0-9.]+)\s*\}\s*|\s*([0-9]))(?:\{\s*([0-9.]+)\s*\}|([0-9]))"
-)
+_FRACTION = re.compile(r"\\[dtc]?frac(?![A-Za-z])\s*([0-9]?)")
+_INDEX = re.compile(r"_\{(\w)\}")
+_BARE_BOTTOM = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9])")
+_MIXED = re.compile(r"([+-]?[0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}")
 # A name, or a function of something: what may stand alone on the left of "=".
 _NAMED = re.compile(
     r"(?:m?\\angle ?[A-Z]{1,3}|[A-Za-z]|\\(?!in\b|sqrt|frac)[A-Za-z]+|[A-Z]{2,3})'*"
-    r"(?:_(?:\w|\{[^{}]*\}))?(?:\([^()=]*\))?"
+    r"(?:_(?:\w|\{[^{}]*\}))?(?:\([^()=]*\))?|\((?:[A-Za-z],)+[A-Za-z]\)"
 )
 _ELEMENT = re.compile(r"(?:\s*[A-Za-z]\s*\\in\b\s*)++")
 _ARITHMETIC = re.compile(r"[0-9+\-*/(). ]+")
@@ -82,14 +87,17 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?([0-9]{1,2})\}?")
 _CONJUNCTION = re.compile(r"\b(?:and|or)\b")
 _SEPARATOR = re.compile(r" ?(?:, ?(?:(?:and|or) )?|; ?)|(?: (?:and|or) )")
-_PLUS_MINUS = re.compile(r"\\pm\s*((?:(?!\\pm)[^,;=+\-])+)")
+_RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)")
 _BESIDE_SIGN = re.compile(r"\s*([^\w\s])\s*")
 _LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
-_THOUSANDS = re.compile(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+_THOUSANDS = re.compile(
+    r"(?<![0-9,.])(?<![0-9] )[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+(?!/))"
+    r"(?![0-9]|[, ][0-9])"
+)
 _DECIMAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+) (?=[0-9]+/))?(?P<top>{_DECIMAL})"
-    rf"(?:/(?P<bottom>{_DECIMAL})|(?:[eE]|\\times ?10\^|\\cdot ?10\^|\*10\^)"
+    rf"(?:/(?P<bottom>{_DECIMAL})|(?:[eE]|(?:\\times|\\cdot| ?x|\*) ?10\^)"
     r"(?P<brace>\{)?(?P<exponent>[+-]?[0-9]{1,3})(?(brace)\})"
     r"|\^(?P<curly>\{)?(?P<power>[0-9]{1,2})(?(curly)\}))?"
 )
@@ -142,24 +150,22 @@ def undress(text: str) -> str:
     text = text.translate(_FOLDED)
     text = _SUPERSCRIPT.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0])}}}", text)
     text = _VULGAR_FRACTION.sub(
-        lambda found: " " + unicodedata.normalize("NFKC", found[0]).translate(_FOLDED), text
+        lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("\u2044")),
+        text,
     )
     text = _OTHER_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text)
     text = _unwrap(unicodedata.normalize("NFKC", text).translate(_FOLDED))
     text = _LATEX_SPACE.sub(" ", _LATEX_THOUSANDS.sub("", text))
     text = _UNIT_SIGN.sub("", text)
     text = _ROOT_COMMAND.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text)
-    text = _FRACTION_COMMAND.sub(r"\\frac", text)
-    text = _FRACTION.sub(
-        lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ",
-        text,
-    )
+    text = _FRACTION.sub(lambda m: r"\frac" + (f"{{{m[1]}}}" if m[1] else ""), text)
+    text = _INDEX.sub(r"_\1", _BARE_BOTTOM.sub(r"\1{\2}", text))
     return _strip(" ".join(text.split()))
 
 
 def sides(plain: str) -> list[str]:
     """The sides of an equation, or of a chain of them; one where it is none."""
-    if re.search(r"[<>]|\\(?:le|ge|lt|gt|ne)", plain):
+    if _RELATION.search(plain):
         return [plain]
     return [side.strip() for side in re.split(r"=+", plain)]
 
@@ -208,20 +214,23 @@ def _bracketed(plain: str) -> str | None:
 
 def _listed(plain: str) -> str | None:
     """The form of several answers; None for one, and for words: "yes, of course"."""
-    around = re.fullmatch(r"\\\{(.*)\\\}", plain)
-    inside = around[1] if around else plain
+    around = re.fullmatch(r"\\?\{([^{}]*|.*\\)\}", plain)
+    inside = around[1].removesuffix("\\") if around else plain
     if _WORD.search(_CONJUNCTION.sub("", inside)) or not _is_shallow(plain):
         return None
-    plus_minus = _PLUS_MINUS.fullmatch(inside)
-    if plus_minus:
-        parts = [plus_minus[1], f"-{plus_minus[1]}"]
-    else:
-        parts = [part for part in _split(inside, not around) if part.strip()]
+    parts = [
+        part.replace(r"\pm", sign)
+        for part in _split(inside, not around)
+        for sign in ("+-" if r"\pm" in part else "+")
+        if part.strip()
+    ]
     if len(parts) < 2:
         return None
     # Of x = 1, y = 2 it counts which is which.
     named = len({_squeezed(sides(part)[0]) for part in parts if len(sides(part)) > 1}) > 1
     forms = [_text(_member(part, named)) for part in parts]
+    if _RELATION.search(inside) and re.search(r"\bor\b", inside):
+        forms.append("or")  # x < 1 or x > 2 is not x < 1 and x > 2
     return None if None in forms else ", ".join(sorted(map(str, forms)))
 
 
@@ -281,7 +290,7 @@ def _one(text: str) -> str:
         inside = text[1:-1]
         if len(inside) == 1 or (set("(),") & set(inside) == set() and _number(inside) is not None):
             text = inside
-    return _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    return _THOUSANDS.sub(lambda found: re.sub("[, ]", "", found[0]), text)
 
 
 def _squeezed(text: str) -> str:
@@ -310,7 +319,7 @@ def _strip(text: str) -> str:
 
 
 def _number(text: str) -> Fraction | None:
-    found = _NUMBER.fullmatch(text)
+    found = _NUMBER.fullmatch(_MIXED.sub(r"\1 \2/\3", text))
     if found is None:
         return None
     value = Fraction(found["top"])

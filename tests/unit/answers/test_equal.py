@@ -235,3 +235,95 @@ def test_the_number_in_an_answer(answer: str, value: int | None) -> None:
 def test_siblings_of_what_was_wrong(left: str, right: str, equal: bool) -> None:
     assert symbolically_equal(left, right) is equal
     assert symbolically_equal(right, left) is equal
+
+
+FIELD_EQUAL = r"""
+1 000                     | 1000
+12 345 678                | 12345678
+1{,}234                   | 1234
+72\,\mathrm{cm}           | 72
+72元                      | 72
+72 个                     | 72
+72。                      | 72
+72kg                      | 72
+72 L                      | 72
+21st                      | 21
+≈ 72                      | 72
+1.5 x 10^-3               | 0.0015
+½x                        | \frac{x}{2}
+\frac{3}{4}\pi            | \frac{3\pi}{4}
+\frac12 x                 | \frac{x}{2}
+2\frac13                  | \frac{7}{3}
+2sqrt(2)                  | \sqrt{8}
+√1.44                     | \frac{6}{5}
+1 \pm \sqrt{2}            | 1-\sqrt{2}, 1+\sqrt{2}
+\frac{1 \pm \sqrt{5}}{2}  | \frac{1-\sqrt{5}}{2}, \frac{1+\sqrt{5}}{2}
+3, \pm 2                  | -2, 2, 3
+{1, 2, 3}                 | \{3, 2, 1\}
+(x, y) = (1, 2)           | (1, 2)
+a_1                       | a_{1}
+2\sqrt{3}\text{ cm}       | \sqrt{12}
+9\pi\text{ square units}  | 9\pi
+\begin{bmatrix}1&2\end{bmatrix} | \begin{pmatrix} \frac{2}{2} & 2 \end{pmatrix}
+x<1 \text{ or } x>2       | x>2 or x<1
+"""
+FIELD_DIFFERENT = r"""
+not 72                    | 72
+minus 72                  | 72
+twice 72                  | 72
+half of 72                | 72
+72 squared                | 72
+72 thousand               | 72
+72万                      | 72
+2 thirds                  | 2
+72 and a half             | 72
+more than 72              | 72
+sin 72                    | 72
+72 pi                     | 72
+72'                       | 72
+2ab                       | 2
+6xy                       | 6
+5m                        | 5
+x+3t                      | x+3
+x^{2}h                    | x^{2}
+x^2 \text{ cm}            | x^2 \text{ m}
+2\sqrt{3}\text{ cm}       | 2\sqrt{3}\text{ m}
+\frac{3}{4}\pi            | \frac{3}{4\pi}
+\frac{1}{2}x              | \frac{1}{2x}
+\frac{1}{2}\sqrt{3}       | \frac{1}{2\sqrt{3}}
+\frac{2}{3}^2             | \frac{2}{9}
+½x                        | \frac{1}{2x}
+a^2                       | A^2
+\pi R^2                   | \pi r^2
+\delta x                  | \Delta x
+f'                        | f
+x'+1                      | x+1
+x=4                       | x^2=4
+x=2                       | |x|=2
+x=5                       | 2x=5
+x=5                       | 2x+1=11
+x<1 \text{ or } x>2       | x<1 \text{ and } x>2
+2024-01-05                | 2024-05-01
+2/4/2024                  | 1/2/2024
+e^{-99}                   | e^{-98}
+e^{-999}                  | e^{-998}
+\sqrt{2}+10^{-20}         | \sqrt{2}
+10^{-20}x                 | 2\cdot10^{-20}x
+x > e^{-99}               | x > e^{-98}
+0.3333333333333333333x    | \frac{x}{3}
+\begin{pmatrix}0.333333\\1\end{pmatrix} | \begin{pmatrix}\frac13\\1\end{pmatrix}
+1011_2 + 1                | 1011_3 + 1
+"""
+
+
+@needs_math_verify
+def test_answers_as_models_write_them() -> None:
+    """Each was judged otherwise once: 2ab was 2, and 3/4 pi was 3/(4 pi)."""
+    wrong = []
+    for table, expected in ((FIELD_EQUAL, True), (FIELD_DIFFERENT, False)):
+        for left, right in (line.split(" | ", 1) for line in table.strip().splitlines()):
+            for one, other in ((left.strip(), right), (right, left.strip())):
+                vote = majority_vote([one, other]).classes == (0, 0)
+                if {bool(symbolically_equal(one, other)), vote} != {expected}:
+                    wrong.append((one, other))
+    assert not wrong
