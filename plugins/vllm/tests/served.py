@@ -10,6 +10,7 @@ from typing import Any
 # Before vLLM is imported: one process, so that tests see the scheduler.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else a rank wants a NUMA node
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -35,10 +36,12 @@ TOLERANCE = 1e-4
 _kept: list[Any] = []  # the end of one engine takes the process groups of all others along
 
 
-def exported(folder: Path, name: str = "llama", **blocks: Any) -> PreTrainedModel:
+def exported(
+    folder: Path, name: str = "llama", sizes: dict[str, Any] | None = None, **blocks: Any
+) -> PreTrainedModel:
     """A tiny attached model, written to `folder` as vLLM serves it."""
     # vLLM goes by the number alone, whether or not a model has windows.
-    sizes: dict[str, Any] = {"sliding_window": 40} if name in SLIDING else {}
+    sizes = (sizes or {}) | ({"sliding_window": 40} if name in SLIDING else {})
     if name == "gpt_neox":  # whose heads make up the hidden size
         sizes |= {"num_attention_heads": 3, "num_key_value_heads": 3}
     model = attached(name, sizes, **blocks)

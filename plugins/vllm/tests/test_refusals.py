@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import operator
 import subprocess
@@ -18,6 +19,9 @@ from vllm.exceptions import VLLMValidationError
 import served
 from compare import largest_gap
 from interlace_vllm import supported
+from interlace_vllm.model import InterlaceForCausalLM
+from interlace_vllm.scheduler import GroupScheduler
+from interlace_vllm.state import GroupState
 from served import TOLERANCE, exported, prompts, sampled, scheduler_of
 
 
@@ -26,7 +30,8 @@ from served import TOLERANCE, exported, prompts, sampled, scheduler_of
     [
         ({"async_scheduling": True}, "feeds a row once more after its end"),
         ({"pipeline_parallel_size": 2}, "several batches in flight"),
-        ({"data_parallel_size": 2}, "run one server a rank"),
+        ({"kv_offloading_size": 0.1}, "KV connectors have not"),
+        ({"max_num_scheduled_tokens": 7, "max_num_seqs": 8}, "leaves rows of a group out"),
         ({"scheduling_policy": "priority"}, "scheduling by priority would preempt"),
         ({"enable_lora": True}, "LoRA has not been tested"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "splits groups"),
@@ -57,6 +62,7 @@ def test_the_plugs_own_choices_need_no_flags(tmp_path: Path) -> None:
     [
         ("", "kv_transfer_config", KVTransferConfig(), "KV connectors have not"),
         ("", "ec_transfer_config", KVTransferConfig(), "KV connectors have not"),
+        ("", "watermark_config", object(), "text watermarks have not"),
         ("model_config", "quantization", "fp8", "quantization has not"),
         ("model_config", "runner_type", "pooling", "only generation is served, not pooling"),
         ("model_config", "enable_prompt_embeds", True, "prompts of embeddings have not"),
@@ -80,6 +86,26 @@ def test_what_a_cpu_cannot_start_is_refused_too(
     assert why in found
 
 
+def test_a_front_end_that_knows_no_groups_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no Python, so that nothing marks the rows of a group there."""
+    exported(tmp_path)
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match="front end in Rust does not say"):
+        EngineArgs(str(tmp_path), max_model_len=64).create_engine_config()
+
+
+def test_what_vllm_changes_after_the_check_is_seen_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if vLLM chose the worker after its hook had let one of its own pass."""
+    exported(tmp_path)
+    monkeypatch.setattr(supported.Config, "verify_and_update_config", lambda config: None)
+    with pytest.raises(ValueError, match="CPUWorker does not tell blocks"):
+        served.served(tmp_path)
+
+
 def test_an_export_of_a_later_format_is_refused(tmp_path: Path) -> None:
     exported(tmp_path)
     path = tmp_path / "config.json"
@@ -88,6 +114,23 @@ def test_an_export_of_a_later_format_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"format 2, and the plug-in reads up to 1"):
         served.served(tmp_path)
+
+
+@pytest.mark.parametrize("cls", [GroupScheduler, GroupState, InterlaceForCausalLM])
+def test_overrides_take_what_vllm_passes(cls: type[Any]) -> None:
+    """For the next minor version: a method that vLLM calls in another way than before."""
+    checked = 0
+    for name, own in vars(cls).items():
+        theirs = getattr(super(cls, cls), name, None)
+        if not (inspect.isfunction(own) and inspect.isfunction(theirs)):
+            continue
+        wanted = list(inspect.signature(theirs).parameters)
+        taken = list(inspect.signature(own).parameters)
+        named = [name for name in taken if name not in ("args", "kwargs")]
+        assert named == wanted[: len(named)], name
+        assert "kwargs" in taken or len(named) == len(wanted), name
+        checked += 1
+    assert checked >= 3
 
 
 def test_another_version_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +170,7 @@ def test_streams_of_prompts_are_refused(llama: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize(
     ("n", "prompt", "options", "why"),
     [
-        (17, 5, {}, r"at most 16 rows here \(max_num_seqs\); got n = 17"),
+        (17, 5, {}, r"at most 16 rows here \(max_num_seqs.*got n = 17"),
         (4, 5, {"stop": ["x"], "detokenize": True}, "Stop strings are found some steps after"),
         (2, 5, {"extra_args": {"interlace": {"group": "mine"}}}, "the server's own"),
         (1, 5, {"extra_args": {"interlace": {"group": "mine"}}}, "the server's own"),
@@ -141,6 +184,27 @@ def test_requests_are_refused_and_the_engine_goes_on(
         sampled(llm, prompts(1, prompt, prompt), [n], **options)
     assert not scheduler_of(llm).requests
     assert largest_gap(model, sampled(llm, prompts(1), [2])) < TOLERANCE
+
+
+def test_groups_fit_among_the_active_ones(
+    llama: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, llm = llama
+    monkeypatch.setattr(llm.llm_engine.vllm_config.scheduler_config, "max_num_active_seqs", 5)
+    with pytest.raises(VLLMValidationError, match=r"at most 5 rows here .*max_num_active_seqs"):
+        sampled(llm, prompts(1), [6])
+
+
+def test_requests_of_another_front_end_end_with_an_error(
+    llama: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows would carry no tie, and be sampled alone without a word."""
+    _, llm = llama
+    monkeypatch.setattr("interlace_vllm.requests._check", lambda config, request: None)
+    outputs = sampled(llm, prompts(2), [3, 1])
+    assert {row.finish_reason for output in outputs for row in output.outputs} == {"error"}
+    assert not scheduler_of(llm).requests
+    assert not scheduler_of(llm).groups
 
 
 def test_a_group_longer_than_the_cache_is_refused(

@@ -88,6 +88,17 @@ def test_buffers_stay_where_they_are() -> None:
     assert before == after
 
 
+@pytest.mark.parametrize("alone", ["block", "skip"])
+@pytest.mark.parametrize("tokens", [16, 40])  # as many as slots, and more
+@torch.no_grad()
+def test_a_graph_can_capture_it(alone: str, tokens: int) -> None:
+    """Nothing on the way asks a tensor for a value, as no capture allows: these have none."""
+    empty = torch.device("meta")
+    rows, block = SlotRows(16, 64, empty), a_block(alone).to(empty)
+    out = rows.apply(block, torch.empty(tokens, HIDDEN, device=empty))
+    assert out.shape == (tokens, HIDDEN)
+
+
 def test_every_number_of_tokens_finds_its_slots() -> None:
     for seed in range(20):
         step, tokens = a_step(seed)

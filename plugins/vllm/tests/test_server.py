@@ -27,7 +27,7 @@ CLIENTS, REQUESTS = 16, 200
 class Server:
     """A running server, its model as Interlace has it, and its log."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
         self.model, self.log = exported(folder), folder / "log.txt"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -35,7 +35,7 @@ class Server:
         options = (
             f"--model {folder} --port {port} --dtype float32 --enforce-eager --max-model-len 256 "
             "--max-num-seqs 24 --max-num-batched-tokens 96 --block-size 32 "
-            f"--kv-cache-memory-bytes {8 * 2**20}"
+            f"--kv-cache-memory-bytes {8 * 2**20} {more}"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()],
@@ -66,6 +66,10 @@ class Server:
         root = psutil.Process(self.process.pid)
         return sum(p.memory_info().rss for p in (root, *root.children(recursive=True))) / 2**20
 
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
     def metric(self, name: str) -> float:
         text = self.http.get("/metrics").text
         return sum(float(v) for v in re.findall(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE))
@@ -75,8 +79,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
     yield server
-    server.process.terminate()
-    server.process.wait()
+    server.close()
 
 
 def gap_of(server: Server, prompt: list[int], answer: dict[str, Any]) -> float:
@@ -98,6 +101,26 @@ def test_n_choices_are_one_group(server: Server) -> None:
         answer = server.ask(prompt, n, seed=seed).json()
         assert len(answer["choices"]) == n
         assert gap_of(server, prompt, answer) < TOLERANCE
+
+
+def test_a_group_stays_on_one_rank(tmp_path: Path) -> None:
+    """vLLM's balancing sends each request to the rank that has least to do; the rows of a group
+    would wait on both of them for ever."""
+    server = Server(tmp_path, "--data-parallel-size 2")
+    try:
+        jobs = list(zip(prompts(24, longest=60, seed=3), [4, 1, 3, 8] * 6, strict=True))
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda job: server.ask(*job), jobs))
+        for (prompt, n), answer in zip(jobs, answers, strict=True):
+            assert len(answer.json()["choices"]) == n
+            assert gap_of(server, prompt, answer.json()) < TOLERANCE
+        text = server.http.get("/metrics").text
+        done = re.findall(
+            r'^vllm:generation_tokens_total{engine="(\d)".*} (\S+)$', text, re.MULTILINE
+        )
+        assert {rank for rank, tokens in done if float(tokens) > 0} == {"0", "1"}
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize(

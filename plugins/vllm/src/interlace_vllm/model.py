@@ -20,6 +20,7 @@ from interlace.coupling.registry import config_from_dict, coupling_class
 from interlace.engine.backends.cpu import PackedWeights, why_not_packed
 from interlace.swap import Swapped, swap
 from interlace_vllm.rows import StepRows
+from interlace_vllm.supported import refuse_options
 
 FORMAT = 1  # of the section in config.json
 
@@ -55,6 +56,7 @@ class InterlaceForCausalLM(TransformersForCausalLM):
     """A decoder with blocks, as `interlace export --to vllm` describes it in config.json."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        refuse_options(vllm_config)  # again: vLLM has since chosen what was left to it
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         # vLLM decorates the decoder's class in place: others of it in this process, such as one
         # that trains, are Hugging Face's as ever. vLLM's own instance says for itself.

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.core_client import DPLBAsyncMPClient
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
@@ -35,8 +36,18 @@ class Membership:
 
 def membership(request_id: str, sampling_params: Any) -> Membership:
     """The membership of a request, as the front end wrote it; a group of its own otherwise."""
-    found = ((sampling_params and sampling_params.extra_args) or {}).get(KEY)
+    found = _mark(sampling_params)
     return Membership(**found) if found else Membership(request_id, 1, 0)
+
+
+def is_marked(sampling_params: Any) -> bool:
+    """Whether this front end saw a request. Another one would send the rows of a group as requests
+    without a tie, and they would be sampled alone."""
+    return _mark(sampling_params) is not None
+
+
+def _mark(sampling_params: Any) -> dict[str, Any] | None:
+    return ((sampling_params and sampling_params.extra_args) or {}).get(KEY)
 
 
 def install() -> None:
@@ -45,6 +56,9 @@ def install() -> None:
         return
     InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
     ParentRequest.get_child_info = _telling(ParentRequest.get_child_info)
+    DPLBAsyncMPClient.get_core_engine_for_request = _together(
+        DPLBAsyncMPClient.get_core_engine_for_request
+    )
 
 
 def _checking(before: Any) -> Any:
@@ -60,7 +74,7 @@ def _checking(before: Any) -> Any:
 
 
 def _check(config: Any, request: Any) -> None:
-    """Mark a request of several rows as a group.
+    """Mark a request as one that was seen here.
 
     Raises:
         VLLMValidationError: if it cannot be served.
@@ -72,6 +86,7 @@ def _check(config: Any, request: Any) -> None:
         )
     if request.resumable:
         raise VLLMValidationError("A model with blocks takes no streams of prompts.")
+    params.extra_args = {**(params.extra_args or {}), KEY: {}}
     if params.n == 1:
         return
     if params.stop:
@@ -81,15 +96,15 @@ def _check(config: Any, request: Any) -> None:
             f"{params.n}) pass stop_token_ids.",
             parameter="stop",
         )
-    rows = config.scheduler_config.max_num_seqs
+    scheduler = config.scheduler_config
+    rows = min(scheduler.max_num_seqs, scheduler.max_num_active_seqs or scheduler.max_num_seqs)
     if params.n > rows:
         raise VLLMValidationError(
             f"A group of n rows takes a step together, and a step has at most {rows} rows here "
-            f"(max_num_seqs); got n = {params.n}.",
+            f"(max_num_seqs, max_num_active_seqs); got n = {params.n}.",
             parameter="n",
         )
     _check_length(config, request)
-    params.extra_args = {**(params.extra_args or {}), KEY: {}}
     if config.model_config.hf_config.interlace["blocks"].get("alone") == "skip":
         # Prompts of groups go through the blocks, others do not: they share no prefix.
         request.cache_salt = (request.cache_salt or "") + GROUP_SALT
@@ -126,3 +141,17 @@ def _telling(before: Any) -> Any:
         return name, params
 
     return get_child_info
+
+
+def _together(before: Any) -> Any:
+    """Under data parallelism all rows of a group go where its first one went."""
+
+    @functools.wraps(before)
+    def get_core_engine_for_request(self: Any, request: Any) -> Any:
+        member = membership(request.request_id, request.sampling_params)
+        first = self.reqs_in_flight.get(f"0_{member.group}")  # as get_child_info names it
+        if first is not None:
+            request.data_parallel_rank = self.core_engines.index(first)
+        return before(self, request)
+
+    return get_core_engine_for_request

@@ -29,7 +29,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from interlace_vllm.requests import membership
+from interlace_vllm.requests import is_marked, membership
 
 logger = init_logger(__name__)
 
@@ -80,7 +80,9 @@ class GroupScheduler(Scheduler):
         group = self.groups.setdefault(member.group, Group(member.width, self._blocks_of(request)))
         group.live[request.request_id] = request
         group.arrived += 1
-        if group.arrived == group.width:
+        if not is_marked(request.sampling_params):
+            self._fail([request], "came from another front end, which does not say who is a group")
+        elif group.arrived == group.width:
             self._complete.append(member.group)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:

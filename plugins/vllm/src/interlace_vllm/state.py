@@ -101,8 +101,10 @@ class SlotRows(StepRows):
 class GroupState(DefaultModelState):
     """vLLM's state of a model's requests, with their groups."""
 
-    def __init__(self, config: Any, model: Any, encoder_cache: Any, device: torch.device) -> None:
-        super().__init__(config, model, encoder_cache, device)
+    def __init__(
+        self, vllm_config: Any, model: Any, encoder_cache: Any, device: torch.device
+    ) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
         self.rows = SlotRows(self.max_num_reqs, self.max_num_tokens, device)
         self.members: dict[str, Membership] = {}
         for layer in model.modules():

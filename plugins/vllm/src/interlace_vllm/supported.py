@@ -33,26 +33,35 @@ def why_not_version(version: str) -> str | None:
 def why_not_options(config: Any) -> list[str]:
     """Every option of a `VllmConfig` under which groups would not run as they must, with the
     reason."""
+    from vllm import envs
+
     parallel, scheduler = config.parallel_config, config.scheduler_config
     model = config.model_config
     on_gpu_v1 = not config.use_v2_model_runner and config.device_config.device_type != "cpu"
     asked = {
         "speculative decoding feeds a row several tokens a step": config.speculative_config,
         "LoRA has not been tested": config.lora_config,
+        # The size of what is offloaded becomes a connector's only later.
         "KV connectors have not been tested": config.kv_transfer_config
-        or config.ec_transfer_config,
+        or config.ec_transfer_config
+        or config.cache_config.kv_offloading_size,
         "quantization has not been tested": model.quantization,
         "mixtures of experts have not been tested": model.is_moe,
         "prompts of embeddings have not been tested": model.enable_prompt_embeds,
+        "text watermarks have not been tested": config.watermark_config,
+        "vLLM's front end in Rust does not say which rows are a group (unset "
+        "VLLM_USE_RUST_FRONTEND)": envs.VLLM_USE_RUST_FRONTEND,
         f"only generation is served, not {model.runner_type}": model.runner_type != "generate",
         "asynchronous scheduling feeds a row once more after its end": scheduler.async_scheduling,
         f"scheduling by {scheduler.policy} would preempt a row of a group": scheduler.policy
         != "fcfs",
         f"the scheduler {scheduler.scheduler_cls} splits groups": scheduler.scheduler_cls
         not in (None, SCHEDULER),
+        "max_num_scheduled_tokens below max_num_seqs leaves rows of a group out of a step": (
+            scheduler.max_num_scheduled_tokens or scheduler.max_num_seqs
+        )
+        < scheduler.max_num_seqs,
         "pipeline parallelism has several batches in flight": parallel.pipeline_parallel_size > 1,
-        "data parallelism spreads the rows of a group over engines (run one server a rank, and "
-        "balance requests in front)": parallel.data_parallel_size > 1,
         "context parallelism has not been tested": parallel.prefill_context_parallel_size > 1
         or parallel.decode_context_parallel_size > 1,
         "micro-batches (DBO) split groups": parallel.enable_dbo or parallel.ubatch_size > 1,
@@ -73,6 +82,19 @@ def on_other_worker(config: Any) -> bool:
     )
 
 
+def refuse_options(config: Any) -> None:
+    """Refuse a `VllmConfig` under which groups would not run as they must.
+
+    Raises:
+        ValueError: with every option that is refused.
+    """
+    if refused := why_not_options(config):
+        raise ValueError(
+            f"A model with blocks cannot run under these options: {'; '.join(refused)}. Leave "
+            "them out, or serve the model with `interlace serve`."
+        )
+
+
 class Config:
     """vLLM's hook for an architecture: runs once, before workers and scheduler are chosen."""
 
@@ -87,11 +109,7 @@ class Config:
         Raises:
             ValueError: with every option that is refused.
         """
-        if refused := why_not_options(config):
-            raise ValueError(
-                f"A model with blocks cannot run under these options: {'; '.join(refused)}. Leave "
-                "them out, or serve the model with `interlace serve`."
-            )
+        refuse_options(config)
         config.scheduler_config.scheduler_cls = SCHEDULER
         config.scheduler_config.async_scheduling = False
         if not config.use_v2_model_runner:
