@@ -32,7 +32,18 @@ def _seed() -> None:
 
 # What the graph backend refuses, and the native one leaves to the cpu backend:
 # reaches, seats, and other families (tests/unit/engine/backends).
-_NOT_STATIC = ("finished", "history", "gated", "lane", "mix-", "said", "parscale", "I7-streams")
+_NOT_STATIC = (
+    "finished",
+    "history",
+    "gated",
+    "lane",
+    "hogwild",
+    "I7-moving",
+    "mix-",
+    "said",
+    "parscale",
+    "I7-streams",
+)
 _STATIC = {"llama", "mistral", "qwen2", "qwen3"}
 
 

@@ -28,7 +28,8 @@ LATER = {
         "engine/slots.py",
     ),
     "rivals (gated, LaneRoPE, ...)": tuple(
-        f"coupling/{name}.py" for name in ("gated", "lanerope", "attention", "mix", "parscale")
+        f"coupling/{name}.py"
+        for name in (*("gated", "joint", "lanerope", "hogwild"), *("attention", "mix", "parscale"))
     ),
     "reach (finished, history)": ("coupling/reach.py", "engine/kept.py"),
     "blocks last: splicing, pair-sum": ("tasks/splicing.py", "tasks/pair_sum.py"),

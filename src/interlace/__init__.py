@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from interlace.attaching import new_parameters as new_parameters
     from interlace.coupling.bridge import BridgeConfig as BridgeConfig
     from interlace.coupling.gated import GatedConfig as GatedConfig
+    from interlace.coupling.hogwild import HogwildConfig as HogwildConfig
     from interlace.coupling.lanerope import LaneRoPEConfig as LaneRoPEConfig
     from interlace.coupling.mix import MixConfig as MixConfig
     from interlace.coupling.parscale import ParScaleConfig as ParScaleConfig
@@ -68,6 +69,7 @@ _EXPORTS = {
     "GatedConfig": "interlace.coupling.gated",
     "GroupOutput": "interlace.engine.types",
     "Groups": "interlace.rows",
+    "HogwildConfig": "interlace.coupling.hogwild",
     "InterlaceError": "interlace.errors",
     "LaneRoPEConfig": "interlace.coupling.lanerope",
     "MixConfig": "interlace.coupling.mix",

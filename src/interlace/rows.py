@@ -31,14 +31,14 @@ _RowsT = TypeVar("_RowsT", bound="Rows")
 class Kept(ABC):
     """Keys and values that couplings keep of earlier steps, which whoever decodes owns.
 
-    Axes: R rows of the step, H query heads, G key-value heads, C head dim.
+    Axes: R rows of the step, B rows of a group, H query heads, G key-value heads, C head dim.
     """
 
     @abstractmethod
     def read(
         self,
         place: int,
-        query: Float[Tensor, "R H C"],
+        query: Float[Tensor, "R H C"] | Float[Tensor, "R B H C"],
         key: Float[Tensor, "R G C"],
         value: Float[Tensor, "R G C"],
         scale: float | None = None,
@@ -49,17 +49,27 @@ class Kept(ABC):
 
         Args:
             place: Layer that the coupling stands at.
-            query: Queries of this step, without positions.
+            query: Queries of this step, without positions; `[R, B, H, C]` as they meet the entries
+                of each row of the group.
             key: Keys, likewise.
             value: Values.
             scale: Factor of the scores; by default C^-1/2.
             softcap: Bound that the scores are softly held to; None for none.
         """
 
+    def sizes(self, like: Tensor) -> Int[Tensor, "R B"] | None:
+        """How much each row of a row's group has written, the step in hand included; None where
+        nobody has siblings.
+
+        Args:
+            like: Tensor on the device of the step.
+        """
+        raise NotImplementedError
+
     def shares(
         self,
         place: int,
-        query: Float[Tensor, "R H C"],
+        query: Float[Tensor, "R H C"] | Float[Tensor, "R B H C"],
         scale: float | None = None,
         softcap: float | None = None,
     ) -> tuple[Float[Tensor, "R H W"], Float[Tensor, "R H"]] | None:

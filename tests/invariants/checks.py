@@ -17,10 +17,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from interlace import Groups, last_groups
 from interlace.coupling.attention import coupled_attention, serving
-from interlace.coupling.lanerope import LaneRoPE, LaneRoPEConfig
+from interlace.coupling.hogwild import HogwildConfig
+from interlace.coupling.lanerope import LaneRoPEConfig
 from interlace.coupling.mix import Mix, MixConfig
 from interlace.coupling.parscale import ParScaleConfig
-from interlace.coupling.reference import lanerope_reference, mix_reference
+from interlace.coupling.reference import joint_reference, mix_reference
 from interlace.coupling.registry import coupling_class
 from invariants.subject import (
     COUNT,
@@ -120,7 +121,7 @@ def check_i3_reach(subject: Subject) -> None:
     """A block reads what its reach says and nothing else, at the right distances: against the plain
     loops, on every way that it can go."""
     config = subject.config
-    if isinstance(config, LaneRoPEConfig):
+    if isinstance(config, LaneRoPEConfig | HogwildConfig):
         _check_lanes(config)
         return
     if isinstance(config, ParScaleConfig):
@@ -145,11 +146,12 @@ def check_i3_reach(subject: Subject) -> None:
         assert_close(trained, expected, 1e-11, "I3: what is read, with gradients")
 
 
-def _check_lanes(config: LaneRoPEConfig) -> None:
+def _check_lanes(config: LaneRoPEConfig | HogwildConfig) -> None:
     """Attention with lanes, against the plain loops; with prompts in lane 0."""
     theta = torch.tensor([1.0, 0.1], dtype=torch.float64)
-    config = replace(config, prompt="first")
-    block = LaneRoPE(config, theta, dtype=torch.float64)
+    if isinstance(config, LaneRoPEConfig):
+        config = replace(config, prompt="first")
+    block: Any = coupling_class(config.kind)(config, theta, dtype=torch.float64)  # type: ignore[call-arg]
     randomise(block.named_parameters(), seed=13)
     generator = torch.Generator().manual_seed(14)
     q, k, v = (
@@ -160,7 +162,7 @@ def _check_lanes(config: LaneRoPEConfig) -> None:
     module = torch.nn.Module()
     module.num_key_value_groups = 2  # type: ignore[assignment]
     for groups in (Groups(3, alive, START), Groups(3, alive), Groups(3, None, START)):
-        expected = lanerope_reference(block, q, k, v, groups, 0.4)
+        expected = joint_reference(block, q, k, v, groups, 0.4)
         for before in ("sdpa", "eager"):
             with serving(block, groups):
                 out, _ = coupled_attention(before, module, q, k, v, None, scaling=0.4)

@@ -54,6 +54,9 @@ the named checks fail.
 | prompts_in_lanes | ... nor the prompts of siblings | I3-reach, I7-generate |
 | lanes_alike | lanes are told apart | I3-reach |
 | lanes_of_queries_only | ... by queries and keys | I3-reach |
+| siblings_at_no_distance | what stands between a block and its reader counts | I3-reach |
+| order_reversed | blocks stand in the order of their rows | I3-reach |
+| own_block_counted | ... without the reader's own | I3-reach |
 | lane_of_generate_late | generate knows where completions begin | I7-generate |
 | mixed_of_neighbour | a weight is of the row that it names | I3, I3-reach |
 | mixed_position_before | ... and of the position at which it was found | I3, I7, I7-generate |
@@ -85,7 +88,8 @@ from transformers import DynamicCache
 import interlace.rows as rows_module
 from interlace.coupling import bridge as block_module
 from interlace.coupling import gated as gated_module
-from interlace.coupling import lanerope as lanes_module
+from interlace.coupling import hogwild as hogwild_module
+from interlace.coupling import joint as joint_module
 from interlace.coupling import reach as reach_module
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.gated import GatedBlock
@@ -110,9 +114,9 @@ _expand = DynamicCache.batch_repeat_interleave
 _reset_gated, _attended = GatedBlock.reset_parameters, GatedBlock.attended
 _turns = gated_module.turns
 _written, _continued = Groups.written, ContinuedGroups.written
-_in_lane, _with_own = LaneRoPE._in_lane, lanes_module._with_own
+_in_lane, _with_own = LaneRoPE._in_lane, joint_module._with_own
 _mixed, _weights, _all_groups = Mix.mixed, Mix.weights, GenerationRecord.all_groups
-_prefixed = ParScale.attention
+_prefixed, _how_far = ParScale.attention, hogwild_module.how_far
 _teacher_force = checks.teacher_force
 
 
@@ -385,6 +389,19 @@ def lanes_of_queries_only(self: LaneRoPE, x: Tensor, lanes: Tensor) -> Tensor:
     return _in_lane(self, x, lanes) if x.shape[1] in (4, HEADS) else x
 
 
+def siblings_at_no_distance(sizes: Tensor, reader: Tensor) -> Tensor:
+    return torch.zeros_like(_how_far(sizes, reader))
+
+
+def order_reversed(sizes: Tensor, reader: Tensor) -> Tensor:
+    return _how_far(sizes.flip(-1), sizes.shape[-1] - 1 - reader).flip(-1)
+
+
+def own_block_counted(sizes: Tensor, reader: Tensor) -> Tensor:
+    found = sizes.flip(-1).cumsum(dim=-1).flip(-1)
+    return found.expand(_how_far(sizes, reader).shape)
+
+
 def lane_of_generate_late(self: ContinuedGroups, *args: Any) -> Any:
     alive, start = _continued(self, *args)
     return alive, start + 2
@@ -458,6 +475,10 @@ def _on_lanes(owner: Any, attribute: str, fault: Any, *caught_by: str) -> Mutati
     return Mutation(owner, attribute, fault, caught_by, kinds=("lanerope",))
 
 
+def _on_moving(fault: Any, *caught_by: str) -> Mutation:
+    return Mutation(hogwild_module, "how_far", fault, caught_by, kinds=("hogwild",))
+
+
 def _on_block(fault: Callable[..., Any], *caught_by: str) -> Mutation:
     return Mutation(BridgeBlock, "forward", fault, caught_by)
 
@@ -526,8 +547,11 @@ _ALL = [
     _on_gated(gated_module, "turns", rows_turn_positions, "I3-reach"),
     _on_gated(GatedBlock, "attended", side_path_detached, "I8-differences"),
     _on_lanes(Groups, "written", finished_stay_in_lanes, "I3", "I3-reach", "I8"),
-    _on_lanes(lanes_module, "_with_own", lanes_see_ahead, "I3-reach", "I4", "I8"),
+    _on_lanes(joint_module, "_with_own", lanes_see_ahead, "I3-reach", "I4", "I8"),
     _on_lanes(Groups, "written", prompts_in_lanes, "I3-reach", "I7-generate"),
+    _on_moving(siblings_at_no_distance, "I3-reach"),
+    _on_moving(order_reversed, "I3-reach"),
+    _on_moving(own_block_counted, "I3-reach"),
     _on_lanes(LaneRoPE, "_in_lane", lanes_alike, "I3-reach"),
     _on_lanes(LaneRoPE, "_in_lane", lanes_of_queries_only, "I3-reach"),
     _on_lanes(ContinuedGroups, "written", lane_of_generate_late, "I7-generate"),

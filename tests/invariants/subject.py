@@ -51,7 +51,7 @@ class Subject:
 
     def base(self) -> PreTrainedModel:
         # Differences take an architecture that has windows everywhere, where lanes see none.
-        plain = self.name == "starcoder2" and self.kind.startswith("lanerope")
+        plain = self.name == "starcoder2" and self.kind.startswith(("lanerope", "hogwild"))
         return build(
             self.name, self.attn, self.dtype, **({"sliding_window": None} if plain else {})
         )

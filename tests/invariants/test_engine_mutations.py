@@ -41,6 +41,8 @@
 | all_features_turned | positions turn the features of positions only | I7-gated, I7-lanes |
 | prompt_in_own_lane | a later lane is farther from the prompt | I7-lanes |
 | new_tokens_unseen | lanes see each other's new tokens | I7-lanes |
+| sizes_before_the_step | a block counts the tokens of the step in hand | I7-moving |
+| prompt_beside | siblings' texts stand between a prompt and its reader | I7-moving |
 | default_scale | ... and scores scaled as the model's | I7-lanes |
 | mixing_turned | the recorded weights are the reader's | I7-mix |
 | mixing_by_place | ... by the rows' numbers, not their places | I7-mix |
@@ -67,6 +69,7 @@ from transformers import DynamicCache
 
 from interlace import Engine, SamplingParams
 from interlace.coupling import bridge as block_module
+from interlace.coupling.hogwild import Hogwild
 from interlace.coupling.lanerope import LaneRoPE
 from interlace.engine import kept as kept_module
 from interlace.engine import kv as cache_module
@@ -89,6 +92,7 @@ from interlace.rows import Owners
 from invariants import test_engine as engine_invariants
 from support.architectures import attach_random, build
 from support.engine import largest_gap
+from unit.coupling import test_hogwild as moving
 from unit.coupling import test_lanerope as lanes
 from unit.coupling import test_mix as mix
 
@@ -122,6 +126,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "I7-lanes": lambda b: lanes.test_engine_and_training_agree_with_other_attention(
         "granite", "all", b
     ),
+    "I7-moving": lambda b: moving.test_engine_and_training_agree("granite", "all", b),
     "I7-mix": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call("llama", "mix", b),
     "I7-said": lambda b: mix.test_recorded_weights_are_those_of_the_distributions("mix", b),
     "I7-streams": lambda b: engine_invariants.test_I7_mixed_widths_in_one_call(
@@ -153,7 +158,7 @@ _alone = Owners.alone
 _finish, _open, _remove = KeptKeys.finish, KeptKeys.open, KeptKeys._remove
 _mask, _new_step, _to_front = KeptKeys._mask, KeptKeys._new_step, KeptKeys._to_front
 _turned = kept_module.turned
-_kept_init, _read = KeptKeys.__init__, KeptKeys.read
+_kept_init, _read, _sizes = KeptKeys.__init__, KeptKeys.read, KeptKeys.sizes
 _attention_step = LaneRoPE.attention_step
 _note_attention = RunningGroup.note_attention
 _as_heads = cache_module.as_heads
@@ -391,6 +396,15 @@ def prompt_in_own_lane(self: LaneRoPE, query: Tensor, rows: Owners) -> Tensor:
     return query
 
 
+def sizes_before_the_step(self: KeptKeys, like: Tensor) -> Any:
+    found = _sizes(self, like)
+    return found if found is None else found - 1
+
+
+def prompt_beside(self: Hogwild, query: Tensor, rows: Owners) -> Tensor:
+    return query
+
+
 def new_tokens_unseen(self: LaneRoPE, *args: Any) -> Any:
     strict = self.strict
     try:
@@ -485,6 +499,8 @@ _ALL = [
     _on_kept("__init__", all_features_turned, "I7-gated", "I7-lanes"),
     Mutation(LaneRoPE, "prompt_query", prompt_in_own_lane, ("I7-lanes",), PORTABLE),
     Mutation(LaneRoPE, "attention_step", new_tokens_unseen, ("I7-lanes",), PORTABLE),
+    _on_kept("sizes", sizes_before_the_step, "I7-moving"),
+    Mutation(Hogwild, "prompt_query", prompt_beside, ("I7-moving",), PORTABLE),
     _on_kept("read", default_scale, "I7-lanes"),
     Mutation(RunningGroup, "note_attention", mixing_turned, ("I7-mix",), PORTABLE),
     Mutation(RunningGroup, "note_attention", mixing_by_place, ("I7-mix",), PORTABLE),

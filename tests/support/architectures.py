@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from interlace import (
     BridgeConfig,
     GatedConfig,
+    HogwildConfig,
     LaneRoPEConfig,
     MixConfig,
     ParScaleConfig,
@@ -155,6 +156,7 @@ RIVALS: dict[str, CouplingConfig] = {
     "lanerope-strict": LaneRoPEConfig(
         omega="slot", slot=5, learned=False, strict=True, prompt="own", layers=[1]
     ),
+    "hogwild": HogwildConfig(layers=[1]),
     "mix": MixConfig(share=0.6, temperature=0.3),
     "mix-others": MixConfig(share=0.4, own=False),
     "parscale": ParScaleConfig(streams=3, prefix=5, smoothing=0.2),

@@ -22,6 +22,7 @@ PUBLIC = [
     "GatedConfig",
     "GroupOutput",
     "Groups",
+    "HogwildConfig",
     "InterlaceError",
     "LaneRoPEConfig",
     "MixConfig",

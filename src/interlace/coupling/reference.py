@@ -13,7 +13,7 @@ With `reads` "finished" or "history" the softmax also runs over earlier position
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,8 @@ from torch import Tensor
 from interlace.coupling.base import NORM_EPS
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.gated import GatedBlock
+from interlace.coupling.hogwild import Hogwild
+from interlace.coupling.joint import JointAttention
 from interlace.coupling.lanerope import LaneRoPE
 from interlace.coupling.mix import Mix
 from interlace.coupling.pmatch import PMatchBlock
@@ -154,8 +156,8 @@ def _apart(block: GatedBlock, key: Float[Tensor, " C"], far: int, rows: int) -> 
     return out
 
 
-def lanerope_reference(
-    block: LaneRoPE,
+def joint_reference(
+    block: JointAttention,
     query: Float[Tensor, "R H S C"],
     key: Float[Tensor, "R G S C"],
     value: Float[Tensor, "R G S C"],
@@ -179,8 +181,9 @@ def lanerope_reference(
             for head in range(heads):
                 scores = torch.stack(
                     [
-                        _in_lane(block, query[row, head, s], me if s >= start else 0)
-                        @ _in_lane(block, key[r, head // per_kv, at], r % width * (at >= start))
+                        _meeting(block, groups, (row, s), (r, at), start)(
+                            query[row, head, s], key[r, head // per_kv, at]
+                        )
                         * scale
                         for r, at in read
                     ]
@@ -231,12 +234,38 @@ def mix_reference(
     return out
 
 
-def _in_lane(block: LaneRoPE, x: Float[Tensor, " C"], lane: int) -> Tensor:
-    """Features turned to a lane, pair by pair; with prompts in lane 0."""
-    out, half = x.clone(), len(block.start)
+def _meeting(
+    block: JointAttention,
+    groups: Groups,
+    reader: tuple[int, int],
+    read: tuple[int, int],
+    start: int,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The score of a query and a key, each of a row and a position."""
+    (row, s), (other, at) = reader, read
+    group, me = divmod(row, groups.width)
+    writer = other % groups.width
+    if isinstance(block, LaneRoPE):
+        lanes = (me if s >= start else 0), (writer if at >= start else 0)
+        step = block.start if block.omega is None else block.omega
+        return lambda q, k: _turned(q, lanes[0], step) @ _turned(k, lanes[1], step)
+    assert isinstance(block, Hogwild)
+    far = 0  # tokens from the block, or from the prompt's end, up to the reader's own text
+    for n in range(0 if at < start else writer, groups.width):
+        for column in range(start, s + 1):
+            lives = groups.alive is None or bool(groups.alive[group, n, column])
+            far += n != me and lives
+    if other == row and at >= start:
+        far = 0
+    return lambda q, k: _turned(q, far, block.start) @ k
+
+
+def _turned(x: Float[Tensor, " C"], steps: int, step: Sequence[float] | Tensor) -> Tensor:
+    """Features turned by so many steps, pair by pair."""
+    out, half = x.clone(), len(step)
     for i in range(half):
-        angle = lane * (block.start[i] if block.omega is None else block.omega[i])
-        cos, sin = torch.as_tensor(angle).cos(), torch.as_tensor(angle).sin()
+        angle = torch.as_tensor(steps * step[i])
+        cos, sin = angle.cos(), angle.sin()
         out[i] = x[i] * cos - x[i + half] * sin
         out[i + half] = x[i + half] * cos + x[i] * sin
     return out

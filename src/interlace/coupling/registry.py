@@ -21,6 +21,7 @@ COUPLINGS: dict[str, str] = {
     "pmatch": "interlace.coupling.pmatch.PMatchBlock",
     "gated": "interlace.coupling.gated.GatedBlock",
     "lanerope": "interlace.coupling.lanerope.LaneRoPE",
+    "hogwild": "interlace.coupling.hogwild.Hogwild",
     "mix": "interlace.coupling.mix.Mix",
     "parscale": "interlace.coupling.parscale.ParScale",
 }

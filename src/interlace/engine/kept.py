@@ -1,7 +1,7 @@
 """Keys and values of blocks that read earlier positions: of every row, as long as its group lives.
 
-Axes: R live rows, N groups, M most live rows of a group, U entries that are read, H query heads, G
-key-value heads, Q = H/G, C head dim.
+Axes: R live rows, N groups, M most live rows of a group, B most rows of one, U entries that
+are read, H query heads, G key-value heads, Q = H/G, C head dim.
 
 A group has one list of entries in every layer: a step appends one for each of its live rows. Where
 only finished rows are read, a row's entries move to the front of the list when it ends, and only
@@ -123,7 +123,7 @@ class KeptKeys(Kept):
     def read(
         self,
         place: int,
-        query: Float[Tensor, "R H C"],
+        query: Float[Tensor, "R H C"] | Float[Tensor, "R B H C"],
         key: Float[Tensor, "R G C"],
         value: Float[Tensor, "R G C"],
         scale: float | None = None,
@@ -145,7 +145,7 @@ class KeptKeys(Kept):
     def shares(
         self,
         place: int,
-        query: Float[Tensor, "R H C"],
+        query: Float[Tensor, "R H C"] | Float[Tensor, "R B H C"],
         scale: float | None = None,
         softcap: float | None = None,
     ) -> tuple[Float[Tensor, "R H W"], Float[Tensor, "R H"]] | None:
@@ -162,30 +162,68 @@ class KeptKeys(Kept):
         values = units.unsqueeze(2).expand(-1, -1, keys.shape[2], -1)
         return self._attended(step, query, keys, values, scale, softcap)
 
+    def sizes(self, like: Tensor) -> Int[Tensor, "R B"] | None:
+        """How much each row of a row's group has written, the step in hand included; None where
+        nobody has siblings."""
+        if not self._groups:
+            return None
+        step = self._step(like)
+        if "sizes" not in step.once:
+            most = max(len(group.rows) for group in self._groups.values())
+            found = torch.zeros(len(self._rows), most, dtype=torch.long)
+            for group in self._groups.values():
+                live = self._live(group)
+                for n in live:
+                    for m, row in enumerate(group.rows):
+                        found[group.rows[n].place, m] = row.length + (m in live)
+            step.once["sizes"] = found.to(like.device)
+        return step.once["sizes"]
+
     def _attended(
         self,
         step: _Step,
-        query: Float[Tensor, "R H C"],
+        query: Float[Tensor, "R H C"] | Float[Tensor, "R B H C"],
         keys: Float[Tensor, "N U G C"],
         values: Float[Tensor, "N U G V"],
         scale: float | None = None,
         softcap: float | None = None,
     ) -> tuple[Float[Tensor, "R H V"], Float[Tensor, "R H"]]:
-        kv_heads = keys.shape[2]
+        kv_heads, mask, by_block = keys.shape[2], step.mask, query.dim() == 4
         if self._features != 0:
             query = turned(query, *step.turns)
-        spread = query.unflatten(1, (kv_heads, -1))[step.members]
+        spread = query.unflatten(-2, (kv_heads, -1))[step.members]
+        if by_block:  # as if every row were as many, each of which reads one block
+            mask = (mask.unsqueeze(2) + self._blocks(step, spread)).flatten(1, 2)
+            spread = spread.flatten(1, 2)
         per_kv = spread.shape[3]
         out, lse = attend_partially(
             spread.transpose(1, 2).flatten(2, 3),  # N G MQ C
             keys.transpose(1, 2),
             values.transpose(1, 2),
-            step.mask.repeat_interleave(per_kv, dim=1).unsqueeze(1),
+            mask.repeat_interleave(per_kv, dim=1).unsqueeze(1),
             query.shape[-1] ** -0.5 if scale is None else scale,
             softcap,
         )
-        out, lse = (_to_rows(t, per_kv)[step.back].flatten(1, 2) for t in (out, lse))
+        out, lse = (_to_rows(t, per_kv) for t in (out, lse))
+        if by_block:
+            out, lse = _together(*(t.unflatten(0, (-1, query.shape[1])) for t in (out, lse)))
+        out, lse = (t[step.back].flatten(1, 2) for t in (out, lse))
         return out, lse if step.nothing is None else lse.masked_fill(step.nothing, float("-inf"))
+
+    def _blocks(
+        self, step: _Step, spread: Float[Tensor, "N M B G Q C"]
+    ) -> Float[Tensor, "N 1 B U"]:
+        """0 where an entry is of a row's block; elsewhere finite, as in `_mask`."""
+        if "blocks" not in step.once:
+            groups = self._groups.values()
+            writers = torch.tensor(
+                [(g.writers + [-1] * step.longest)[: step.longest] for g in groups]
+            )
+            other = writers[:, None] != torch.arange(spread.shape[2])[:, None]
+            mask = torch.zeros(other.shape, dtype=spread.dtype)
+            mask = mask.masked_fill_(other, torch.finfo(spread.dtype).min / 4)
+            step.once["blocks"] = mask.unsqueeze(1).to(spread.device)
+        return step.once["blocks"]
 
     def _step(self, like: Tensor) -> _Step:
         if like.device not in self._steps:
@@ -314,6 +352,7 @@ class _Step:
         back: For each row its place in that rectangle.
         nothing: Rows without siblings, if there are any.
         mask: Numbers to add to scores.
+        once: What is made once, when a layer first asks for it.
     """
 
     places: Int[Tensor, " K"]
@@ -325,6 +364,16 @@ class _Step:
     back: Any = None
     nothing: Any = None
     mask: Any = None
+    once: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _together(
+    out: Float[Tensor, "NM B *rest"], lse: Float[Tensor, "NM B G Q"]
+) -> tuple[Float[Tensor, "NM *rest"], Float[Tensor, "NM G Q"]]:
+    """The attention over all blocks, from those over each; exact."""
+    whole = lse.logsumexp(dim=1)
+    shares = (lse - whole.unsqueeze(1)).exp().unsqueeze(-1)
+    return (out * shares.to(out.dtype)).sum(dim=1), whole
 
 
 def _to_rows(spread: Float[Tensor, "N G MQ *rest"], per_kv: int) -> Float[Tensor, "NM G Q *rest"]:

@@ -59,6 +59,7 @@ def test_options_change_what_is_described(folder: Path, capsys: pytest.CaptureFi
     assert (gated["rank"], gated["layers with a block"]) == ("64", "1 of 3")
     lanes = info(capsys, folder, "--kind", "lanerope")
     assert (lanes["Omega"], lanes["learned"]) == ("ntk, 4,096 positions", "yes")
+    assert info(capsys, folder, "--kind", "hogwild")["learned"] == "no"
     mix = info(capsys, folder, "--kind", "mix")
     assert (mix["mixed share"], mix["temperature"]) == ("0.1", "0.1")
     streams = info(capsys, folder, "--kind", "parscale")

@@ -51,6 +51,7 @@ def test_what_the_kinds_are() -> None:
         "pmatch": (False, "layer"),
         "gated": (True, "attended"),
         "lanerope": (True, "attention"),
+        "hogwild": (True, "attention"),
         "mix": (True, "input"),
         "parscale": (False, "attention", "streams"),
     }

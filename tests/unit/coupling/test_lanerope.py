@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 import interlace
 from interlace import Groups, LaneRoPEConfig, SamplingParams
 from interlace.attaching import new_parameters
-from interlace.coupling.lanerope import LaneRoPE, frequencies, omega
+from interlace.coupling.joint import frequencies
+from interlace.coupling.lanerope import LaneRoPE, omega
 from interlace.coupling.registry import config_from_dict
 from interlace.errors import AttachError, ConfigError, GroupError
 from interlace.rows import Owners
@@ -64,7 +65,7 @@ def test_group_think_is_the_base_model_on_one_long_sequence(strict: bool) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["lanerope", "lanerope-strict"])
+@pytest.mark.parametrize("kind", ["lanerope", "lanerope-strict", "hogwild"])
 def test_recorded_attention_is_that_of_the_joint_softmax(
     kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,13 +83,13 @@ def test_recorded_attention_is_that_of_the_joint_softmax(
     seen = []
 
     def noting(*given: Any) -> Any:
-        seen.append(LaneRoPE.attention(block, *given))
+        seen.append(type(block).attention(block, *given))
         return seen[-1]
 
     monkeypatch.setitem(block.__dict__, "attention", noting)
     model(ids, attention_mask=mask, groups=Groups(W, alive, torch.tensor([PROMPT])))
     q, k, _, joint = seen[0]
-    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * q.shape[-1] ** -0.5
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * model.config.head_dim**-0.5
     scores = scores.masked_fill(~joint, float("-inf")) if joint.dtype == torch.bool else scores
     weights = (scores if joint.dtype == torch.bool else scores + joint).softmax(-1).mean(1)[0]
     shares = weights.unflatten(1, (W, -1)).sum(-1).unflatten(0, (W, -1))  # W S W

@@ -212,7 +212,7 @@ def test_attention_that_gives_no_place_beside_it_is_refused() -> None:
 
 
 def test_unknown_kinds_name_the_known_ones() -> None:
-    known = r"'mystery'; known are bridge, pmatch, gated, lanerope, mix, parscale, toy"
+    known = r"'mystery'; known are bridge, pmatch, gated, lanerope, hogwild, mix, parscale, toy"
     with pytest.raises(interlace.InterlaceError, match=known):
         coupling_class("mystery")
 
