@@ -12,7 +12,7 @@ Method
   speed cancels; one unmeasured call of each comes first. Time is CPU time of the process. Phases
   below a millisecond are left out.
 
-Usage: python benchmarks/against.py [COMMIT] [--rounds 3]
+Usage: python benchmarks/against.py [COMMIT] [--rounds 3] [--quick]
 The last line of stdout is one JSON object: medians of the rounds' ratios, smallest and largest.
 """
 
@@ -130,11 +130,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("commit", nargs="?", default=FIRST)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="HEAD, and one round")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         work(args.worker)
         return
+    if args.quick:
+        args.commit, args.rounds = "HEAD", 1
     result: dict[str, Any] = {"benchmark": "against", "commit": args.commit}
     result |= {"new_over_old": measure(args.commit, args.rounds), "load": os.getloadavg()}
     print(json.dumps(result | {"machine": platform.processor() or platform.machine()}))

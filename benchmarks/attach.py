@@ -22,7 +22,7 @@ Method
   gradients included.
 
 Usage: python benchmarks/attach.py [--positions 64] [--repeats 5] [--widths 1 8 32] [--dtype ...]
-The default takes about ten minutes, --quick about one. Progress goes to stderr; the last line of
+The default takes about ten minutes, --quick ten seconds. Progress goes to stderr; the last line of
 stdout is one JSON object.
 """
 
@@ -180,10 +180,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--quick", action="store_true", help="16 positions, 3 repeats")
+    parser.add_argument("--quick", action="store_true", help="8 positions, W = 4, 1 repeat")
     options = parser.parse_args()
     if options.quick:
-        options.positions, options.repeats = 16, 3
+        options.positions, options.repeats, options.widths = 8, 1, [4]
     return options
 
 

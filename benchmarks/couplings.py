@@ -15,6 +15,7 @@ Method
   and largest. Time is processor time.
 
 Usage: python benchmarks/couplings.py [--width 8] [--prompt 32] [--tokens 96] [--repeats 5]
+    [--quick]
 Progress goes to stderr; the last line of stdout is one JSON object.
 """
 
@@ -95,7 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, value in (("width", 8), ("prompt", 32), ("tokens", 96), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--quick", action="store_true", help="8 tokens, 1 repeat")
     args = parser.parse_args()
+    if args.quick:
+        args.tokens, args.repeats = 8, 1
     torch.set_num_threads(1)
     found: dict[str, dict[str, list[float]]] = {}
     for what, make in (("step", decoding), ("training", training)):

@@ -8,7 +8,7 @@ reported are the median of the ratios and their quartiles. Sizes: SmolLM2-135M's
 of 5 %, and the default block on Distill-Qwen-1.5B; rows: one decode step at width 1 and at width 8,
 and a training batch of 512.
 
-Usage: python benchmarks/fused_projections.py [--repeats 25]
+Usage: python benchmarks/fused_projections.py [--repeats 25] [--quick]
 The last line of stdout is one JSON object.
 """
 
@@ -68,7 +68,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=25)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--quick", action="store_true", help="2 repeats")
+    args = parser.parse_args()
+    repeats = 2 if args.quick else args.repeats
     torch.set_num_threads(1)
     torch.manual_seed(0)
     results = {}

@@ -20,8 +20,8 @@ Method
 - Sections run in the order of their worth; one that does not fit in what is left of the time is
   skipped, and the page says so. One that fails leaves its error there.
 
-Usage: python benchmarks/gpu_report.py [--output gpu-report] [--minutes 9] [--tiny]
-It writes gpu-report.json and gpu-report.md. `--tiny` goes the same ways on a CPU with tiny models.
+Usage: python benchmarks/gpu_report.py [--output gpu-report] [--minutes 9] [--quick]
+It writes gpu-report.json and gpu-report.md. `--quick` goes the same ways on a CPU with tiny models.
 """
 
 from __future__ import annotations
@@ -363,23 +363,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("gpu-report"))
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--tiny", action="store_true", help="tiny models, on the CPU")
+    parser.add_argument("--quick", action="store_true", help="tiny models, on the CPU")
     args = parser.parse_args()
     used = versions()
-    if not args.tiny and not torch.cuda.is_available():
-        print(json.dumps({"skipped": "there is no GPU here; --tiny goes the same ways on a CPU"}))
+    if not args.quick and not torch.cuda.is_available():
+        print(json.dumps({"skipped": "there is no GPU here; --quick goes the same ways on a CPU"}))
         return
-    device = torch.device("cpu" if args.tiny else "cuda")
+    device = torch.device("cpu" if args.quick else "cuda")
     warnings.filterwarnings("ignore", message="The blocks add")
     transformers.logging.set_verbosity_error()
-    report = Report(device, args.tiny, 60 * args.minutes - 15)
+    report = Report(device, args.quick, 60 * args.minutes - 15)
     report.section("equality", 30, equality)
     report.section("tests", 60, tests)
     for shape, seconds in (("1.5B", 60), ("8B", 120), ("135M", 40)):
         report.section(f"steps {shape}", seconds, steps(shape))
     report.section("grpo", 40, grpo)
     report.section("memory", 30, memory)
-    name = platform.machine() if args.tiny else torch.cuda.get_device_name()
+    name = platform.machine() if args.quick else torch.cuda.get_device_name()
     took = round(time.perf_counter() - report.began, 1)
     result = {"device": name, **used, "seconds": took, "sections": report.sections}
     args.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

@@ -14,7 +14,7 @@ Method
   plain t interval, the percentile bootstrap and BCa (1,000 resamples, 1 run in 4 for these two).
 - Reported: the share of runs whose interval holds the truth, lowest and highest over the settings.
 
-Usage: python benchmarks/interval_coverage.py [--runs 2000] [--seed 0]
+Usage: python benchmarks/interval_coverage.py [--runs 2000] [--seed 0] [--quick]
 Takes about a minute. Progress goes to stderr; the last line of stdout is one JSON object.
 """
 
@@ -88,7 +88,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="8 runs")
     options = parser.parse_args()
+    if options.quick:
+        options.runs = 8
     rng = np.random.default_rng(options.seed)
     found: dict[str, dict[str, list[float]]] = {}
     for problems in PROBLEMS:

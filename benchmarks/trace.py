@@ -127,12 +127,13 @@ def main() -> None:
     """Count both and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="name files and functions on stderr")
+    parser.add_argument("--quick", action="store_true", help="the prompt alone, without a step")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     traces: dict[str, Callable[[], set[CodeType]]] = {
         "one_prompt": one_prompt,
-        "one_step": one_step,
+        **({} if options.quick else {"one_step": one_step}),
     }
     result: dict[str, Any] = {"benchmark": "trace"}
     for name, trace in traces.items():

@@ -125,8 +125,8 @@ class OurTraining:
         self._trainer.remove_callback(transformers.PrinterCallback)
         self._seconds: dict[str, float] = {}
         trainer: Any = self._trainer
-        trainer._engine = trainer.new_engine(model)
-        trainer._engine.generate = self._timed("rollout", trainer._engine.generate)
+        sampler = trainer.sampler(model)
+        sampler.generate = self._timed("rollout", sampler.generate)
         trainer._judge = self._timed("verify", trainer._judge)
         trainer.accelerator.backward = self._timed("backward", trainer.accelerator.backward)
         trainer.training_step = self._timed("passes", trainer.training_step)

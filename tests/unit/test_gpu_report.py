@@ -25,7 +25,7 @@ def test_it_goes_all_its_ways(
     report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "report"
-    arguments = ["--tiny", "--minutes", "60", "--output", str(output)]
+    arguments = ["--quick", "--minutes", "60", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["gpu_report.py", *arguments])
     report.main()
     sections = json.loads(output.with_suffix(".json").read_text())["sections"]
@@ -39,7 +39,7 @@ def test_without_time_it_says_what_it_skipped(
     report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "report"
-    arguments = ["--tiny", "--minutes", "0", "--output", str(output)]
+    arguments = ["--quick", "--minutes", "0", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["gpu_report.py", *arguments])
     report.main()
     sections = json.loads(output.with_suffix(".json").read_text())["sections"]
