@@ -105,6 +105,15 @@ def test_other_models_and_blocks(tmp_path: Path, name: str, blocks: dict[str, An
     assert any(choice.token_ids[-1] in ENDS for output in outputs for choice in output.outputs)
 
 
+def test_two_ranks_of_tensor_parallelism(tmp_path: Path) -> None:
+    """Each rank has the blocks whole, and hears of the rows by itself."""
+    model = exported(tmp_path, sizes={"intermediate_size": 38})
+    llm = served(tmp_path, tensor_parallel_size=2, distributed_executor_backend="mp")
+    outputs = sampled(llm, prompts(5, longest=100, seed=7), [4, 1, 8, 2, 1])
+    assert largest_gap(model, outputs) < TOLERANCE
+    assert largest_gap(model, outputs, blind_to_ends=True) > 0.01
+
+
 def test_a_deep_model(tmp_path: Path) -> None:
     """SmolLM2-135M's layers, where rounding adds up: 30 of them, and heads of 64."""
     sizes = {
