@@ -41,7 +41,8 @@ class RemoteEngine:
 
     Args:
         base_url: Address of the API, such as "http://127.0.0.1:8000/v1".
-        model: Name of the model there; None takes the only one.
+        model: Name of the model there; None takes the only one. A server that lists none is
+            believed to have it.
         api_key: Key; None takes OPENAI_API_KEY, or none.
         coupled: Whether the n choices of a request read each other there; None asks the server,
             and takes False where it does not say.
@@ -343,19 +344,26 @@ class RemoteEngine:
             entries = [entry.model_dump() for entry in self._client.models.list()]
             entries = [entry for entry in entries if isinstance(entry.get("id"), str)]
         except self._openai.APIStatusError as error:
-            told = _message(error)
-            raise GenerationError(f"{base} refuses ({error.status_code}): {told}") from error
+            if model is None or error.status_code in (401, 403):
+                told = _message(error)
+                raise GenerationError(f"{base} refuses ({error.status_code}): {told}") from error
+            entries = []
         # What is no JSON, or JSON of another shape, is a ValueError or an AttributeError there.
         except (self._openai.OpenAIError, ValueError, AttributeError) as error:
             raise GenerationError(
                 f"{base} cannot be reached: {type(error).__name__}: {str(error)[:_MOST_TOLD]}. "
                 "Is it an OpenAI-compatible API, and does its address end in /v1?"
             ) from error
+        if model is not None and not entries:
+            return {"id": model}
         chosen = [entry for entry in entries if model in (None, entry["id"])]
         if len(chosen) != 1:
             names = ", ".join(repr(entry["id"]) for entry in entries[:20]) or "none"
             asked = "no name was given" if model is None else f"{model!r} is none of them"
-            raise GenerationError(f"{base} has the models {names}; {asked}.")
+            raise GenerationError(
+                f"{base} has the models {names}; {asked}. Name one by model=NAME, or on a command "
+                "line by ADDRESS#NAME."
+            )
         return chosen[0]
 
 

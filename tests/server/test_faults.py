@@ -199,7 +199,7 @@ def test_a_key_is_asked_for() -> None:
             assert http.get(path).status_code == 401
         wrong = {"Authorization": "Bearer secretx"}
         assert http.post("/v1/completions", json={"prompt": "a"}, headers=wrong).status_code == 401
-        right = {"Authorization": "Bearer secret", "Host": "my.example"}
+        right = {"Authorization": "bearer secret", "Host": "my.example"}
         assert http.get("/v1/models", headers=right).status_code == 200
 
 

@@ -37,10 +37,17 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+def opened(chromium: Any, **options: Any) -> Any:
+    """A page that waits longer than a busy machine takes; by default half a minute."""
+    page = chromium.new_context(**options).new_page()
+    page.set_default_timeout(300_000)
+    return page
+
+
 @pytest.fixture
 def page(chromium: Any) -> Iterator[Any]:
     """A page on which anything in the console is a fault."""
-    page = chromium.new_page()
+    page = opened(chromium)
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
@@ -129,6 +136,27 @@ def test_a_link_holds_the_settings(page: Any, tiny: Running) -> None:
 
 
 @in_browser
+def test_arcs_stand_over_their_rows_where_these_are_wider_than_the_page(
+    page: Any, tiny: Running
+) -> None:
+    """They were drawn over the width of the page, and the rows were scrolled below them."""
+    page.goto(f"{tiny.address}/?p=1+3+8+-%3E+2+%3A&w=24&n=9&t=1&s=4&m=together")
+    page.get_by_text("rows are right").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert len(gaps := page.evaluate(GAPS)) > 23
+    assert max(gaps) < 2
+
+
+# Pixels between the start of each arc and the middle of the row that it starts from.
+GAPS = """() => [...document.querySelectorAll(".arcs path")].map((path) => {
+  const start = path.getPointAtLength(0).matrixTransform(path.getScreenCTM());
+  const row = path.textContent.match(/^row (\\d+)/)[1];
+  const box = document.getElementById(`together-${row}`).getBoundingClientRect();
+  return Math.abs(start.x - (box.x + box.width / 2));
+})"""
+
+
+@in_browser
 def test_hostile_output_stays_text(page: Any) -> None:
     with running(hostile_engine()) as server:
         page.goto(server.address)
@@ -171,15 +199,23 @@ def test_it_says_what_the_blocks_read(
 @in_browser
 def test_a_key_is_asked_for_and_an_error_is_told(chromium: Any) -> None:
     """The console has the refused request, which is no fault."""
-    page = chromium.new_page()
+    page = opened(chromium, permissions=["clipboard-read", "clipboard-write"])
     with running(hostile_engine(), api_key="secret") as server:
         page.goto(server.address)
         page.get_by_text("asks for its API key").wait_for()
         page.locator("#key").fill("secret")
+        page.locator("#run").click()  # without a prompt, which only the model would tell
+        page.get_by_text("bridge blocks").wait_for()
+        assert page.locator("#status").inner_text() == ""
         page.locator("#prompt").fill("go")
         page.locator("#run").click()
-        page.get_by_text("bridge blocks").wait_for()
         page.get_by_text("together: 8 rows").wait_for()
+        page.locator("#python").click()
+        page.locator("#status", has_text="clipboard").wait_for()
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert "secret" not in copied
+        assert 'api_key=os.environ["INTERLACE_API_KEY"]' in copied
+        compile(copied, "copied", "exec")
         page.locator("#prompt").fill("go " * 200)
         page.locator("#run").click()
         page.locator("#status.error").wait_for()
@@ -191,7 +227,7 @@ def test_it_fits_a_phone_and_its_words_can_be_read(
     chromium: Any, tiny: Running, scheme: str
 ) -> None:
     """No sideways scrolling at 360 px, and a contrast of 4.5 to 1 (WCAG AA) of every text."""
-    page = chromium.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page = opened(chromium, viewport={"width": 360, "height": 740}, color_scheme=scheme)
     page.goto(tiny.address)
     page.get_by_text("rows are right").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

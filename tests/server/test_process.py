@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -63,9 +65,30 @@ def test_a_second_signal_waits_for_nobody() -> None:
             while http.get("/health").status_code == 200:
                 pass
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=600)
-        with pytest.raises((openai.APIError, httpx.HTTPError)):
+        with pytest.raises(openai.APIError, match="shut down"):
             list(stream)
+        assert process.wait(timeout=600) == 1
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_is_not_done_at_the_deadline_is_told_so(stream: bool) -> None:
+    """It was a bare 500, or a stream without an end, and a traceback in the log."""
+    body = {"prompt": PROMPT, "n": 16, "max_tokens": 3000, "ignore_eos": True, "stream": stream}
+    with serving("--drain-seconds", "0.1") as (process, address), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{address}/v1/completions", json=body, timeout=600)
+        while "rows_alive 16" not in httpx.get(f"{address}/metrics").text:
+            pass
+        process.send_signal(signal.SIGTERM)
+        reply = asked.result()
+        told = reply.text.splitlines()
+        error = json.loads(told[-4].removeprefix("data: ") if stream else told[-1])["error"]
+        assert (error["type"], error["code"]) == ("server_error", "draining")
+        assert reply.status_code == (200 if stream else 503)
+        assert process.wait(timeout=600) == 1
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize(

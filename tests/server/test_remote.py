@@ -119,13 +119,18 @@ class Plain(http.server.BaseHTTPRequestHandler):
 
     asked: ClassVar[list[dict[str, Any]]] = []
     odd: ClassVar[bytes | None] = None  # sent in place of an answer
+    models: ClassVar[list[str] | None] = ["plain"]
     failures = 0
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing."""
 
     def do_GET(self) -> None:
-        self._send({"object": "list", "data": [{"id": "plain", "object": "model"}]})
+        if Plain.models is None:
+            self._send({"error": {"message": "no such path"}}, 404)
+            return
+        entries = [{"id": name, "object": "model"} for name in Plain.models]
+        self._send({"object": "list", "data": entries})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -237,6 +242,21 @@ def test_an_interrupt_gives_what_was_there_before(plain: str) -> None:
             ["a", "b"], PARAMS, progress=interrupt
         )
     assert 0 in caught.value.groups
+
+
+def test_a_model_is_named_where_a_server_has_several_or_lists_none(
+    plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command line had no way to name one, and a server without a list was refused."""
+    asked = ["generate", "--width", "1", "--json", "a", "--model"]
+    monkeypatch.setattr(Plain, "models", ["one", "plain"])
+    assert main([*asked, plain]) == 2
+    assert "ADDRESS#NAME" in capsys.readouterr().err
+    for models in (["one", "plain"], [], None):
+        monkeypatch.setattr(Plain, "models", models)
+        assert RemoteEngine(plain, model="plain", chat=False, retries=0).model_name == "plain"
+    with pytest.raises(GenerationError, match="404"):
+        RemoteEngine(plain, retries=0)
 
 
 def test_generate_and_eval_take_an_address(

@@ -22,7 +22,8 @@ class ModelOptions:
     Args:
         model: Model: a hub id, a folder, a .gguf file, saved blocks, or one of tiny, tiny-bridge,
             tiny-rlvr, tiny-pmatch (packaged) and smollm2-135m; or the address of an
-            OpenAI-compatible API, such as http://127.0.0.1:8000/v1.
+            OpenAI-compatible API, such as http://127.0.0.1:8000/v1;
+            #NAME after it names one of several models.
         base: Hub id or path of the base model of saved blocks, if it is not where they say.
         revision: Branch, tag or commit of a hub id.
         gguf_file: Name of the file, where a folder or repository holds several GGUF files.

@@ -46,7 +46,8 @@ def load_engine(settings: Any, notes: Console) -> Engine | RemoteEngine:
     if settings.model.startswith(("http://", "https://")):
         from interlace.remote import RemoteEngine
 
-        return RemoteEngine(settings.model)
+        address, _, name = settings.model.partition("#")
+        return RemoteEngine(address, model=name or None)
     # The imports take their time too.
     with notes.status(escape(printable(f"Loading {settings.model}"))):
         import torch

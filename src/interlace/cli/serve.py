@@ -83,7 +83,7 @@ def build_parser(prog: str) -> Parser:
     return parser
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> int:
     """Load the model, and serve it until a signal comes."""
     given = vars(arguments)
     given["api_key"] = given["api_key"] or os.environ.get(KEY) or None
@@ -116,8 +116,11 @@ def run(arguments: Namespace) -> None:
         page = f"; page: {address}/" if server.playground else ""
         print(f"{limits}, {server.max_queue} groups at once{page}", flush=True)
 
-    serve(engine, server, log_level=settings.log_level, ready=ready)
-    print("interlace: drained", file=sys.stderr)
+    if serve(engine, server, log_level=settings.log_level, ready=ready):
+        print("interlace: drained", file=sys.stderr)
+        return 0
+    print("interlace: stopped before all was answered", file=sys.stderr)
+    return 1
 
 
 def _scorers(places: tuple[str, ...]) -> dict[str, Callable[..., Any]]:

@@ -217,8 +217,9 @@ def _guard(service: Service) -> Callable[[Request], Awaitable[None]]:
 
     async def guard(http: Request) -> None:
         if settings.api_key is not None:
-            given = http.headers.get("authorization", "").encode()
-            if not secrets.compare_digest(given, f"Bearer {settings.api_key}".encode()):
+            kind, _, given = http.headers.get("authorization", "").partition(" ")
+            is_right = secrets.compare_digest(given.encode("latin-1"), settings.api_key.encode())
+            if kind.lower() != "bearer" or not is_right:
                 raise ApiError(
                     401,
                     "The API key is missing or wrong: send Authorization: Bearer KEY.",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -14,10 +14,13 @@ from fastapi import FastAPI
 from interlace.engine.engine import Engine
 from interlace.errors import ConfigError
 from interlace.server.app import build_app
+from interlace.server.protocol import ApiError
 from interlace.server.service import Service
 from interlace.server.settings import ServerSettings
 
 _LOOK = 0.05  # seconds between looks at what still runs
+_LAST_WORDS = 5  # seconds to tell those who are not waited for
+SHUT_DOWN = ApiError(503, "The server has shut down before this was done.", code="draining")
 _MOST_HEADERS = 64 * 2**10  # bytes
 
 
@@ -28,6 +31,9 @@ class DrainingServer(uvicorn.Server):
         config: Configuration of uvicorn.
         service: Service that answers.
         ready: Function called once it listens.
+
+    Attributes:
+        is_cutting_off: Whether requests are ended before they are done.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
@@ -35,6 +41,8 @@ class DrainingServer(uvicorn.Server):
         self._service, self._ready = service, ready
         self._drains: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._deadline = 0.0
+        self.is_cutting_off = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
@@ -45,21 +53,30 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: the first refuses new requests and waits, the second waits for nobody."""
-        if self._service.draining or self._loop is None:
+        if self._loop is None:
             self.should_exit = self.force_exit = True
-            return
-        self._service.draining = True
-        self._loop.call_soon_threadsafe(self._begin_to_drain)
+        elif self._service.draining:
+            self._deadline = 0.0
+        else:
+            self._service.draining = True
+            self._deadline = time.monotonic() + self._service.settings.drain_seconds
+            self._loop.call_soon_threadsafe(self._begin_to_drain)
 
     def _begin_to_drain(self) -> None:
         self._drains = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._service.settings.drain_seconds):
-                while self._service.open_groups:
-                    await asyncio.sleep(_LOOK)
+        await self._emptied()
+        if self._service.open_groups:  # who still waits is told, rather than cut off
+            self.is_cutting_off = True
+            self._service.worker.refuse(SHUT_DOWN)
+            self._deadline = time.monotonic() + _LAST_WORDS
+            await self._emptied()
         self.should_exit = True
+
+    async def _emptied(self) -> None:
+        while self._service.open_groups and time.monotonic() < self._deadline:
+            await asyncio.sleep(_LOOK)
 
 
 def serve(
@@ -68,7 +85,7 @@ def serve(
     *,
     log_level: str = "warning",
     ready: Callable[[str], None] = print,
-) -> None:
+) -> bool:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
@@ -76,6 +93,9 @@ def serve(
         settings: Limits and names.
         log_level: Level of what is logged; at "warning" and above no request is.
         ready: Function called with the address once it listens.
+
+    Returns:
+        Whether all that was accepted was answered.
 
     Raises:
         ConfigError: for an address that cannot be listened on.
@@ -90,6 +110,7 @@ def serve(
         server.run(sockets=[listening])
     finally:
         listening.close()
+    return not server.is_cutting_off
 
 
 def configured(app: FastAPI, log_level: str) -> uvicorn.Config:

@@ -118,7 +118,7 @@ class Worker:
         metrics.rows_alive.set_function(lambda: sum(list(self._alive.values())))
         metrics.queue.set_function(lambda: len(self._jobs) - len(self._alive))
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended = False  # by a fault
+        self._refusal: Exception | None = None  # of whatever is still asked
         self._thread = threading.Thread(target=self._run, name="interlace-worker", daemon=True)
         # Texts become ids beside the steps, with a tokenizer of their own: two threads in one
         # fast tokenizer raise "Already borrowed".
@@ -162,8 +162,8 @@ class Worker:
         check(job.requests)
         job.requests = [change(request) for request in job.requests]
         self._inbox.put(lambda: self._add(job))
-        if self._ended:  # perhaps after it looked into its inbox for the last time
-            raise RuntimeError("The worker has ended.")
+        if self._refusal is not None:  # perhaps it looked into its inbox for the last time
+            raise self._refusal
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt."""
@@ -175,6 +175,15 @@ class Worker:
     def abort(self, job: Job) -> None:
         """Let go of a job's rows before the next step; of a job that has ended, nothing."""
         self._inbox.put(lambda: self._abort(job))
+
+    def refuse(self, error: Exception) -> None:
+        """End all jobs after the present step, and those that still come, with this error."""
+
+        def end() -> None:
+            self._refusal = error
+            self._fail_all(error)
+
+        self._inbox.put(end)
 
     async def between_steps(self, act: Callable[[], Any]) -> Any:
         """Carry out something else with the model, in the worker's thread."""
@@ -219,7 +228,7 @@ class Worker:
             except Exception as error:  # a fault of ours: those it hits are told, and others go on
                 log.error("A step failed: %s", type(error).__name__)
                 log.debug("A step failed", exc_info=error)
-                if not self._fail_all():
+                if not self._fail_all(RuntimeError("The step failed.")):
                     self._refuse_for_good()
                     return
 
@@ -236,8 +245,8 @@ class Worker:
             wait = False
 
     def _add(self, job: Job) -> None:
-        if self._ended:
-            self._hand_over([(job, RuntimeError("The worker has ended."))])
+        if self._refusal is not None:
+            self._hand_over([(job, self._refusal)])
             return
         for index, request in enumerate(job.requests):
             number = self.engine.core.add(request, streaming=True)
@@ -253,21 +262,21 @@ class Worker:
         del job.numbers[number], self._jobs[number]
         self._alive.pop(number, None)
 
-    def _fail_all(self) -> bool:
+    def _fail_all(self, error: Exception) -> bool:
         """Tell all jobs, and let go of them; False if the core cannot even do that."""
         jobs = {id(job): job for job in self._jobs.values()}
-        self._hand_over([(job, RuntimeError("The step failed.")) for job in jobs.values()])
+        self._hand_over([(job, error) for job in jobs.values()])
         try:
             for job in jobs.values():
                 self._abort(job)
-        except Exception as error:
-            log.critical("The worker ends: %s", type(error).__name__)
+        except Exception as fault:
+            log.critical("The worker ends: %s", type(fault).__name__)
             return False
         return True
 
     def _refuse_for_good(self) -> None:
         """Tell those who still come, and who would wait without end, that nobody works here."""
-        self._ended = True
+        self._refusal = RuntimeError("The worker has ended.")
         while not self._inbox.empty():
             with contextlib.suppress(Exception):
                 command = self._inbox.get()

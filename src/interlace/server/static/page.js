@@ -27,7 +27,7 @@ function fromAddress() {
   for (const [id, name] of Object.entries(FIELDS)) if (query.has(name)) $(id).value = query.get(name);
   for (const radio of document.querySelectorAll("input[name=mode]"))
     if (radio.value === query.get("m")) radio.checked = true;
-  $("chat").checked = query.get("c") === "1" || (facts.chat && !query.has("p"));
+  $("chat").checked = facts.chat && (query.get("c") === "1" || !query.has("p"));
   return query.has("p");
 }
 
@@ -132,6 +132,7 @@ async function run() {
   } catch (error) {
     if (running === stopper) tell(error.name === "AbortError" ? "Stopped." : error.message, error.name !== "AbortError");
     if (error.status === 401) $("key-label").hidden = false;
+    stopper.abort(); // the other group, too
   }
   if (running === stopper) busy(false);
   refresh();
@@ -222,8 +223,9 @@ function asPython() {
   const [{ coupled, record_attention, ...body }, path] = plainBody();
   const extra = coupled === false ? ", extra_body={\"coupled\": False}" : "";
   const call = path.includes("chat") ? "chat.completions" : "completions";
+  const [head, key] = facts?.needs_key ? ["import os\n\n", `os.environ["INTERLACE_API_KEY"]`] : ["", `"none"`];
   const fields = Object.entries(body).map(([name, value]) => `    ${name}=${JSON.stringify(value)},`).join("\n");
-  return `from openai import OpenAI\n\nclient = OpenAI(base_url="${new URL("v1", location.href)}", api_key="none")\n` +
+  return `${head}from openai import OpenAI\n\nclient = OpenAI(base_url="${new URL("v1", location.href)}", api_key=${key})\n` +
     `reply = client.${call}.create(\n${fields}\n${extra ? `    ${extra.slice(2)},\n` : ""})\n` +
     `for choice in reply.choices:\n    print(choice.index, ${call === "completions" ? "choice.text" : "choice.message.content"})\n`;
 }
@@ -247,6 +249,7 @@ async function begin() {
   }
   const blocks = facts.coupling ? `${facts.coupling} blocks` : "nothing attached: rows cannot read each other";
   $("model").textContent = `${facts.model} · ${blocks}`;
+  $("prompt").required = true; // not before: who only has a key to give could not send it
   $("width").max = facts.max_width;
   $("length").max = facts.max_tokens;
   $("chat-label").hidden = !facts.chat;
@@ -254,6 +257,8 @@ async function begin() {
   $("example").replaceChildren(...facts.examples.map((text) => new Option(text, text)));
   const isLink = fromAddress();
   if (!isLink && facts.examples.length) $("prompt").value = facts.examples[0];
+  $("example").value = $("prompt").value; // none, where it is no example
+  tell("");
   if ($("prompt").value) await run();
   else $("prompt").focus();
 }

@@ -45,7 +45,6 @@ export class Group {
     this.heat.setAttribute("class", "heat");
     this.heat.setAttribute("role", "img");
     this.rows = make("div", "rows");
-    this.rows.style.setProperty("--columns", width);
     this.columns = Array.from({ length: width }, (_, row) => this.column(row));
     this.rows.append(...this.columns.map((column) => column.article));
     const [title, alone] = TITLES[mode];
@@ -53,7 +52,10 @@ export class Group {
     const words = make("div", "words"), head = make("div", "head");
     words.append(make("h2", "", title), make("p", "", what), this.votes);
     head.append(words, this.heat);
-    this.section.append(head, this.arcs, this.rows);
+    const across = make("div", "across"); // arcs move with their rows where these are scrolled
+    across.style.setProperty("--columns", width);
+    across.append(this.arcs, this.rows);
+    this.section.append(head, across);
   }
 
   column(row) {
