@@ -2,14 +2,17 @@ r"""The final answer in a response, for votes outside a task (tasks bring their 
 
 The rule: the *last* explicit mark wins, and without any the last number. Marks are
 
-- what stands in `\boxed{...}` or `\fbox{...}`, with balanced braces;
+- what stands in `\boxed{...}` or `\fbox{...}`, with balanced braces; boxes that a comma, "and" or
+  "or" joins are one list;
 - what follows `####` on its line, as in GSM8K, unless it is a heading: words, "Step 2:", "1. Add";
+- the value of "answer" in JSON;
 - what follows "answer is", "answer:", a heading "Answer", or a cell "| Answer |", up to the end of
   its sentence, line, or block. What opens a block is looked through: `\[`, `$$`, fences; and where
   the answer stands on the next line, a quote's ">", a bullet ("- 72" is 72 there), "1.", a table.
 
 A sentence does not end after an abbreviation: "St. Louis". The reason for a number is no part of
-it ("72 because ..."), nor is what follows one in bold. What is said in many words without a number
+it ("72 because ...", "72, not 73"), nor is what follows one in bold. A last number in LaTeX counts
+with all of its formula. What is said in many words without a number
 counts only where nothing else is marked. An answer has at most `MAX_ANSWER` characters.
 
 Nothing counts inside of `<think>...</think>`, nor after a `<think>` that never closes; so with
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import re
 from collections.abc import Iterator
 
@@ -31,15 +35,19 @@ MAX_WORDS = 6
 _BOX_OR_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<brace>[{}])", re.DOTALL)
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*+(?P<line>[^\n]{0,1000})")
 _SAID = re.compile(
-    r"\banswer\b[*_]*+(?:\s++is\b[ \t]*+:?|\s*+:|[ *_]*+(?P<cell>\|))[ \t*_]*+"
+    r"\banswers?\b[*_]*+(?:\s++(?:is|are|(?:would|should|must)\ be)\b[ \t]*+:?|\s*+:"
+    r"|[ *_]*+(?P<cell>\|))[ \t*_]*+|\"(?:final_?)?answer\"\s*+(?P<json>:)\s*+"
     r"|^[ \t]{0,3}(?:\#{1,6}[ \t]*|\*\*)(?:the[ ])?(?:final[ ])?answer[:*_ \t]*$"
-    r"|\u7b54\u6848[*_]*(?:\u662f|\u4e3a|[:\uff1a])+[ \t*_]*",
+    r"|(?:答案[*_】]*[是为选:\uff1a]+|答案】|[故应]选[:\uff1a]?)[ \t*_]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(
     r"[.!?](?=\s|$|[*_]+(?:\s|$))|[\u3002\uff01\uff1f]|\n"
-    r"|(?P<why>,?\s(?:because|since)\s)|(?P<bold>(?<=\S)\*\*(?=\s))"
+    r"|(?P<why>,?\s(?:because|since)\s|,\s(?:as|not|which)\s|\s\((?=[a-z]{3,}\s))"
+    r"|(?P<bold>(?<=\S)\*\*(?=\s))"
 )
+_NOT_BUT = re.compile(r"not\b[^.\n]{1,60}?\bbut\s+")
+_AND = re.compile(r"[\s$]*(?:,?\s*(?:and|or)|,|\\text\s*\{,?\s*(?:and|or)\s*\})[\s$]*")
 _BLOCKS = ((r"\[", r"\]"), ("$$", "$$"), (r"\begin{align*}", r"\end{align*}"))
 _FENCE = re.compile(r"`{3,}\w*[ \t]*\n(.*?)(?:\n[ \t]*`{3,}|$)", re.DOTALL)
 _LINE_MARKER = re.compile(r"(?:>[ \t]*|[-*+\u2022][ \t]+|[0-9]{1,3}[.)][ \t]+)+")
@@ -54,12 +62,21 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_COMMENT = re.compile(r"(?:not |in)?(?:correct|right|wrong|clear|helpful|valid|reasonable)\b", re.I)
+_COMMENT = re.compile(
+    r"(?:not |in)?(?:correct|right|wrong|clear|helpful|valid|reasonable|as follows|below)\b", re.I
+)
 # Letters of an alphabet make a name of what follows; those of Chinese or Japanese do not.
 _NUMBER = re.compile(
-    r"(?<![A-Za-z\d_.\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥]?"
-    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?%?"
+    r"(?<![A-Za-z\d_.^\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥]?"
+    r"(?:\\[dt]?frac\{\d+\}\{\d+\}|\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)"
+    r"|(?:\d{1,3} (?=\d+/\d))?\d+(?:,\d+)*)(?:\.\d+)?[¼-¾⅐-⅞]?"
+    r"(?:\s?/\s?\d+|[eE][-+]?\d+|(?:\s?(?:\\times|\\cdot|[x\u00d7·*])\s?10)?"
+    r"(?:\^\{?[-\u2212+]?\d+\}?|[⁰¹²³⁴-⁹⁺⁻]+))?%?"
 )
+_FORMULA = re.compile(
+    r"\$\$(.{1,500}?)\$\$|\$([^$\n]{1,500})\$|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL
+)
+_SPECIAL = re.compile(r"(?:<\|\w+\|>|</s>|<eos>|<end_of_turn>)\s*\Z")
 _THINKING = re.compile(r"<think(?:ing)?>|\[THINK\]", re.IGNORECASE)
 _THOUGHT = re.compile(r"</think(?:ing)?>|\[/THINK\]", re.IGNORECASE)
 _EMPTY = frozenset(" \t\r\n*_$.:#|")
@@ -85,8 +102,15 @@ def extract_answer(text: str) -> str | None:
     marked = next(marked_answers(text), None)
     if marked is not None:
         return marked
-    numbers = _NUMBER.findall(text)
-    return numbers[-1] if numbers else None
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return None
+    last = numbers[-1]
+    for found in _FORMULA.finditer(text, max(last.start() - 1000, 0), last.end() + 500):
+        formula = found[found.lastindex or 0].strip()
+        if found.start() < last.end() < found.end() and not _WORD.search(formula):
+            return formula
+    return last[0]
 
 
 def final_part(text: str) -> str:
@@ -98,7 +122,7 @@ def final_part(text: str) -> str:
     ('It is 4.', 'So 4. ')
     """
     *_, after = _THOUGHT.split(text)
-    return _THINKING.split(after, maxsplit=1)[0][-MAX_TEXT:]
+    return _SPECIAL.sub("", _THINKING.split(after, maxsplit=1)[0][-MAX_TEXT:])
 
 
 def marked_answers(text: str) -> Iterator[str]:
@@ -132,6 +156,9 @@ def _hashes(text: str) -> Iterator[tuple[int, str]]:
 def _said(text: str) -> Iterator[tuple[int, str]]:
     for found in reversed(list(_SAID.finditer(text))):
         after = text[found.end() : found.end() + 2 * MAX_ANSWER]
+        if found["json"]:
+            yield found.start(), _in_json(after)
+            continue
         if found["cell"]:
             cell = after.partition("|")[0]
             if re.search(r"[0-9\\]", cell):
@@ -154,7 +181,15 @@ def _answer_in(after: str) -> str:
     for opening, closing in _BLOCKS:
         if content.startswith(opening):
             return content[len(opening) :].partition(closing)[0]
-    return _sentence(content.lstrip("*_"))
+    return _sentence(_NOT_BUT.sub("", content.lstrip("*_"), count=1))
+
+
+def _in_json(after: str) -> str:
+    try:
+        value, end = json.JSONDecoder().raw_decode(after)
+    except (ValueError, RecursionError):
+        return ""
+    return value if isinstance(value, str) else after[:end]
 
 
 def _in_table(content: str) -> str:
@@ -184,18 +219,22 @@ def _sentence(text: str) -> str:
 
 def _boxes(text: str) -> Iterator[tuple[int, str]]:
     """The contents of the boxes that close and are not blank, the one that opens last first."""
-    opened: list[int | None] = []
+    opened: list[re.Match[str] | None] = []
     # One pass with a stack: looking for each box's end in turn takes quadratic time.
-    spans: list[tuple[int, int]] = []
+    spans: list[tuple[int, int, int]] = []
     for found in _BOX_OR_BRACE.finditer(text):
         if found["box"]:
-            opened.append(found.end())
+            opened.append(found)
         elif found["brace"] == "{":
             opened.append(None)
         elif found["brace"] and opened:
-            begin = opened.pop()
-            if begin is not None:
-                spans.append((begin, found.start()))
-    for begin, end in heapq.nlargest(MAX_MARKS, spans):
-        if content := text[begin:end].strip():
-            yield begin, content
+            box = opened.pop()
+            if box is not None and text[box.end() : found.start()].strip():
+                spans.append((box.end(), found.start(), box.start()))
+    joined: list[str] = []
+    spans = heapq.nlargest(MAX_MARKS, spans)
+    for (begin, end, start), before in itertools.zip_longest(spans, spans[1:]):
+        joined.insert(0, text[begin:end].strip())
+        if before is None or not _AND.fullmatch(text, before[1] + 1, start):
+            yield begin, ", ".join(joined)
+            joined.clear()

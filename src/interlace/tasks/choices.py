@@ -16,17 +16,19 @@ from interlace.answers.normalise import undress
 from interlace.tasks.base import Example, Prompt, Task, Verdict, in_last_message, tagged
 from interlace.tasks.checkers import verdict_on
 
-_LONE_LETTER = re.compile(r"^[ \t*_]*\(?([A-Z])[).]?[*_. \t]*$|\(([A-Z])\)", re.MULTILINE)
+_LONE_LETTER = re.compile(r"^[ \t*_]*\(?([A-Z])[).]?[*_. \t]*$|(?<!not )\(([A-Z])\)", re.MULTILINE)
 _SAID_LETTER = re.compile(
-    r"\b(?i:option|choice)(?i:\s+is|\s*:)[\s*_(\[]*([A-Z])\b(?!'|\s+(?!because|since)[a-z])"
-    r"|\b(?i:option|choice|so|therefore|thus|hence)[\s,*_(\[]+([A-Z])[)\]*_]*\s+(?i:is\s+"
-    r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer))"
+    r"\b(?i:(?:option|choice)(?:\s+is|\s*:)|choose|pick)[\s*_(\[]*([A-Z])\b(?!'|\s+(?!because|since)[a-z])"
+    r"|(?:^|\b(?i:option|choice|so|therefore|thus|hence)[\s,*_(\[]+)([A-Z])[)\]*_]*\s+(?i:is\s+"
+    r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer))",
+    re.MULTILINE,
 )
 _LETTER = re.compile(
     r"(?:(?i:option|choice|answer)\s+)?"
-    r"(?:\(([A-Z])\).*|([A-Z])(?:[).:,](?:\s.*)?|\s+(?:because|since|as|is|[-\u2013\u2014])\s.*)?)",
+    r"(?:\(([A-Z])\).*|([A-Z])(?:[).:,](?:\s.*)?|\s+(?:because|since|as|is|rather|[-\u2013\u2014])\s.*|\s\(.*)?)",
     re.DOTALL,
 )
+_SEVERAL = re.compile(r"\(?[A-Z]\)?\s*(?:[,/&]|and|or)\s*\(?[A-Z](?:[),]|$)")
 
 
 class ChoiceTask(Task):
@@ -72,9 +74,11 @@ def choice_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
     if form is not None and texts.count(form) == 1:
         return chr(ord("A") + texts.index(form))
     # Letters of either case where nothing else is there: "a dog" is no choice.
+    if _SEVERAL.match(undress(answer)):
+        return None
     alone = isinstance(form, str) and len(form) == 1
     found = _LETTER.fullmatch(str(form).upper() if alone else undress(answer)) or (
-        _LETTER.fullmatch(answer.strip(" *_$`\n[]<>"))
+        _LETTER.fullmatch(answer.strip(" *_$`\n[]<>{}"))
     )
     letter = found and (found[1] or found[2])
     if not letter or (choices and ord(letter) - ord("A") >= len(choices)):

@@ -136,6 +136,13 @@ def test_exact() -> None:
         ("a", "A"),
         ("E", None),
         ("Cork or slate", None),
+        ("C, B", None),
+        ("(C), (B)", None),
+        ("C/B", None),
+        ("C, A dog", "C"),
+        ("C) A dog", "C"),
+        ("C (cork)", "C"),
+        ("{C}", "C"),
         ("AB", None),
         ("", None),
         ("7", None),
@@ -191,6 +198,10 @@ def test_the_choice_of_a_text(text: str) -> None:
     assert check_choice("B", chosen(text) or lone_letter(text) or "").correct
 
 
+def test_a_letter_that_is_ruled_out_does_not_stand_alone() -> None:
+    assert lone_letter("It is not (B).") is None
+
+
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
@@ -205,6 +216,13 @@ def test_the_choice_of_a_text(text: str) -> None:
         ("My choice: A small dog", None),
         ("The answer is A or B", None),
         ("Option B is wrong", None),
+        ("B is the correct answer.", "B"),
+        ("I choose (B).", "B"),
+        ("The answer must be B.", "B"),
+        ("The answer is B rather than C.", "B"),
+        ("The answer is not C but B.", "B"),
+        ("The answer is not B.", None),
+        ("\u6545\u9009B\u3002", "B"),
     ],
 )
 def test_a_letter_that_is_said_to_be_right(text: str, letter: str | None) -> None:
