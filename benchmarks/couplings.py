@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import interlace
 from interlace import Groups
-from interlace.attaching import is_attached
+from interlace.attached import is_attached
 
 KINDS = {
     "base": None,

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interlace
-from interlace.attaching import count_parameters, new_parameters
+from interlace.attached import new_parameters
+from interlace.attaching import count_parameters
 
 ALPHABET = string.ascii_lowercase + string.ascii_uppercase + string.digits + ".,"
 P, W, S = 2, 4, 6  # two prompts, four rows each, six positions

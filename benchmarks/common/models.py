@@ -20,7 +20,7 @@ SMOLLM2 = {
 def attach_random(model: Any, blocks: Any = None, *, seed: int = 1, std: float = 0.02) -> Any:
     """The model with blocks, of 5 % by default, whose W_O is random: zero would be left out."""
     import interlace  # which environments of peers need not have
-    from interlace.attaching import new_parameters
+    from interlace.attached import new_parameters
 
     interlace.attach(model, blocks or interlace.BridgeConfig(parameter_share=0.05), seed=seed)
     with torch.no_grad():

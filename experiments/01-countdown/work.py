@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from units import DONE, HERE, RECORDS, Config, Places, Unit, base_source
 
 import interlace
-from interlace.attaching import is_attached
+from interlace.attached import is_attached, unwrapped
 from interlace.coupling.registry import config_from_dict
 from interlace.evaluation.records import read_records
 from interlace.tasks import Task, get_task
@@ -29,7 +29,6 @@ from interlace.training.arguments import GRPOConfig, WarmupConfig
 from interlace.training.grpo import GRPOTrainer
 from interlace.training.responses import sample_responses
 from interlace.training.warmup import RESPONSES, WarmupTrainer
-from interlace.training.weights import unwrapped
 
 MODEL = checkpoints.RESULT
 # What the learning curves and the table of costs are made from.

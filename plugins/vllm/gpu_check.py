@@ -27,7 +27,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import interlace
-from interlace.attaching import is_attached
+from interlace.attached import is_attached
 from interlace.saving.vllm import export_for_vllm
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))

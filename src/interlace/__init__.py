@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from interlace.answers.vote import logprob_weights as logprob_weights
     from interlace.answers.vote import majority_vote as majority_vote
     from interlace.answers.vote import weighted_vote as weighted_vote
-    from interlace.attaching import Attachment as Attachment
+    from interlace.attached import Attachment as Attachment
+    from interlace.attached import new_parameters as new_parameters
     from interlace.attaching import attach as attach
     from interlace.attaching import detach as detach
-    from interlace.attaching import new_parameters as new_parameters
     from interlace.coupling.bridge import BridgeConfig as BridgeConfig
     from interlace.coupling.gated import GatedConfig as GatedConfig
     from interlace.coupling.hogwild import HogwildConfig as HogwildConfig
@@ -61,7 +61,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Aggregate": "interlace.answers.choose",
     "Aggregator": "interlace.answers.choose",
-    "Attachment": "interlace.attaching",
+    "Attachment": "interlace.attached",
     "BridgeConfig": "interlace.coupling.bridge",
     "Engine": "interlace.engine.engine",
     "GRPOConfig": "interlace.training.arguments",
@@ -94,7 +94,7 @@ _EXPORTS = {
     "majority_vote": "interlace.answers.vote",
     "medoid": "interlace.answers.choose",
     "mg_pass_at_k": "interlace.evaluation.metrics",
-    "new_parameters": "interlace.attaching",
+    "new_parameters": "interlace.attached",
     "pass_at_k": "interlace.evaluation.metrics",
     "save": "interlace.saving.checkpoint",
     "score": "interlace.training.scoring",

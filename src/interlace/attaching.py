@@ -12,134 +12,41 @@ Axes: R rows, S positions.
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import textwrap
-import threading
 import warnings
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from interlace.attached import (
+    SHARDED,
+    Attachment,
+    DecoderWithStreams,
+    Handle,
+    LayerWithBlock,
+    ModelWithBlocks,
+    base_model_of,
+    get_attachment,
+    is_attached,
+    swap,
+    unswap,
+)
 from interlace.coupling.attention import use_coupled_attention, use_own_attention
-from interlace.coupling.base import AT_MODEL, WITHIN_ATTENTION, Coupling, places
+from interlace.coupling.base import WITHIN_ATTENTION, Coupling, places
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import coupling_class
 from interlace.errors import AttachError
 from interlace.generate_hf import forget_groups
 from interlace.save_pretrained import warn_of_adapters
-from interlace.swap import DecoderWithStreams, LayerWithBlock, ModelWithBlocks, swap, unswap
 
 SHARE_WARNING = 0.10
 # Data types in which a layer computes; a quantised weight is stored in others.
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-# Base classes that FSDP2 mixes into a module, and that FSDP1 wraps one in.
-SHARDED = ("FSDPModule", "FullyShardedDataParallel")
-
-
-class Handle:
-    """What an attachment shares with its model and with every layer that carries a block.
-
-    A copied model gets one of its own, on which nothing is switched off.
-
-    Attributes:
-        disabled: Number of `disabled()` contexts that are open.
-    """
-
-    def __init__(self, model: PreTrainedModel | None = None) -> None:
-        self.disabled = 0
-        self._lock = threading.Lock()
-        # Weak: the model holds its attachment, and large models must go when they are let go.
-        self._model = None if model is None else weakref.ref(model)
-
-    def switch(self, by: int) -> None:
-        """Open or close a context, from any thread."""
-        with self._lock:
-            self.disabled += by
-
-    def follow(self, model: PreTrainedModel) -> None:
-        """Belong to `model`, unless the one it belonged to is still there."""
-        if self._model is None or self._model() is None:
-            self._model = weakref.ref(model)
-
-    @property
-    def model(self) -> PreTrainedModel | None:
-        """The model; None when it is gone."""
-        return None if self._model is None else self._model()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Handle, ()  # for copies and pickles
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """What is attached to a model: the resolved configuration, and the paths of the layers that
-    carry blocks."""
-
-    config: CouplingConfig
-    layer_names: tuple[str, ...]
-    handle: Handle = field(default_factory=Handle, repr=False, compare=False)
-
-    @functools.cached_property
-    def coupling(self) -> type[Coupling]:
-        """The class of the kind: what it does, and what it needs."""
-        return coupling_class(self.config.kind)
-
-    @property
-    def block_names(self) -> list[str]:
-        """Paths of the blocks in the model, the prefixes of every new parameter's name: those of
-        layers in order, then that of the model as a whole."""
-        kind = self.config.kind
-        at_model = [kind] if set(self.coupling.seats) & set(AT_MODEL) else []
-        return [*(f"{name}.{kind}" for name in self.layer_names), *at_model]
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Within this context the model is its base model, bit for bit: blocks are skipped.
-
-        Forward passes, `generate` and engines go by it, in every thread that uses the model;
-        `groups` are checked and have no effect. Contexts nest. A backward pass through gradient
-        checkpoints computes layers again, so it belongs into the context, too.
-
-        >>> import torch, interlace
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
-        >>> heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
-        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
-        >>> attachment = interlace.attach(model, interlace.BridgeConfig(parameter_share=0.05))
-        >>> with attachment.disabled():
-        ...     logits = model(torch.tensor([[7, 5, 3]])).logits  # the base model's
-        """
-        self.handle.switch(1)
-        try:
-            yield
-        finally:
-            self.handle.switch(-1)
-
-    def print_trainable_parameters(self) -> None:
-        """Print how many parameters train and how many there are, as PEFT prints it.
-
-        Raises:
-            AttachError: if the model is gone.
-        """
-        model = self.handle.model
-        if model is None:
-            raise AttachError(
-                "The model of this attachment is gone, so its parameters cannot be counted. Keep "
-                "it for as long as the attachment is used."
-            )
-        trained, all_of_them = model.num_parameters(only_trainable=True), model.num_parameters()
-        print(
-            f"trainable params: {trained:,d} || all params: {all_of_them:,d} || "
-            f"trainable%: {100 * trained / all_of_them:.4f}"
-        )
 
 
 def attach(model: nn.Module, config: CouplingConfig, *, seed: int | None = None) -> Attachment:
@@ -232,50 +139,6 @@ def detach(model: nn.Module) -> None:
     forget_groups(base)
 
 
-def is_attached(model: nn.Module) -> bool:
-    """Whether `model` carries blocks."""
-    return hasattr(base_model_of(model), "interlace_attachment")
-
-
-def get_attachment(model: nn.Module) -> Attachment:
-    """What is attached to `model`.
-
-    Raises:
-        AttachError: if nothing is.
-    """
-    base = base_model_of(model)
-    attachment = getattr(base, "interlace_attachment", None)
-    if not isinstance(attachment, Attachment):
-        raise AttachError(
-            f"This {type(base).__name__} has no blocks; call interlace.attach(model, "
-            "BridgeConfig())."
-        )
-    attachment.handle.follow(base)
-    return attachment
-
-
-def new_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The attached blocks' parameters with their names in the Hugging Face model: what a warm-up
-    trains."""
-    base = base_model_of(model)
-    for block_name in get_attachment(base).block_names:
-        for name, parameter in base.get_submodule(block_name).named_parameters():
-            yield f"{block_name}.{name}", parameter
-
-
-def not_finite(parameters: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of those that hold a NaN or an infinity.
-
-    Attention that is computed in one kernel can swallow them: the outputs are finite, and wrong. So
-    weights are looked at where they come from and once a rollout, rather than the outputs.
-
-    Args:
-        parameters: Names and weights; of a sharded weight this process's part.
-    """
-    parts = ((name, getattr(value, "_local_tensor", value).detach()) for name, value in parameters)
-    return [name for name, part in parts if not bool(torch.isfinite(part).all())]
-
-
 def count_parameters(model: nn.Module) -> int:
     """Parameters of `model`, tied weights once; a quantised weight counts the values it stands
     for."""
@@ -324,23 +187,6 @@ class Decoder:
     layers: list[nn.Module]
     names: list[str]
     hidden_size: int
-
-
-def base_model_of(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model inside `model`, which may be one itself or a PEFT wrapper around one.
-
-    Raises:
-        AttachError: if there is none.
-    """
-    get_base_model = getattr(model, "get_base_model", None)
-    inner = get_base_model() if callable(get_base_model) else model
-    if not isinstance(inner, PreTrainedModel):
-        raise AttachError(
-            "Blocks attach to a Hugging Face causal language model (or PEFT's wrapper of one); got "
-            f"{type(model).__name__}. Unwrap compiled or distributed models first, and attach "
-            "before wrapping."
-        )
-    return inner
 
 
 def find_decoder(model: PreTrainedModel) -> Decoder:

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from interlace.errors import ConfigError, InterlaceError
 
@@ -73,26 +73,23 @@ def named_function(name: str, what: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def called(
-    call: Callable[[], Any], what: str, kind: type[InterlaceError], function: Any = None
-) -> Any:
-    """What code of the user's own returns; whatever it raises becomes one error in one line.
+def blame(
+    error: BaseException, what: str, kind: type[InterlaceError], function: Any = None
+) -> NoReturn:
+    """Whatever code of the user's own raised as one error in one line.
 
     Args:
-        call: Function that calls it.
+        error: Whatever it raised, SystemExit, too: it is the function's, not ours.
         what: Words for it, the beginning of a message: "The reward length".
         kind: Class of the error.
-        function: Function or object of the user's that is called, for where it stands.
+        function: Function or object of the user's that was called, for where it stands.
 
     Raises:
         InterlaceError: of that class, with what was raised and the file and line of it.
     """
-    try:
-        return call()
-    except (InterlaceError, KeyboardInterrupt):
-        raise  # of a function of ours, and says what is wrong; or the user's
-    except BaseException as error:  # SystemExit, too: it is the function's, not ours
-        raise kind(f"{what} failed: {told(error, function)}.") from error
+    if isinstance(error, InterlaceError | KeyboardInterrupt):
+        raise error  # of a function of ours, and says what is wrong; or the user's
+    raise kind(f"{what} failed: {told(error, function)}.") from error
 
 
 def told(error: BaseException, function: Any = None) -> str:

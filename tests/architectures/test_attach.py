@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from interlace import Groups, detach
-from interlace.attaching import get_attachment, is_attached, new_parameters
+from interlace.attached import get_attachment, is_attached, new_parameters
 from support.architectures import (
     LAYERS,
     attach_fresh,

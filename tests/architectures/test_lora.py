@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from interlace import Groups, detach
-from interlace.attaching import get_attachment, is_attached, new_parameters
+from interlace.attached import get_attachment, is_attached, new_parameters
 from support.architectures import (
     attach_random,
     build,

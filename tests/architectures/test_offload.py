@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interlace import Groups, detach
-from interlace.attaching import new_parameters
+from interlace.attached import new_parameters
 from interlace.errors import AttachError
 from support.architectures import attach_random, build, random_alive, random_ids
 

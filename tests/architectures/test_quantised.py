@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from interlace import Groups, detach
-from interlace.attaching import count_parameters, new_parameters
+from interlace.attached import new_parameters
+from interlace.attaching import count_parameters
 from support.architectures import attach_fresh, build, random_alive, random_ids, randomise
 
 IDS = random_ids(6, 11)

@@ -31,7 +31,7 @@ from interlace import (
     PMatchConfig,
     attach,
 )
-from interlace.attaching import new_parameters
+from interlace.attached import new_parameters
 from interlace.coupling.config import CouplingConfig
 from interlace.rows import Groups
 

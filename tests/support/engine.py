@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel
 
-from interlace.attaching import get_attachment, is_attached
+from interlace.attached import get_attachment, is_attached
 from interlace.engine.backends.base import Backend
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.types import GroupOutput
@@ -298,7 +298,7 @@ def teacher_force(
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operator makes.
+    """Notes the largest tensor that any operator makes, and what they make together.
 
     Args:
         last_axis: Size of the last axis of those that are looked at; None for all.
@@ -306,13 +306,14 @@ class Largest(TorchDispatchMode):
 
     def __init__(self, last_axis: int | None = None) -> None:
         super().__init__()
-        self.elements, self._last_axis = 0, last_axis
+        self.elements, self.total, self._last_axis = 0, 0, last_axis
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple) else (out,):
             if isinstance(tensor, torch.Tensor) and self._counts(tensor):
                 self.elements = max(self.elements, tensor.numel())
+                self.total += tensor.numel()
         return out
 
     def _counts(self, tensor: torch.Tensor) -> bool:

@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import interlace
 from interlace import Groups
-from interlace.attaching import get_attachment
+from interlace.attached import get_attachment
 from support.architectures import attach_random, build, random_ids, randomise
 from support.processes import leave_group
 from support.text import tiny_tokenizer

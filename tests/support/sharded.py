@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from interlace import Groups, attach, detach
-from interlace.attaching import get_attachment
+from interlace.attached import get_attachment
 from interlace.errors import AttachError
 from support.architectures import BRIDGE, attach_random, build, random_alive, random_ids
 from support.processes import leave_group

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import interlace
-from interlace.attaching import is_attached
+from interlace.attached import is_attached
 from interlace.models.source import SMOLLM2_PACKAGE
 from support.processes import script
 

@@ -12,7 +12,8 @@ import transformers
 from torch import nn
 
 from interlace import Attachment, BridgeConfig, Groups, attach, detach
-from interlace.attaching import count_parameters, get_attachment, is_attached, new_parameters
+from interlace.attached import get_attachment, is_attached, new_parameters
+from interlace.attaching import count_parameters
 from interlace.coupling.bridge import BridgeBlock
 from interlace.errors import AttachError, ConfigError, GroupError
 from support.architectures import (

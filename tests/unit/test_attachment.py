@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import interlace
 from interlace import Groups
-from interlace.attaching import get_attachment
+from interlace.attached import get_attachment
 from interlace.errors import AttachError, GroupError
 from support.architectures import attach_fresh, attach_random, build, every_architecture, random_ids
 

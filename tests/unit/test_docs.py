@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import interlace
-from interlace.attaching import is_attached
+from interlace.attached import is_attached
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -76,7 +76,7 @@ def test_a_run_goes_on_once_its_recipe_has_the_new_name(old: Path) -> None:
     assert [line["step"] for line in metrics] == [1, 2]
     assert (old / "run" / "grpo" / "checkpoint-2").is_dir()
     model, _ = interlace.load(old / "run" / "grpo" / "model", base=old / "full" / "base")
-    assert interlace.attaching.is_attached(model)
+    assert interlace.attached.is_attached(model)
 
 
 def test_generated_lines_go_on(old: Path) -> None:

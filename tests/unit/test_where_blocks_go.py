@@ -10,13 +10,8 @@ import torch
 import transformers
 from torch import nn
 
-from interlace.attaching import (
-    _calls_with_double_star,
-    base_model_of,
-    block_device,
-    block_dtype,
-    find_decoder,
-)
+from interlace.attached import base_model_of
+from interlace.attaching import _calls_with_double_star, block_device, block_dtype, find_decoder
 from interlace.errors import AttachError
 from support.architectures import HIDDEN, LAYERS, build, every_architecture
 

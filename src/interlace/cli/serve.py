@@ -108,7 +108,7 @@ def run(arguments: Namespace) -> int:
     engine = Engine(model, tokenizer, memory_budget=budget, max_rows=settings.max_rows)
 
     def ready(address: str) -> None:
-        from interlace.attaching import get_attachment, is_attached
+        from interlace.attached import get_attachment, is_attached
 
         kind = get_attachment(model).coupling.kind if is_attached(model) else "nothing attached"
         print(f"{name} ({kind}) at {address}/v1", flush=True)

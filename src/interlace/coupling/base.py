@@ -23,7 +23,6 @@ from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -62,12 +61,13 @@ class Coupling(nn.Module):
             gets (I5, I6), so that a prompt is computed once.
         mixes: Whether what it feeds a row is made of its siblings' embeddings while sampling, by
             weights that a teacher-forced pass is told (`Groups.mixing`).
+        hides: Whether a sibling can be hidden from a row at the same position (`Groups.hidden`).
         place: Layer that this one stands at; 0 for the one of the model as a whole.
         reads: Reach of its rows among their siblings.
         turned_features: Number of features of a head that positions turn, where it reads earlier
             ones; None for all.
-        PROJECTIONS: Names of weights that it applies through `_linear`, which backends may replace
-            by a faster product.
+        PROJECTIONS: Names of weights that it applies by `F.linear` and without a bias, for which
+            backends may have a faster product.
     """
 
     kind: ClassVar[str]
@@ -78,6 +78,7 @@ class Coupling(nn.Module):
     couples: ClassVar[bool] = True
     shares_prompt: ClassVar[bool] = True
     mixes: ClassVar[bool] = False
+    hides: ClassVar[bool] = False
     PROJECTIONS: ClassVar[tuple[str, ...]] = ()
     place: int = 0
     reads: Reads = "position"
@@ -265,10 +266,6 @@ class Coupling(nn.Module):
     def head_step(self, logits: Float[Tensor, "R S V"], rows: Rows) -> Float[Tensor, "R S V"]:
         """`head` in a decode step."""
         return self.head(logits, rows)
-
-    def _linear(self, x: Tensor, weight: str) -> Tensor:
-        """One projection. The generation engine replaces this on an instance while it runs."""
-        return F.linear(x, getattr(self, weight))
 
 
 def places(coupling: type[Coupling], indices: Collection[int]) -> list[int | None]:

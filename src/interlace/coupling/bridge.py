@@ -116,6 +116,7 @@ class BridgeBlock(Coupling):
         "Bridge blocks make the responses that are sampled for one prompt interdependent: after "
         f"each of these layers, the rows of a group attend to each other ([paper]({PAPER}))."
     )
+    hides = True
     PROJECTIONS = ("qkv_weight", "o_weight")
 
     def __init__(
@@ -163,7 +164,7 @@ class BridgeBlock(Coupling):
         if alone is True:
             rows.check(x.shape[0], x.shape[1])
             return x + self._nothing() if torch.is_grad_enabled() else x
-        out = super().forward(x, rows)
+        out = (self.step if isinstance(rows, Owners) else self.layer)(x, rows)
         return out if alone is False else torch.where(alone[:, None, None], x, out)
 
     @classmethod
@@ -200,7 +201,7 @@ class BridgeBlock(Coupling):
         else:
             q, k, v = self._project(normed, count)
             mixed = read_siblings(self, q, k, v, rows)
-        return self._linear(mixed, "o_weight")
+        return F.linear(mixed, self.o_weight)
 
     def attention_weights(
         self, x: Float[Tensor, "R S D"], rows: Rows
@@ -214,7 +215,7 @@ class BridgeBlock(Coupling):
     ) -> tuple[Float[Tensor, "P W S H C"], Float[Tensor, "P W S G C"], Float[Tensor, "P W S G C"]]:
         """Queries, keys and values of every row, head and position. Equation (2)."""
         qkv = (
-            self._linear(normed, "qkv_weight")
+            F.linear(normed, self.qkv_weight)
             .unflatten(0, (count, -1))
             .unflatten(-1, (-1, self.head_dim))
         )

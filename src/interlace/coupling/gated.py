@@ -198,7 +198,7 @@ class GatedBlock(Coupling):
         """What `attended` adds."""
         count = rows.check(x.shape[0], x.shape[1])
         q, k, v = self._project(x, count, rows)
-        mixed = self._linear(read_siblings(self, q, k, v, rows), "up_weight")
+        mixed = F.linear(read_siblings(self, q, k, v, rows), self.up_weight)
         return torch.sigmoid(F.linear(x, self.gate_weight, self.gate_bias)) * mixed
 
     def attention_weights(
@@ -212,7 +212,7 @@ class GatedBlock(Coupling):
         self, x: Float[Tensor, "R S A"], count: int, rows: Rows
     ) -> tuple[Float[Tensor, "P W S H C"], Float[Tensor, "P W S H C"], Float[Tensor, "P W S H C"]]:
         """Queries and keys, turned by the rows' numbers, and values."""
-        qkv = self._linear(self._linear(x, "down_weight"), "qkv_weight")
+        qkv = F.linear(F.linear(x, self.down_weight), self.qkv_weight)
         q, k, v = (
             qkv.unflatten(0, (count, -1))
             .unflatten(-1, (3, self.num_heads, self.head_dim))

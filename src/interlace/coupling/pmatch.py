@@ -90,8 +90,8 @@ class PMatchBlock(Coupling):
     def added(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
         """W_O SiLU(W_in Norm(X)), what the block adds to X. Equation (11)."""
         rows.check(x.shape[0], x.shape[1])
-        inner = F.silu(self._linear(self.norm(x), "in_weight"))
-        return self._linear(inner, "o_weight")
+        inner = F.silu(F.linear(self.norm(x), self.in_weight))
+        return F.linear(inner, self.o_weight)
 
     def reference(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
         """The same, one row and position at a time."""

@@ -50,7 +50,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     Args:
         model: Hugging Face model, attached or not, or PEFT's wrapper of one.
     """
-    from interlace.attaching import base_model_of, count_parameters, get_attachment, is_attached
+    from interlace.attached import base_model_of, get_attachment, is_attached
+    from interlace.attaching import count_parameters
     from interlace.saving.fingerprint import origin_of
 
     base = base_model_of(model)
@@ -134,7 +135,7 @@ def environment(engine: Engine | RemoteEngine | RecordedResponses) -> dict[str, 
     """Where a run runs: versions, device, threads."""
     import torch
 
-    from interlace.attaching import base_model_of
+    from interlace.attached import base_model_of
 
     versions = {
         "python": platform.python_version(),

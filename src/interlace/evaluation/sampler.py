@@ -21,7 +21,7 @@ from interlace.evaluation.provenance import environment, runs_on_cpu
 from interlace.evaluation.records import GroupRecord, Timing
 from interlace.evaluation.run import RecordedGroups
 from interlace.tasks import Example, Task
-from interlace.user_code import called
+from interlace.user_code import blame
 
 if TYPE_CHECKING:
     from interlace.engine.engine import Engine
@@ -240,12 +240,11 @@ class Recorder:
     ) -> tuple[float, ...]:
         columns = {"question": example.question}  # and not its answer
         prompt = self._task.prompt(example)
-        scores = called(
-            lambda: best_of_n(texts, scorer, prompt=prompt, columns=columns).scores,
-            f"On the responses to {example.id} the scorer {name!r}",
-            ConfigError,
-            scorer,
-        )
+        where = f"On the responses to {example.id} the scorer {name!r}"
+        try:
+            scores = best_of_n(texts, scorer, prompt=prompt, columns=columns).scores
+        except BaseException as error:
+            blame(error, where, ConfigError, scorer)
         given = tuple(score for score in scores if score is not None)
         if len(given) < len(scores):
             raise DataFileError(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from interlace.attaching import attach, count_parameters, find_decoder, new_parameters
+from interlace.attached import new_parameters
+from interlace.attaching import attach, count_parameters, find_decoder
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import default_config
 from interlace.errors import ConfigError, LoadError, reading

@@ -26,16 +26,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from interlace.attaching import (
+from interlace.attached import (
     Attachment,
-    Decoder,
-    attach,
     base_model_of,
-    find_decoder,
     get_attachment,
     new_parameters,
     not_finite,
 )
+from interlace.attaching import Decoder, attach, find_decoder
 from interlace.coupling.base import places
 from interlace.coupling.registry import COUPLINGS
 from interlace.errors import CheckpointError, reading

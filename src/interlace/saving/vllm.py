@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from interlace.attaching import Attachment, base_model_of, get_attachment, new_parameters
+from interlace.attached import Attachment, base_model_of, get_attachment, new_parameters
 from interlace.coupling.config import heads_of
 from interlace.errors import CheckpointError
 from interlace.files import CONFIG, locate, writing

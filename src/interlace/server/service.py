@@ -29,7 +29,7 @@ from interlace.answers import (
     Responses,
     WeightedVote,
 )
-from interlace.attaching import get_attachment, is_attached
+from interlace.attached import get_attachment, is_attached
 from interlace.engine.engine import Engine
 from interlace.engine.request import Request
 from interlace.engine.types import GroupOutput, Prompt
@@ -49,7 +49,7 @@ from interlace.server.replies import Replier, TokenTexts, attention_json, usage
 from interlace.server.scoring import Scored, scored_tokens
 from interlace.server.settings import ServerSettings
 from interlace.server.worker import Job, SlowReaderError, Worker, assembled
-from interlace.user_code import called
+from interlace.user_code import blame
 
 log = logging.getLogger("interlace.server")
 
@@ -366,13 +366,17 @@ class Service:
             texts=group.texts,
             logprobs=[completion.logprobs for completion in group.completions],
         )
-        call = partial(self._aggregator(options), responses)
-        what, scorer = (
-            f"The scorer {options.scorer!r}",
-            self.settings.scorers.get(options.scorer or ""),
-        )
+        aggregator, what = self._aggregator(options), f"The scorer {options.scorer!r}"
+        scorer = self.settings.scorers.get(options.scorer or "")
+
+        def aggregated() -> Aggregate:
+            try:
+                return aggregator(responses)
+            except BaseException as error:
+                blame(error, what, AggregationError, scorer)
+
         try:
-            return await anyio.to_thread.run_sync(called, call, what, AggregationError, scorer)
+            return await anyio.to_thread.run_sync(aggregated)
         except AggregationError as error:
             if error.__cause__ is None:  # ours, of what the request asks for
                 raise

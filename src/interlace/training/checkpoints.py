@@ -33,14 +33,16 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
-from interlace.attaching import is_attached
+from interlace.attached import is_attached, unwrapped
 from interlace.errors import CheckpointError, ConfigError, RunError
 from interlace.files import locked_folder, writing
 from interlace.jsonl import read_object
 from interlace.saving.checkpoint import save
 from interlace.training import checkpoints
 from interlace.training.arguments import GroupArguments, Train
-from interlace.training.weights import Skeleton, unwrapped
+from interlace.training.weights import (
+    Skeleton,
+)
 
 SEAL = "checksums.json"
 SCHEMA = "interlace.training-checkpoint/1"

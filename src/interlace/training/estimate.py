@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interlace.attaching import get_attachment, is_attached, new_parameters
+from interlace.attached import get_attachment, is_attached, new_parameters
 from interlace.engine.core import default_rows
 from interlace.errors import ConfigError
 from interlace.models.describe import cache_bytes

@@ -16,18 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.attaching import base_model_of, get_attachment, is_attached
+from interlace.attached import base_model_of, get_attachment, is_attached, unwrapped
 from interlace.errors import AttachError, CheckpointError, ConfigError
 from interlace.saving.vllm import refuse_for_vllm
 from interlace.training.arguments import GRPOConfig
 from interlace.training.batch import GroupBatch, collate
 from interlace.training.guard import RolloutGuard, check_finite
-from interlace.training.logging import LARGEST, SMALLEST, Journal, show_in_tensorboard
+from interlace.training.logging import Journal, show_in_tensorboard
 from interlace.training.losses import denominator, policy_loss
 from interlace.training.rollout import RolledGroup, Sampler, describe, draw, weigh
 from interlace.training.scoring import Scores, score
-from interlace.training.trainer import GroupTrainer
-from interlace.training.weights import unwrapped
+from interlace.training.trainer import LARGEST, SMALLEST, GroupTrainer
 
 COMPLETIONS = "completions.jsonl"
 
@@ -56,8 +55,9 @@ class GRPOTrainer(GroupTrainer):
                 f"prompts_per_rollout to a multiple of {args.mini_batches * args.world_size}."
             )
         if args.sibling_dropout and is_attached(self.model):
-            config = get_attachment(self.model).config
-            if (config.kind, config.reads) != ("bridge", "position"):
+            attachment = get_attachment(self.model)
+            config = attachment.config
+            if not attachment.coupling.hides or config.reads != "position":
                 raise ConfigError(
                     "sibling_dropout hides siblings from Bridge blocks that read them at the same "
                     f"position; these are {config.kind} blocks and read {config.reads!r}. Leave it "
@@ -65,10 +65,14 @@ class GRPOTrainer(GroupTrainer):
                 )
         if args.rollout_backend == "vllm":
             self._check_that_vllm_can()
+        # What each step asks of the options, which are checked and do not change any more.
+        self._widths, self._loss = args.drawn_widths, args.loss_config
+        self._steps_per_rollout = args.steps_per_rollout
         self._judge = self.judge_of(self.task, args)
         self._guard = RolloutGuard(self)
         self._mini_batches: list[list[GroupBatch]] = []  # the last one of each is the spare one
         self._completions = Journal(self.folder / COMPLETIONS)
+        self._shown: list[dict[str, Any]] = []  # of the rollout that was sampled last
         self._reference: nn.Module | None = None
         if args.kl_weight:
             self._reference = _frozen_copy(unwrapped(self.model))
@@ -104,7 +108,7 @@ class GRPOTrainer(GroupTrainer):
         return len(self.task) / args.prompts_per_rollout * float(args.steps_per_rollout)
 
     def parts_of(self, step: int) -> tuple[Sequence[GroupBatch], GroupBatch]:
-        number, within = divmod(step, self.args.steps_per_rollout)
+        number, within = divmod(step, self._steps_per_rollout)
         if within == 0:
             self._begin_rollout(number)
         *parts, spare = self._mini_batches[within % self.args.mini_batches]
@@ -118,9 +122,9 @@ class GRPOTrainer(GroupTrainer):
         self, model: nn.Module, part: GroupBatch, denominator: float, first: bool
     ) -> Tensor:
         assert part.advantages is not None
-        config = self.args.loss_config
+        config = self._loss
         scores = self._score(model, part, entropy=True)
-        within = self.state.global_step % self.args.steps_per_rollout
+        within = self.state.global_step % self._steps_per_rollout
         if self.args.guard and first and within == 0:
             model, logprobs = unwrapped(self.model), scores.logprobs.detach()
             with self.timed("guard"):
@@ -163,6 +167,16 @@ class GRPOTrainer(GroupTrainer):
         super().rewind(step)
         self._completions.rewind(step)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Write what the step has sampled: as of its metrics, there is a line once it is made."""
+        step = self.state.global_step
+        for group in self._shown:
+            self._completions.add(step, group)
+        if self._shown:
+            show_in_tensorboard(self.callback_handler.callbacks, self._shown, step)
+        self._shown = []
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     # One rollout.
 
     def _begin_rollout(self, number: int) -> None:
@@ -173,7 +187,7 @@ class GRPOTrainer(GroupTrainer):
             for start in range(0, args.prompts_per_rollout, share)
         ]
         positions = [position for own in mine for position in own]
-        asked = draw(self.task, args, number, positions)
+        asked = draw(self.task, args, number, positions, self._widths)
         with self.timed("rollout"), self.sampling_model() as model:
             check_finite(model)
             groups = self.sampler(model).generate(
@@ -182,9 +196,11 @@ class GRPOTrainer(GroupTrainer):
         with self.timed("verify"):
             rolled = self._judge(groups, asked.owners, self.tally, self.state)
             weigh(rolled, args, self.tally)
-            describe(rolled, args.widths if len(args.widths) > 1 else (), self.tally)
+            widths = dict.fromkeys(self._widths)
+            describe(rolled, widths if len(widths) > 1 else (), self.tally)
         if self.is_world_process_zero() and args.log_completions:
-            self._show(number, rolled)
+            shown = rolled[: args.log_completions]
+            self._shown = [{"rollout": number, **entry.to_dict()} for entry in shown]
         self._mini_batches = [
             self._parts([entry for entry in rolled if entry.position in own]) for own in mine
         ]
@@ -263,13 +279,6 @@ class GRPOTrainer(GroupTrainer):
             entropy_gradients=self.args.entropy_weight != 0,
             prompt_once=self.args.prompt_once,
         )
-
-    def _show(self, number: int, rolled: Sequence[RolledGroup]) -> None:
-        step = self.state.global_step + 1
-        shown = [entry.to_dict() for entry in rolled[: self.args.log_completions]]
-        for group in shown:
-            self._completions.add(step, {"rollout": number, **group})
-        show_in_tensorboard(self.callback_handler.callbacks, shown, step)
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

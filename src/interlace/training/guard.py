@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interlace.attaching import is_attached, new_parameters, not_finite
+from interlace.attached import is_attached, new_parameters, not_finite
 from interlace.engine.engine import Engine
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
 from interlace.training.batch import GroupBatch, collate
-from interlace.training.logging import LARGEST
 from interlace.training.scoring import score
+from interlace.training.trainer import LARGEST
 from interlace.training.weights import without_autocast
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -32,9 +32,11 @@ from interlace.errors import ConfigError, RewardError
 from interlace.tasks.base import Example, Prompt, Task, Verdict
 from interlace.training.arguments import GroupArguments, GRPOConfig
 from interlace.training.data import LEFT_OUT, RESERVED, NamedReward, RowsTask
-from interlace.training.logging import Reduce, Tally
 from interlace.training.losses import advantages, without_variance
-from interlace.user_code import called
+from interlace.user_code import blame
+
+if TYPE_CHECKING:
+    from interlace.training.trainer import Tally
 
 # What is drawn ------------------------------------------------------------------------------------
 
@@ -119,7 +121,9 @@ class Requests:
     owners: list[tuple[int, Example]] = field(default_factory=list)
 
 
-def draw(task: Task, args: GRPOConfig, number: int, positions: Sequence[int]) -> Requests:
+def draw(
+    task: Task, args: GRPOConfig, number: int, positions: Sequence[int], widths: Sequence[int]
+) -> Requests:
     """What the engine is asked for in a rollout, a prompt's groups one after the other.
 
     Args:
@@ -127,13 +131,14 @@ def draw(task: Task, args: GRPOConfig, number: int, positions: Sequence[int]) ->
         args: Options.
         number: Number of the rollout.
         positions: Positions of this process's prompts in it.
+        widths: Widths that a prompt's is drawn from, repeats counted.
     """
     seed, count = int(args.seed), args.prompts_per_rollout
     indices = draw_indices(seed, len(task), number * count, (number + 1) * count)
     found = Requests()
     for position in positions:
         example = task[indices[position]]
-        width = draw_width(seed, number, position, args.drawn_widths)
+        width = draw_width(seed, number, position, widths)
         own = HidingParams(
             width=width,
             max_new_tokens=args.max_new_tokens,
@@ -394,11 +399,11 @@ def add_up(
 
 
 def _values(reward: NamedReward, **given: Any) -> Any:
-    def call() -> Any:
+    try:
         values = reward.function(**given)
         return asyncio.run(_awaited(values)) if inspect.isawaitable(values) else values
-
-    return called(call, f"The reward {reward.name}", RewardError, reward.function)
+    except BaseException as error:
+        blame(error, f"The reward {reward.name}", RewardError, reward.function)
 
 
 async def _awaited(values: Any) -> Any:
@@ -446,7 +451,7 @@ def weigh(rolled: Sequence[RolledGroup], args: GRPOConfig, tally: Tally) -> None
 # What a rollout says ------------------------------------------------------------------------------
 
 
-def describe(rolled: Sequence[RolledGroup], widths: Sequence[int], tally: Tally) -> None:
+def describe(rolled: Sequence[RolledGroup], widths: Iterable[int], tally: Tally) -> None:
     """Tally what the sampled groups say of the model."""
     for width in ["", *widths]:
         prefix = f"width_{width}/" if width else ""
@@ -488,38 +493,33 @@ def measure(
     task: Task,
     judge: Judge,
     args: GroupArguments,
-    reduce: Reduce,
+    width: int,
+    tally: Tally,
     state: object = None,
-) -> dict[str, float]:
-    """Metrics by name, such as "width_8/pass@1", over all problems and processes.
+) -> None:
+    """Tally what the model says of all problems at a width, of this process's share of them.
 
     Args:
         sampler: Sampler of the model that trains.
         task: Problems to measure on.
         judge: Judge of what is sampled.
-        args: Options: `eval_widths`, `num_generations_eval`, and how to sample.
-        reduce: Function that adds up over processes.
+        args: Options: `num_generations_eval`, and how to sample.
+        width: W.
+        tally: Tally that the metrics go to.
         state: Trainer's state, for rewards that read it.
     """
-    found: dict[str, float] = {}
-    for width in args.eval_widths or args.widths:
-        tally = Tally()
-        groups = max((args.num_generations_eval or width) // width, 1)
-        mine = range(args.process_index, len(task), args.world_size)
-        owners = [(place, task[place]) for place in mine for _ in range(groups)]
-        ids = [f"{place}.{group}" for place in mine for group in range(groups)]
-        sampled = sampler.generate(
-            [task.prompt(example) for _, example in owners], _params(args, width), sample_ids=ids
-        )
-        describe(judge(sampled, owners, tally, state), (), tally)
-        found |= {f"width_{width}/{name}": v for name, v in tally.collect(reduce).items()}
-    return found
-
-
-def _params(args: GroupArguments, width: int) -> SamplingParams:
-    return SamplingParams(
+    groups = max((args.num_generations_eval or width) // width, 1)
+    mine = range(args.process_index, len(task), args.world_size)
+    owners = [(place, task[place]) for place in mine for _ in range(groups)]
+    params = SamplingParams(
         width=width,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         seed=sampling_seed(int(args.seed), _SEED),
     )
+    sampled = sampler.generate(
+        [task.prompt(example) for _, example in owners],
+        params,
+        sample_ids=[f"{place}.{group}" for place in mine for group in range(groups)],
+    )
+    describe(judge(sampled, owners, tally, state), (), tally)

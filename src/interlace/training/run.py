@@ -18,13 +18,8 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interlace import __version__
-from interlace.attaching import (
-    attach,
-    count_parameters,
-    get_attachment,
-    is_attached,
-    new_parameters,
-)
+from interlace.attached import get_attachment, is_attached, new_parameters
+from interlace.attaching import attach, count_parameters
 from interlace.configuration import defaults_of
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import default_config

@@ -37,13 +37,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from interlace.attaching import get_attachment, is_attached
+from interlace.attached import get_attachment, is_attached, unwrapped
 from interlace.engine.backends.hf import check_model
 from interlace.errors import GenerationError
 from interlace.rows import Prompts
 from interlace.training.arguments import PromptOnce
 from interlace.training.batch import GroupBatch
-from interlace.training.weights import unwrapped
 
 LEAST_SHARED = 8  # of so many positions one is left out, where a prompt is computed once
 CHUNK_BYTES = 2**26  # of a chunk's logits in fp32; a pass holds about three such tensors

@@ -12,8 +12,9 @@ whole batch, so gradients are added up over processes, not averaged.
 from __future__ import annotations
 
 import contextlib
+import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
 from interlace import huge_pages
+from interlace.attached import get_attachment, is_attached, unwrapped
 from interlace.engine.engine import Engine
 from interlace.engine.request import forbidden_token_ids, stop_ids_of
 from interlace.engine.types import SamplingParams
@@ -45,18 +48,91 @@ from interlace.training.data import (
     settled_args,
     take_adapters,
 )
-from interlace.training.logging import Journal, Tally, measuring_blocks
+from interlace.training.logging import Journal
 from interlace.training.rollout import Judge, Sampler, Verdicts, measure
 from interlace.training.weights import (
     choose_parameters,
     gathered,
-    gradient_norm,
     optimizer_groups,
     split_parameters,
-    unwrapped,
     warn_of_lost_steps,
     without_autocast,
 )
+
+Reduce = Callable[[Tensor, str], Tensor]  # (values, "sum" or "max") -> over all processes
+LARGEST, SMALLEST = "max", "min"
+
+
+class Tally:
+    """Means (sum over count), extremes and seconds by name.
+
+    Every process must note the same names in a step, since they are added up position by position;
+    note a count of 0 where a process has nothing to say.
+    """
+
+    def __init__(self) -> None:
+        self._within: list[float] = []  # of each phase that runs, the seconds of phases within it
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+        self._totals: dict[str, float] = {}
+        self._extremes: dict[tuple[str, str], float] = {}
+        self.seconds: dict[str, float] = {}
+
+    def mean(self, name: str, total: float, count: float = 1.0) -> None:
+        """Add to what will be logged as total over count."""
+        entry = self._sums.setdefault(name, [0.0, 0.0])
+        entry[0] += total
+        entry[1] += count
+
+    def total(self, name: str, value: float) -> None:
+        """Add to what will be logged as a sum."""
+        self._totals[name] = self._totals.get(name, 0.0) + value
+
+    def extreme(self, name: str, value: float, kind: str) -> None:
+        """Keep the largest or smallest value."""
+        known = self._extremes.get((name, kind), value)
+        self._extremes[name, kind] = max(known, value) if kind == LARGEST else min(known, value)
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the seconds within to a phase, those of a phase within it left out."""
+        start = time.perf_counter()
+        self._within.append(0.0)
+        try:
+            yield
+        finally:
+            spent, others = time.perf_counter() - start, self._within.pop()
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent - others
+            if self._within:
+                self._within[-1] += spent
+
+    def collect(self, reduce: Reduce) -> dict[str, float]:
+        """Everything as numbers to log, over all processes; the tally is empty afterwards."""
+        logs: dict[str, float] = {}
+        means, totals = sorted(self._sums), sorted(self._totals)
+        sums = [self._totals[n] for n in totals]
+        for name in means:
+            sums += self._sums[name]
+        found = _reduced(sums, "sum", reduce)
+        logs |= dict(zip(totals, found, strict=False))
+        for index, name in enumerate(means):
+            total, count = found[len(totals) + 2 * index :][:2]
+            if count:
+                logs[name] = total / count
+        keys, phases = sorted(self._extremes), sorted(self.seconds)
+        signs = [1.0 if kind == LARGEST else -1.0 for _, kind in keys]
+        peaks = [s * self._extremes[k] for s, k in zip(signs, keys, strict=True)]
+        found = _reduced(peaks + [self.seconds[p] for p in phases], "max", reduce)
+        logs |= {name: s * v for (name, _), s, v in zip(keys, signs, found, strict=False)}
+        logs |= {f"seconds/{p}": v for p, v in zip(phases, found[len(keys) :], strict=True)}
+        self._clear()
+        return logs
+
+
+def _reduced(values: list[float], how: str, reduce: Reduce) -> list[float]:
+    return reduce(torch.tensor(values, dtype=torch.float64), how).tolist() if values else []
 
 
 class SamplingTrainer(ResumableTrainer):
@@ -133,9 +209,12 @@ class SamplingTrainer(ResumableTrainer):
                 )
             with self.sampling_model() as model:
                 sampler, judge = self.sampler(model), self._eval_judges[name]
-                own = measure(sampler, task, judge, self.args, self.reduce, self.state)
-            head = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
-            found |= {head + metric: value for metric, value in own.items()}
+                for width in self.args.eval_widths or self.args.widths:
+                    tally = Tally()
+                    measure(sampler, task, judge, self.args, width, tally, self.state)
+                    parts = (metric_key_prefix, name, f"width_{width}/")
+                    head = "_".join(filter(None, parts))
+                    found |= {head + k: value for k, value in tally.collect(self.reduce).items()}
         self.log(dict(found))
         base: Any = self
         base.control = base.callback_handler.on_evaluate(self.args, self.state, base.control, found)
@@ -161,10 +240,10 @@ class SamplingTrainer(ResumableTrainer):
     def sampling_model(self) -> Iterator[nn.Module]:
         """The very modules that train, whole, and without the autocast that accelerate wraps around
         their forward pass: the engine's packed products take the weights' own type."""
-        model = unwrapped(self.model)
-        on_cpu = self.args.device.type == "cpu"
-        plain = without_autocast(model) if on_cpu else contextlib.nullcontext()
-        with plain, gathered(self.model):
+        model, nothing = unwrapped(self.model), contextlib.nullcontext()
+        casts = self.args.device.type == "cpu" and self.accelerator.mixed_precision != "no"
+        plain = without_autocast(model) if casts else nothing
+        with plain, gathered(self.model) if dist.is_initialized() else nothing:
             yield model
 
 
@@ -250,6 +329,7 @@ class GroupTrainer(SamplingTrainer):
         # Of the optimizer's groups, which checkpoints bring back as they were, without names.
         self._group_names: list[str] = []
         self._rates: dict[str, float] = {}  # of the last step's old and new weights
+        self._trained: Any = ()  # old and new weights that train, with their names
         self._has_moved = False
         self.make_ready()
 
@@ -322,14 +402,20 @@ class GroupTrainer(SamplingTrainer):
             # An optimizer of the user's own has groups of its own.
             for name, group in zip(self._group_names, self.optimizer.param_groups, strict=False)
         }
+        self._note_gradients(model)
+        return total * self.args.world_size
+
+    def _note_gradients(self, model: nn.Module) -> None:
+        """Norms of the gradients of old and of new weights."""
+        if not self._trained:  # once they lie where they are trained, sharded or not
+            self._trained = split_parameters(self.accelerator.unwrap_model(model))
         scaler = self.accelerator.scaler  # of fp16, whose gradients are not unscaled yet
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        for name, pairs in zip(
-            ("old", "new"), split_parameters(self.accelerator.unwrap_model(model)), strict=True
-        ):
-            norm = gradient_norm(p for _, p in pairs) / scale
-            self.tally.mean(f"gradient_norm/{name}", norm)
-        return total * self.args.world_size
+        for name, pairs in zip(("old", "new"), self._trained, strict=True):
+            grads = [p.grad for _, p in pairs if p.grad is not None]
+            norm: Any = torch.nn.utils.get_total_norm(grads) if grads else 0.0
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self.tally.mean(f"gradient_norm/{name}", float(norm) / scale)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """With learning rates of their own for old and new weights."""
@@ -424,3 +510,42 @@ def _pad_id(model: PreTrainedModel, tokenizer: Any) -> int:
         if isinstance(found, int):
             return found
     return 0  # nothing attends to it, and it counts nowhere
+
+
+WIDE = (torch.float32, torch.float64)
+
+
+@contextlib.contextmanager
+def measuring_blocks(model: nn.Module, note: Callable[[float, float], None]) -> Iterator[None]:
+    """Within this context the blocks of an attached model are watched; at its end `note` is given
+    the mean over the blocks of the norm of what they add over the norm of their input, and a count
+    of 1. Where no hook saw a block, as in the graph of a compiled model, both are 0: that can
+    happen in one process and not in another, and all must note the same names.
+
+    Args:
+        model: Unwrapped model; without blocks nothing is noted.
+        note: Function that is called once, such as `Tally.mean` with its name.
+    """
+    if not is_attached(model):
+        yield
+        return
+    ratios: list[Tensor] = []
+    blocks = [model.get_submodule(name) for name in get_attachment(model).block_names]
+    own = set(map(id, blocks))
+
+    @torch.no_grad()
+    def compare(block: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if id(block) not in own:
+            return  # a copy of the model, such as the guard's, takes the hooks along
+        x = inputs[0].detach()
+        # In 16 bits a small addition is lost in the sum, so it is computed again by itself.
+        added = output.detach() - x if output.dtype in WIDE else block.added(*inputs)
+        ratios.append(added.float().norm() / x.float().norm())
+
+    handles = [block.register_forward_hook(compare) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    note(float(torch.stack(ratios).mean()) if ratios else 0.0, float(bool(ratios)))

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interlace.answers import extract_answer
+from interlace.attached import unwrapped
 from interlace.engine.engine import Engine
 from interlace.errors import ConfigError
 from interlace.tasks.base import Example, Verdict
@@ -26,7 +27,6 @@ from interlace.training.responses import Item, read_responses, sample_responses
 from interlace.training.rollout import add_up, as_completion, columns_of, draw_indices
 from interlace.training.scoring import score
 from interlace.training.trainer import GroupTrainer
-from interlace.training.weights import unwrapped
 
 RESPONSES = "responses"
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from interlace.attaching import base_model_of, is_attached, new_parameters
+from interlace.attached import is_attached, new_parameters, unwrapped
 from interlace.errors import ConfigError, MissingDependencyError
 from interlace.training.arguments import GroupArguments
 
@@ -213,21 +213,3 @@ def without_autocast(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         if cast is not None:
             vars(model)["forward"] = cast
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """The Euclidean norm of all gradients together; of sharded ones, of the whole."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return 0.0
-    norm: Tensor = torch.nn.utils.get_total_norm(grads)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The Hugging Face model inside data-parallel and compile wrappers."""
-    while (
-        inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-    ) is not None:
-        model = inner
-    return base_model_of(model)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import interlace
-from interlace.attaching import is_attached
+from interlace.attached import is_attached
 from interlace.cli.main import main
 from interlace.training.recipe_sections import DECISIVE, SECTIONS
 from support.text import number_folder, number_tokenizer

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from interlace import BridgeConfig, PMatchConfig, attach
-from interlace.attaching import count_parameters, new_parameters
+from interlace.attached import new_parameters
+from interlace.attaching import count_parameters
 from interlace.coupling.bridge import BridgeBlock
 from interlace.coupling.config import BlockConfig
 from interlace.coupling.pmatch import PMatchBlock

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from interlace import GatedConfig, Groups
-from interlace.attaching import get_attachment, new_parameters
+from interlace.attached import get_attachment, new_parameters
 from interlace.coupling.gated import GatedBlock
 from interlace.coupling.registry import config_from_dict
 from interlace.errors import ConfigError, GroupError

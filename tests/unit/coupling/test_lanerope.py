@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import interlace
 from interlace import Groups, LaneRoPEConfig, SamplingParams
-from interlace.attaching import new_parameters
+from interlace.attached import new_parameters
 from interlace.coupling.joint import frequencies
 from interlace.coupling.lanerope import LaneRoPE, omega
 from interlace.coupling.registry import config_from_dict

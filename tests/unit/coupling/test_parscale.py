@@ -16,7 +16,7 @@ import torch
 
 import interlace
 from interlace import Groups, ParScaleConfig, SamplingParams, collate, score
-from interlace.attaching import get_attachment, new_parameters
+from interlace.attached import get_attachment, new_parameters
 from interlace.errors import ConfigError, GenerationError, InterlaceError
 from support.architectures import attach_fresh, attach_random, build, checkpointed, random_ids
 from support.engine import largest_gap

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import interlace
 from interlace import BridgeConfig, Groups
-from interlace.attaching import new_parameters
+from interlace.attached import new_parameters
 from interlace.coupling import reach as reach_module
 from interlace.coupling.attention import merged
 from interlace.coupling.bridge import BridgeBlock

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import interlace
 from interlace import Groups
-from interlace.attaching import get_attachment, new_parameters
+from interlace.attached import get_attachment, new_parameters
 from interlace.coupling.base import AT_LAYERS, AT_MODEL, Coupling, check_carried
 from interlace.coupling.registry import COUPLINGS, coupling_class
 from interlace.engine import backends
@@ -208,7 +208,7 @@ def test_attention_that_gives_no_place_beside_it_is_refused() -> None:
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(AttachError, match=r"flex_attention attention.*attn_implementation='sdpa'"):
         attach(model, ToyAttention)
-    assert not interlace.attaching.is_attached(model)
+    assert not interlace.attached.is_attached(model)
 
 
 def test_unknown_kinds_name_the_known_ones() -> None:

@@ -18,7 +18,7 @@ from transformers import BatchEncoding
 
 import interlace
 from interlace import Engine, SamplingParams, attach
-from interlace.attaching import new_parameters
+from interlace.attached import new_parameters
 from interlace.engine.types import GroupOutput, Step
 from interlace.errors import AggregationError, AttachError, GenerationError
 from support.architectures import BRIDGE, LAYERS, attach_random, build, randomise

@@ -11,7 +11,8 @@ from transformers import DynamicCache
 
 import interlace
 from interlace import BridgeConfig, PMatchConfig
-from interlace.attaching import count_parameters, new_parameters
+from interlace.attached import new_parameters
+from interlace.attaching import count_parameters
 from interlace.errors import ConfigError, LoadError
 from interlace.models.describe import cache_bytes, describe, memory
 from interlace.models.source import resolve
@@ -85,7 +86,7 @@ def test_saved_blocks_are_described_as_attached(tmp_path: Path) -> None:
     source = resolve(tmp_path / "out")
     found, _ = describe(source)
     assert found.attached
-    assert found.blocks == interlace.attaching.get_attachment(model).config
+    assert found.blocks == interlace.attached.get_attachment(model).config
     assert found.base_id == str(tmp_path / "base")
     assert found.dtype == "bfloat16"
     assert not found.notes  # who trained them has seen the warning about their share

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import interlace
-from interlace.attaching import is_attached
+from interlace.attached import is_attached
 from interlace.errors import CheckpointError, LoadError
 from interlace.models import source
 from support.architectures import attach_random, build

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import interlace
-from interlace.attaching import get_attachment, is_attached, new_parameters
+from interlace.attached import get_attachment, is_attached, new_parameters
 from interlace.models.source import PACKAGED
 from support.processes import held_out
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import interlace
-from interlace.attaching import is_attached
+from interlace.attached import is_attached
 from interlace.engine.types import GroupOutput
 from interlace.errors import LoadError
 from interlace.models import source

@@ -19,7 +19,7 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedModel
 
 import interlace
-from interlace.attaching import new_parameters
+from interlace.attached import new_parameters
 from interlace.errors import AttachError, CheckpointError, LoadError
 from interlace.saving.checkpoint import attach_saved, save
 from support.architectures import BRIDGE, attach_random, build
@@ -299,7 +299,7 @@ def test_another_base_in_another_data_type_is_named(saved: Path) -> None:
 def test_blocks_go_onto_a_sibling_when_told_to(saved: Path) -> None:
     other = build("llama", seed=9)
     attach_saved(other, saved, check_base=False)
-    assert interlace.attaching.is_attached(other)
+    assert interlace.attached.is_attached(other)
     with pytest.raises(CheckpointError, match=r"\[.*, 24\]|\[24, .*\]"):
         attach_saved(build("llama", hidden_size=30), saved, check_base=False)
 

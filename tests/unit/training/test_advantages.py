@@ -159,9 +159,15 @@ def test_variance_is_that_of_the_set_at_any_place() -> None:
 
 
 @pytest.mark.parametrize("baseline", ["prompt", "own", "others"])
-def test_no_tensor_holds_pairs_of_groups(baseline: Any) -> None:
-    rewards, prompts = torch.rand(600, 3), torch.arange(300).repeat(2)
-    with Largest() as largest:
-        advantages(rewards, prompts, baseline=baseline)
-        without_variance(rewards, prompts, baseline=baseline)
-    assert largest.elements <= rewards.numel()
+def test_work_and_memory_grow_with_the_groups_and_not_with_their_pairs(baseline: Any) -> None:
+    """Fails where a tensor holds pairs of groups, and where each group is held against all in a
+    loop."""
+    made = []
+    for count in (300, 2400):
+        rewards, prompts = torch.rand(count, 3), torch.arange(count // 2).repeat(2)
+        with Largest() as largest:
+            advantages(rewards, prompts, baseline=baseline)
+            without_variance(rewards, prompts, baseline=baseline)
+        assert largest.elements <= rewards.numel()
+        made.append(largest.total)
+    assert made[1] <= 8 * made[0]

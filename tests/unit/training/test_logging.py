@@ -15,19 +15,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from interlace.attaching import get_attachment
+from interlace.attached import get_attachment
 from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.rows import Groups
 from interlace.tasks.base import Example, Verdict
-from interlace.training import logging
-from interlace.training.logging import Tally, as_markdown, measuring_blocks, show_in_tensorboard
+from interlace.training import trainer
+from interlace.training.logging import as_markdown, show_in_tensorboard
 from interlace.training.rollout import RolledGroup
+from interlace.training.trainer import Tally, measuring_blocks
 from support.training import tiny_model
 
 
 def test_a_phase_within_a_phase_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 4.0, 10.0, 20.0, 22.0])
-    monkeypatch.setattr(logging.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(now))
     tally = Tally()
     with tally.timed("score"), tally.timed("guard"):
         pass

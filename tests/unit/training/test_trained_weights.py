@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, TrainerCallback
 
 import interlace
-from interlace.attaching import new_parameters
+from interlace.attached import new_parameters
 from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import collate
@@ -78,7 +78,7 @@ def test_lora_trains_adapters_and_blocks(tmp_path: Path) -> None:
 
     loaded, _ = interlace.load(result)
     assert not any("lora" in name for name, _ in loaded.named_parameters())
-    asked = draw(trainer.task, trainer.args, 0, [0, 1])
+    asked = draw(trainer.task, trainer.args, 0, [0, 1], trainer.args.drawn_widths)
     engine = interlace.Engine(model, trainer.tokenizer)
     group = engine.generate(asked.prompts, asked.params, sample_ids=asked.sample_ids)[-1]
     batch = collate([group], 0)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from interlace import huge_pages
-from interlace.attaching import new_parameters
+from interlace.attached import new_parameters
 from interlace.engine.types import GroupOutput
 from interlace.errors import GuardError
 from interlace.training import batch as batches

@@ -24,16 +24,23 @@ STORED = json.loads((Path(__file__).parent / "trl_grpo_fields.json").read_text()
 SCRIPT = Path(__file__).parents[3] / "docs" / "tables" / "trl_fields.py"
 OWN = {f.name for f in dataclasses.fields(GRPOConfig)}
 WHOLE = {"num_generations": 6, "width": 3}
+# Most of TRL's fields are those of transformers; the stored list is of newer ones than the oldest
+# that is supported.
+HUGGING_FACES = {f.name for f in dataclasses.fields(TrainingArguments)}
+with_newer = pytest.mark.skipif(
+    "activation_checkpointing" not in HUGGING_FACES, reason="needs newer transformers"
+)
 
 
 def config(folder: Path, **options: Any) -> GRPOConfig:
     return GRPOConfig(output_dir=str(folder), **QUIET | WHOLE | options)
 
 
+@with_newer
 def test_every_field_of_trl_has_its_place() -> None:
-    theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
+    known = HUGGING_FACES | set(FIELDS)
     assert STORED["version"].startswith(VERSION)
-    assert not [name for name in STORED["fields"] if name not in FIELDS and name not in theirs]
+    assert not [name for name in STORED["fields"] if name not in known]
     assert not [name for name in FIELDS if name not in STORED["fields"]]
 
 
@@ -46,6 +53,7 @@ def test_what_the_table_says_is_what_the_config_has() -> None:
             assert name in OWN or entry.note, name
 
 
+@with_newer
 def test_the_stored_list_is_trls() -> None:
     trl = pytest.importorskip("trl", reason="needs the extra trl: pip install trl")
     assert trl.__version__.startswith(VERSION)

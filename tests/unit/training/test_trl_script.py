@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from interlace.attaching import is_attached
+from interlace.attached import is_attached
 from interlace.models.loading import load
 from support.text import number_folder
 from support.training import read_lines

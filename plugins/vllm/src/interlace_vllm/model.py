@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.transformers import TransformersForCausalLM
 
+from interlace.attached import Swapped, swap
 from interlace.coupling.registry import config_from_dict, coupling_class
 from interlace.engine.backends.cpu import PackedWeights, why_not_packed
-from interlace.swap import Swapped, swap
 from interlace_vllm.rows import StepRows
 from interlace_vllm.supported import refuse_options
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from interlace.attaching import base_model_of
+from interlace.attached import base_model_of
 from interlace.engine.request import encode, forbidden_token_ids, row_keys, stop_ids_of
 from interlace.engine.types import Completion, GroupOutput, Prompt, SamplingParams
 from interlace.errors import ConfigError, GenerationError, in_one_line

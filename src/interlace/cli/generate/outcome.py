@@ -20,7 +20,7 @@ from interlace.answers import (
     synthesis_prompt,
 )
 from interlace.errors import AggregationError, ConfigError
-from interlace.user_code import called, named_function
+from interlace.user_code import blame, named_function
 
 if TYPE_CHECKING:
     from interlace.cli.generate import Settings
@@ -87,7 +87,10 @@ class Aggregation:
 
     def _one(self, aggregator: Aggregator, responses: Responses) -> Aggregate:
         where = f"On the responses to {responses.prompt!r:.60} {self._own}"
-        outcome = called(lambda: aggregator(responses), where, AggregationError)
+        try:
+            outcome = aggregator(responses)
+        except BaseException as error:
+            blame(error, where, AggregationError)
         if not isinstance(outcome, Aggregate):
             raise AggregationError(
                 f"An aggregator returns an interlace.Aggregate; {self._own} returned "

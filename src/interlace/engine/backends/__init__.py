@@ -6,7 +6,7 @@ import os
 
 from torch import nn
 
-from interlace.attaching import base_model_of
+from interlace.attached import base_model_of
 from interlace.engine.backends.base import Backend
 from interlace.engine.backends.cpu import CPUBackend, why_not_packed
 from interlace.engine.backends.graph import GraphBackend

@@ -154,7 +154,7 @@ class PackedWeights:
                 continue
             packed = {name: self._packed(path, module, name) for name in names}
             if isinstance(module, Coupling):
-                patches.append((module, "_linear", functools.partial(_block_product, packed)))
+                patches += [(module, name, _PackedWeight.of(own)) for name, own in packed.items()]
             else:
                 product = functools.partial(_product, packed[names[0]])
                 patches.append((module, "forward", product))
@@ -281,8 +281,27 @@ def _product(packed: _Packed, x: Tensor) -> Tensor:
     return result
 
 
-def _block_product(products: dict[str, _Packed], x: Tensor, weight: str) -> Tensor:
-    return _product(products[weight], x)
+class _PackedWeight(Tensor):
+    """Stands in for a weight of a block: the same tensor, but `F.linear` takes the packed copy."""
+
+    packed: _Packed
+
+    @classmethod
+    def of(cls, packed: _Packed) -> _PackedWeight:
+        """That of a packed copy."""
+        made = packed.weight.detach().as_subclass(cls)
+        made.packed = packed
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.linear and not kwargs:
+            x, weight = args
+            return _product(weight.packed, x)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 class BridgeStep:

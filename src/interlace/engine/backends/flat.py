@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from interlace.attached import Swapped
 from interlace.coupling.base import Coupling
 from interlace.engine.backends.hf import (
     Borrowed,
@@ -34,7 +35,6 @@ from interlace.engine.backends.hf import (
     written_in,
 )
 from interlace.rows import Groups, Rows
-from interlace.swap import Swapped
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 _PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")

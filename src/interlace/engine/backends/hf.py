@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from interlace.attaching import SHARDED, Attachment, base_model_of
+from interlace.attached import SHARDED, Attachment, base_model_of
 from interlace.coupling.attention import PREFIX
 from interlace.coupling.base import Coupling, Seat, check_carried
 from interlace.engine.backends.base import Backend
