@@ -7,8 +7,10 @@ its default; a batch that forgets the processes; a table in the guide that is no
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import TrainingArguments
 
 from interlace.errors import ConfigError, MissingDependencyError
 from interlace.training.arguments import GRPOConfig, WarmupConfig
+from interlace.training.grpo import GRPOTrainer
 from interlace.training.trl_fields import FIELDS, VERSION, Accepted, Mapped, Refused
 from support.training import QUIET
 
@@ -58,6 +61,19 @@ def test_the_stored_list_is_trls() -> None:
     trl = pytest.importorskip("trl", reason="needs the extra trl: pip install trl")
     assert trl.__version__.startswith(VERSION)
     assert [f.name for f in dataclasses.fields(trl.GRPOConfig)] == STORED["fields"]
+
+
+def test_the_trainers_arguments_are_trls_in_its_order() -> None:
+    """`peft_config` and the rest are by name here."""
+    own = inspect.signature(GRPOTrainer.__init__).parameters
+    order = ["model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"]
+    assert [n for n, p in own.items() if p.kind is p.POSITIONAL_OR_KEYWORD][1:] == order
+    if find_spec("trl") is not None:
+        import trl
+
+        theirs = list(inspect.signature(trl.GRPOTrainer.__init__).parameters)
+        assert theirs[1 : len(order) + 1] == order
+        assert {"callbacks", "optimizers", "peft_config"} <= set(own) & set(theirs)
 
 
 def test_the_guide_has_the_table() -> None:
