@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httpx
 import pytest
 
 import interlace
@@ -16,7 +23,9 @@ from interlace import RemoteEngine, SamplingParams
 from interlace.cli.main import main
 from interlace.errors import GenerationError, GenerationInterrupted
 from interlace.evaluation.run import load_run
+from support.architectures import build
 from support.server import Running, running
+from support.text import EOS, VOCAB
 
 PARAMS = SamplingParams(width=5, seed=3, max_new_tokens=14, temperature=0.9, top_k=40)
 PROMPTS = ["One: ", "Two: ", "One: "]
@@ -257,6 +266,54 @@ def test_a_model_is_named_where_a_server_has_several_or_lists_none(
         assert RemoteEngine(plain, model="plain", chat=False, retries=0).model_name == "plain"
     with pytest.raises(GenerationError, match="404"):
         RemoteEngine(plain, retries=0)
+
+
+@pytest.mark.slow
+def test_a_foreign_server(twin: interlace.Engine, tmp_path: Path) -> None:
+    """`transformers serve`: it lists no such model, ignores n, and gives neither token ids nor
+    log-probabilities."""
+    folder = tmp_path / "bytes"
+    twin.tokenizer.save_pretrained(folder)
+    model = build("llama", seed=1, vocab_size=VOCAB, eos_token_id=EOS)
+    model.generation_config.do_sample = True  # else it is greedy, whatever is asked for
+    model.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(sys.executable).with_name("transformers")
+    command = [program, "serve", folder, "--port", str(port), "--host", "127.0.0.1"]
+    log = tmp_path / "log"
+    with log.open("w") as written:
+        process = subprocess.Popen(
+            [*map(str, command), "--device", "cpu"],
+            env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+            stdout=written,
+            stderr=written,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()[-2000:]
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{url}/health", timeout=60)
+                break
+            time.sleep(0.2)
+        remote = RemoteEngine(f"{url}/v1", model=str(folder), retries=1)
+        groups = remote.generate(PROMPTS, PARAMS.replace(top_k=None))
+        assert [len(group.texts) for group in groups] == [5, 5, 5]
+        assert len({text for group in groups for text in group.texts}) > 5  # seeds of their own
+        assert all(group.prompt_token_ids for group in groups)
+        assert not remote.coupled
+        assert [note.split(" gives ")[1][:16] for note in remote.stats.notes] == [
+            "1 choices a requ",
+            "no log-probabili",
+        ]
+        coupled = RemoteEngine(f"{url}/v1", model=str(folder), coupled=True, retries=1)
+        with pytest.raises(GenerationError, match="does not keep the rows"):
+            coupled.generate(PROMPTS[:1], PARAMS.replace(top_k=None))
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_generate_and_eval_take_an_address(
