@@ -378,6 +378,34 @@ def test_who_waits_when_the_worker_ends_is_told() -> None:
         assert [one.result().status_code for one in asked] == [500, 500, 500]
 
 
+def test_who_goes_away_while_its_prompt_is_scored_harms_nobody() -> None:
+    """The worker could not tell it the result, took that for a fault, and failed all requests."""
+    begun, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        go.wait(60)
+
+    with (
+        running() as server,
+        httpx.Client(base_url=server.address, timeout=60) as http,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        server.service.worker._inbox.put(hold)
+        assert begun.wait(60)
+        other = pool.submit(ask, http)
+        until(lambda: server.service.worker._inbox.qsize() == 1)
+        body = {"prompt": PROMPT, "echo": True, "logprobs": 1, "stream": True}
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            http.stream("POST", "/v1/completions", json=body, timeout=0.5) as reply,
+        ):
+            next(reply.iter_bytes())
+        until(lambda: server.service.open_groups == 1)
+        go.set()
+        assert other.result().status_code == 200
+
+
 def test_metrics_count_what_was_done() -> None:
     with running() as server, httpx.Client(base_url=server.address, timeout=60) as http:
         ask(http, n=3, max_tokens=5, ignore_eos=True)

@@ -190,6 +190,8 @@ class Worker:
         future: Future[Any] = Future()
 
         def carry_out() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # who asked has gone: a result could not be set, and would fail all jobs
             try:
                 future.set_result(act())
             except Exception as error:
