@@ -180,10 +180,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--quick", action="store_true", help="8 positions, W = 4, 1 repeat")
+    parser.add_argument("--quick", action="store_true", help="8 positions, W = 4, 2 repeats")
     options = parser.parse_args()
     if options.quick:
-        options.positions, options.repeats, options.widths = 8, 1, [4]
+        options.positions, options.repeats, options.widths = 8, 2, [4]
     return options
 
 
