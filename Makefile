@@ -29,14 +29,14 @@ test-slow: $(STAMP) ## Run the slow tests too: compile, FSDP2, LoRA, all attenti
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not fuzz"
 
 # transformers 5.17 wants huggingface-hub 1; all else is pinned as ever.
-test-oldest: ## Run the core's tests with the oldest transformers that is supported, in .venv-oldest
+test-oldest: ## Run the core's and the trainers' tests with the oldest transformers that is supported, in .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
 	grep -v -i -E '^(transformers|huggingface[-_]hub)==' constraints.txt > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/constraints.txt torch
 	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/constraints.txt -e '.[dev]' 'transformers==5.17.*'
-	.venv-oldest/bin/python -m pytest -n 2 tests/invariants tests/unit/coupling tests/unit/engine tests/unit/saving \
-	  tests/unit/training/test_trainer_batches.py tests/unit/test_attaching.py tests/unit/test_attachment.py \
-	  tests/unit/test_generate_hf.py tests/unit/test_save_pretrained.py
+	.venv-oldest/bin/python -m pytest -n 2 tests/invariants tests/architectures tests/unit/coupling tests/unit/engine tests/unit/saving \
+	  tests/unit/training tests/unit/test_attaching.py tests/unit/test_attachment.py tests/unit/test_generate_hf.py \
+	  tests/unit/test_save_pretrained.py
 
 # uv, since pip tries for half an hour which versions go together. aiperf's go with nobody's.
 clients: $(STAMP) ## Run clients of others against our server, from .venv-clients
