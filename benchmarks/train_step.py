@@ -272,7 +272,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="new tokens for each row")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--quick", action="store_true", help="1 prompt, 4 rollouts of 8 tokens, fp32, 1 repeat")
+    parser.add_argument(
+        "--quick", action="store_true", help="1 prompt, 4 rollouts of 8 tokens, fp32, 1 repeat"
+    )
     args = parser.parse_args()
     if args.quick:
         args.prompts, args.generations, args.tokens, args.repeats = 1, 4, 8, 1
