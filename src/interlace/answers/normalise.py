@@ -79,7 +79,7 @@ _MIXED = re.compile(r"([+-]?[0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}")
 # A name, or a function of something: what may stand alone on the left of "=".
 _NAMED = re.compile(
     r"(?:m?\\angle ?[A-Z]{1,3}|[A-Za-z]|\\(?!in\b|sqrt|frac)[A-Za-z]+|[A-Z]{2,3})'*"
-    r"(?:_(?:\w|\{[^{}]*\}))?(?:\([^()=]*\))?|\((?:[A-Za-z],)+[A-Za-z]\)"
+    r"(?:_(?:\w|\{[^{}]*\}))?(?:\([^()=]*\))?|\((?:a,b(?:,c)?|m,n|p,q|x,y(?:,z)?)\)"
 )
 _ELEMENT = re.compile(r"(?:\s*[A-Za-z]\s*\\in\b\s*)++")
 _ARITHMETIC = re.compile(r"[0-9+\-*/(). ]+")

@@ -313,6 +313,7 @@ x > e^{-99}               | x > e^{-98}
 0.3333333333333333333x    | \frac{x}{3}
 \begin{pmatrix}0.333333\\1\end{pmatrix} | \begin{pmatrix}\frac13\\1\end{pmatrix}
 1011_2 + 1                | 1011_3 + 1
+(x, y) = (1, 2)           | (y, x) = (1, 2)
 """
 
 
