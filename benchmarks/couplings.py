@@ -44,6 +44,7 @@ KINDS = {
     "gated": interlace.GatedConfig(rank=16),
     "gated, history": interlace.GatedConfig(rank=16, reads="history"),
     "lanerope": interlace.LaneRoPEConfig(slot=256),
+    "hogwild": interlace.HogwildConfig(),
     "mix": interlace.MixConfig(),
     "parscale": interlace.ParScaleConfig(prefix=8),
 }
