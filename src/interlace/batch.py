@@ -8,7 +8,7 @@ as a whole, and the store keeps what is missing of it: what it ends with is that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -37,27 +37,6 @@ class Job:
     prompt: Prompt
     sample_id: int | str
     subject: Any
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """What samples groups: an `Engine`, or a `RemoteEngine`."""
-
-    @property
-    def stats(self) -> EngineStats:
-        """What the last call cost."""
-        ...
-
-    def as_completed(
-        self,
-        prompts: Iterable[Prompt],
-        params: SamplingParams,
-        *,
-        sample_ids: Sequence[int | str],
-        progress: Callable[[EngineStats], None],
-    ) -> Iterator[tuple[int, GroupOutput]]:
-        """See `Engine.as_completed`."""
-        ...
 
 
 @runtime_checkable
@@ -158,7 +137,7 @@ Progress = Callable[[Tally], None]
 
 
 def run_groups(
-    engine: Sampler,
+    engine: Any,
     calls: Sequence[Sequence[Job]],
     params: SamplingParams,
     store: GroupStore,
@@ -168,7 +147,7 @@ def run_groups(
     """Sample all groups that are not kept yet, call by call.
 
     Args:
-        engine: Engine to sample with.
+        engine: `Engine`, or what has its `as_completed` and `stats`.
         calls: Calls, each of jobs of one width.
         params: Parameters of sampling; the width is the jobs'.
         store: GroupStore that keeps groups and counts them in `tally`.
@@ -191,7 +170,7 @@ def run_groups(
 
 
 def _run_call(
-    engine: Sampler,
+    engine: Any,
     jobs: Sequence[Job],
     params: SamplingParams,
     store: GroupStore,

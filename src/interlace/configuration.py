@@ -153,10 +153,6 @@ jsonargparse.set_loader(MODE, load_text, exceptions=(yaml.YAMLError,))
 def read_yaml(path: str | os.PathLike[str], example: str = "width: 8") -> dict[str, Any]:
     """The mapping in a YAML file.
 
-    Args:
-        path: Path of the file.
-        example: Line that such a file may have, for the error.
-
     Raises:
         ConfigError: if it cannot be read, or holds something else.
     """
@@ -324,10 +320,6 @@ class Parser(jsonargparse.ArgumentParser):
 
     def read(self, values: Mapping[str, Any], place: str) -> jsonargparse.Namespace:
         """Options that a file holds, without defaults.
-
-        Args:
-            values: Content of the file.
-            place: Name of the file, for errors.
 
         Raises:
             ConfigError: for an option that does not exist, or a value that does not fit.

@@ -7,7 +7,7 @@ holds the rule, the value that broke it, and the way out.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -29,10 +29,6 @@ class InterlaceError(Exception):
 
 def shortened(text: str, most: int) -> str:
     """A text with its middle left out if it is long: the rule stands first, the way out last.
-
-    Args:
-        text: Text of any length.
-        most: Number of characters to keep.
 
     >>> shortened("rule, " + 10 * "value " + "way out", 30)
     'rule, value value val [46 characters left out] ay out'
@@ -87,6 +83,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name[:100], list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two settings, each as `name was A and is B`.
+
+    >>> differences({"seed": 0, "task": {"name": "a"}}, {"seed": 0, "task": {"name": "b"}})
+    ["task.name was 'a' and is 'b'"]
+    """
+    lines = []
+    for name in dict.fromkeys([*before, *now]):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            lines.append(f"{prefix}{name} was {old!r:.80} and is {new!r:.80}")
+    return lines
 
 
 def in_one_line(error: BaseException) -> str:
@@ -223,11 +235,6 @@ def require_extras(why: str, *extras: str) -> None:
 
 def require(package: str, extra: str, why: str) -> None:
     """Checks that an optional package is there, without importing it.
-
-    Args:
-        package: Name that it is imported by.
-        extra: Name of the extra that installs it.
-        why: Beginning of the message: what needs it.
 
     Raises:
         MissingDependencyError: if it is not.

@@ -52,9 +52,6 @@ def restart() -> None:
 def collapse(spans: Iterable[Span]) -> int:
     """Have the kernel move memory to huge pages, where it can; its contents stay what they are.
 
-    Args:
-        spans: Addresses and sizes of the memory, in any order.
-
     Returns:
         The number of bytes that the kernel says lie on huge pages now.
     """

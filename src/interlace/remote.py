@@ -8,11 +8,14 @@ gives n independent rows: the baseline.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,7 +89,7 @@ class RemoteEngine:
         self._openai = openai
         self._client = openai.OpenAI(
             base_url=base_url,
-            api_key=api_key or _key() or "none",
+            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
             max_retries=retries,
             timeout=timeout,
         )
@@ -251,7 +254,9 @@ class RemoteEngine:
                 )
             if len(got) < params.width and not rows:
                 _note(stats, f"{self.id} gives {len(got)} choices a request.")
-            self._note_what_lacks(got, stats)
+            if any(row.text and not row.logprobs for row in got):
+                lacking = "no log-probabilities: neither they nor tokens are counted"
+                _note(stats, f"{self.id} gives {lacking}.")
             rows += got
         return GroupOutput(
             prompt=prompt,
@@ -331,12 +336,6 @@ class RemoteEngine:
             finish_reason=reason,  # type: ignore[arg-type]
         )
 
-    def _note_what_lacks(self, rows: Sequence[Completion], stats: EngineStats) -> None:
-        if any(not row.logprobs for row in rows if row.text):
-            _note(
-                stats, f"{self.id} gives no log-probabilities: neither they nor tokens are counted."
-            )
-
     def _find(self, model: str | None) -> dict[str, Any]:
         """The server's entry for the model."""
         base = str(self._client.base_url)
@@ -367,6 +366,7 @@ class RemoteEngine:
         return chosen[0]
 
 
+@dataclass
 class RemoteStream:
     """A group of a server as `Engine.stream` gives one: its texts come with each row's last token.
 
@@ -374,12 +374,11 @@ class RemoteStream:
         fetch: Function that asks for the group.
     """
 
-    def __init__(self, fetch: Callable[[], GroupOutput]) -> None:
-        self._fetch = fetch
-        self.group: GroupOutput | None = None
+    fetch: Callable[[], GroupOutput]
+    group: GroupOutput | None = None
 
     def __iter__(self) -> Iterator[Step]:
-        self.group = group = self._fetch()
+        self.group = group = self.fetch()
         lengths = [max(1, len(row.token_ids)) for row in group.completions]
         for step in range(1, max(lengths) + 1):
             last = [length == step for length in lengths]
@@ -405,12 +404,8 @@ def _note(stats: EngineStats, remark: str) -> None:
 
 def _occurrences(prompts: Sequence[Prompt]) -> list[int | str]:
     """0, 1, ... for the prompts that are the same."""
-    seen: dict[str, int] = {}
-    found: list[int | str] = []
-    for prompt in prompts:
-        found.append(seen.get(repr(prompt), 0))
-        seen[repr(prompt)] = int(found[-1]) + 1
-    return found
+    seen: dict[str, itertools.count[int]] = defaultdict(itertools.count)
+    return [next(seen[repr(prompt)]) for prompt in prompts]
 
 
 def _seed_for(seed: int, prompt: Prompt, sample_id: int | str, first: int) -> int:
@@ -461,7 +456,3 @@ def _check_address(url: str) -> None:
             f"An address begins with http:// or https:// and a host, such as "
             f"http://127.0.0.1:8000/v1; got {url!r:.200}."
         )
-
-
-def _key() -> str | None:
-    return os.environ.get("OPENAI_API_KEY")

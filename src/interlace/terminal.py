@@ -34,13 +34,7 @@ def printable(text: str) -> str:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: no markup, nothing that steers, no colours of rich's own.
-
-    Args:
-        console: Console to print to.
-        text: Text of the line.
-        style: Style of the whole line.
-    """
+    """Print a line as it is: no markup, nothing that steers, no colours of rich's own."""
     # A terminal breaks lines between words; a file keeps them whole.
     console.print(
         printable(text),
@@ -128,12 +122,7 @@ def _shown(cell: Cell, below: bool):  # type: ignore[no-untyped-def]
 
 
 def facts(title: str, sections: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of names and values; None is left out, whole numbers get commas.
-
-    Args:
-        title: Words above the table.
-        sections: Names with their values, sections set apart by an empty line.
-    """
+    """A table of names and values; None is left out, whole numbers get commas."""
     rows: list[tuple[str, str]] = []
     for section in sections:
         rows += [("", "")] if rows else []

@@ -30,9 +30,6 @@ _files: dict[str, tuple[str, int]] = {}
 def named_object(name: str) -> Any:
     """What a name stands for; a file is run to find it, so only names that the user gave get here.
 
-    Args:
-        name: `module:NAME` or `file.py:NAME`.
-
     Raises:
         ImportError: if there is no such place, it raises anything while it is imported, or it has
             no such name.

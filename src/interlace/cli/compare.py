@@ -153,7 +153,8 @@ def check(results: Sequence[ArmResult], arms: Sequence[str]) -> None:
 
 def head(results: Sequence[ArmResult]) -> dict[str, str]:
     """What stands at the head of the report: the arms' models, and settings that differ."""
-    from interlace.evaluation.provenance import differences, summary
+    from interlace.errors import differences
+    from interlace.evaluation.provenance import summary
 
     lines: dict[str, str] = {}
     first: dict[str, dict[str, Any]] = {}

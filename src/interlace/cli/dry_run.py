@@ -6,12 +6,11 @@ import os
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from interlace.errors import ConfigError
-from interlace.terminal import in_bytes, printable
+from interlace.terminal import facts, in_bytes, printable
 from interlace.training.estimate import (
-    Memory,
-    Plan,
-    Setting,
     Subject,
     memory,
     plan,
@@ -59,7 +58,17 @@ def dry_run(
     needed = memory(subject, at)
     available, where = _available(on_cpu, gibibytes, processes)
     start = starting_folder(recipe, stage)
-    _print(recipe, stage, start, plan(options, stage, len(task)), subject, at, needed)
+    does = plan(options, stage, len(task))
+    facts(
+        f"{stage} of {recipe.model}, into {recipe.folder(stage)}",
+        [
+            does if stage == "warmup" else {**does, "processes": at.processes},
+            _parameters(recipe, subject, start, stage),
+            _bytes("all the time", needed.fixed),
+            _bytes("while sampling", needed.sampling),
+            _bytes("while training", needed.training),
+        ],
+    ).print(Console())
     _print_example(task)
     room, peak = in_bytes(available), in_bytes(needed.peak)
     print(f"\n{where}: {room} for each process; needed at the peak {peak}")
@@ -76,7 +85,6 @@ def dry_run(
 
 def _show_spliced(recipe: Recipe, task: Task) -> None:
     """Three rewritten groups, rows side by side. Only this part loads the weights."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -138,54 +146,6 @@ def _available(on_cpu: bool, gibibytes: float | None, processes: int) -> tuple[i
         here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         return free_bytes(torch.device("cpu")) // max(here, 1), "Free memory of this machine"
     return free_bytes(torch.device("cuda")), "Free memory of this GPU"
-
-
-def _print(
-    recipe: Recipe,
-    stage: Stage,
-    start: Any,
-    does: Plan,
-    subject: Subject,
-    at: Setting,
-    needed: Memory,
-) -> None:
-    from rich.console import Console
-
-    from interlace.terminal import facts
-
-    facts(
-        f"{stage} of {recipe.model}, into {recipe.folder(stage)}",
-        [
-            _work(stage, does, at, recipe.options(stage).max_steps <= 0),
-            _parameters(recipe, subject, start, stage),
-            _bytes("all the time", needed.fixed),
-            _bytes("while sampling", needed.sampling),
-            _bytes("while training", needed.training),
-        ],
-    ).print(Console())
-
-
-def _work(stage: Stage, does: Plan, at: Setting, by_epochs: bool) -> dict[str, Any]:
-    sampled = {"prompts sampled": does.prompts, "rows sampled": does.rows}
-    tokens = {"tokens sampled, at most": does.most_tokens}
-    if stage == "warmup":
-        most = ", at most" if by_epochs else ""
-        return {
-            "problems": does.problems,
-            **sampled,
-            **tokens,
-            "groups kept, at most": does.problems,
-            f"optimizer steps{most}": does.optimizer_steps,
-            "groups trained on, repeats counted": does.groups,
-        }
-    return {
-        "problems": does.problems,
-        "rollouts": does.rollouts,
-        **sampled,
-        **tokens,
-        "optimizer steps": does.optimizer_steps,
-        "processes": at.processes,
-    }
 
 
 def _parameters(recipe: Recipe, subject: Subject, start: Any, stage: Stage) -> dict[str, Any]:

@@ -252,6 +252,7 @@ def _again(settings: Settings, notes: Console) -> int:
 
 def _evaluate(settings: Settings, notes: Console) -> int:
     """Sample, or go on sampling; then print."""
+    from interlace.evaluation.responses import RecordedResponses
     from interlace.evaluation.run import report_of
 
     settings.sampling()  # mistakes show before a model is loaded
@@ -261,7 +262,8 @@ def _evaluate(settings: Settings, notes: Console) -> int:
     task = task_of(settings.task, settings, settings.task_options)
     engine: Engine | RemoteEngine | RecordedResponses
     if settings.responses is not None:
-        engine = _recorded(settings, task)
+        assert settings.rows is not None
+        engine = RecordedResponses(settings.responses, task, settings.rows, limit=settings.limit)
         settings = dataclasses.replace(
             settings, widths=tuple(engine.widths), groups_per_problem=engine.groups
         )
@@ -291,7 +293,9 @@ def _sampled(
     """The run's result; None after Ctrl-C."""
     from interlace.evaluation.evaluate import evaluate
 
-    result = None
+    result, options = None, dict(settings.task_options)
+    if settings.data is not None:
+        options["data"] = settings.data
     with Bar(notes) as progress, contextlib.suppress(KeyboardInterrupt):
         result = evaluate(
             engine,
@@ -311,19 +315,11 @@ def _sampled(
             overwrite=settings.overwrite,
             figures=settings.figures,
             progress=progress,
-            notes=_noted(settings),
+            notes={"task_options": options, "memory": settings.memory},
         )
     for line in [] if progress.tally is None else summary(progress.tally):
         say(notes, line)
     return result
-
-
-def _recorded(settings: Settings, task: Task) -> RecordedResponses:
-    from interlace.evaluation.responses import RecordedResponses
-
-    assert settings.responses is not None
-    assert settings.rows is not None
-    return RecordedResponses(settings.responses, task, settings.rows, limit=settings.limit)
 
 
 def _answerable(
@@ -335,14 +331,6 @@ def _answerable(
         return task
     say(notes, f"The tokenizer of {settings.model} has no chat template: prompts are plain text.")
     return task_of(settings.task, settings, settings.task_options | {"chat": False})
-
-
-def _noted(settings: Settings) -> dict[str, Any]:
-    """What the command line knows of a run, besides what `evaluate` sees itself."""
-    options = dict(settings.task_options)
-    if settings.data is not None:
-        options["data"] = settings.data
-    return {"task_options": options, "memory": settings.memory}
 
 
 def _print(settings: Settings, report: Report, folder: Path, notes: Console) -> None:

@@ -149,22 +149,9 @@ def _print(description: Description, needed: Memory, width: int, prompt: int, le
 
     from interlace.terminal import facts, say
 
-    console = Console()
-    facts(
-        description.id,
-        [
-            _model_rows(description),
-            _block_rows(description),
-            _memory_rows(needed, width, prompt, length, description.dtype),
-        ],
-    ).print(console)
-    for note in description.notes:
-        say(console, f"Note: {note}", "yellow")
-
-
-def _model_rows(description: Description) -> dict[str, Any]:
-    sizes = description.sizes
-    return {
+    console, sizes, blocks = Console(), description.sizes, description.blocks
+    carriers = blocks.layers if isinstance(blocks.layers, list) else []
+    model = {
         "base model": None if description.base_id == description.id else description.base_id,
         "architecture": description.architecture,
         "layers": sizes["num_hidden_layers"],
@@ -174,27 +161,21 @@ def _model_rows(description: Description) -> dict[str, Any]:
         "vocabulary": sizes["vocab_size"],
         "base parameters": description.base_parameters,
     }
-
-
-def _block_rows(description: Description) -> dict[str, Any]:
-    blocks = description.blocks
-    layers = blocks.layers if isinstance(blocks.layers, list) else []
-    return {
+    added = {
         "blocks": f"{blocks.kind}, {'attached' if description.attached else 'if attached'}",
-        "layers with a block": f"{len(layers)} of {description.sizes['num_hidden_layers']}",
+        "layers with a block": f"{len(carriers)} of {sizes['num_hidden_layers']}",
         **blocks.facts(),
         "new parameters": description.new_parameters,
         "share": f"{description.share:.2%}",
     }
-
-
-def _memory_rows(
-    needed: Memory, width: int, prompt: int, length: int, dtype: str
-) -> dict[str, Any]:
-    return {
-        "memory at width": f"{width}, prompt {prompt:,} of {length:,} positions, {dtype}",
+    positions = f"prompt {prompt:,} of {length:,} positions"
+    memory = {
+        "memory at width": f"{width}, {positions}, {description.dtype}",
         "base weights": in_bytes(needed.base_weights),
         "new weights": in_bytes(needed.new_weights),
         "cache, prompt stored once": in_bytes(needed.cache_shared),
         "cache, prompt copied": in_bytes(needed.cache_copied),
     }
+    facts(description.id, [model, added, memory]).print(console)
+    for note in description.notes:
+        say(console, f"Note: {note}", "yellow")

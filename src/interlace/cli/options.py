@@ -88,9 +88,6 @@ class SamplingOptions:
     def sampling(self, **changes: Any) -> SamplingParams:
         """How to sample: the options that are parameters of sampling.
 
-        Args:
-            **changes: Parameters that are no options, or have another value.
-
         Raises:
             GenerationError: for a value out of its range.
         """
@@ -103,9 +100,6 @@ class SamplingOptions:
 
 def check_loading(settings: Any) -> None:
     """Check that the options of a command name a model, and leave room for it.
-
-    Args:
-        settings: Settings with `ModelOptions` and `DeviceOptions`.
 
     Raises:
         ConfigError: without a model, or for memory that is none.

@@ -21,13 +21,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def task_of(name: str, settings: Any, options: Mapping[str, Any]) -> Task:
-    """The task that a command's settings ask for.
-
-    Args:
-        name: Name of the task.
-        settings: Settings with `data` and `split`.
-        options: Options of the task besides these.
-    """
+    """The task that a command's settings ask for."""
     from interlace.tasks import get_task
 
     given = {key: getattr(settings, key) for key in ("data", "split")}

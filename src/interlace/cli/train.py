@@ -203,7 +203,7 @@ def _next(recipe: Recipe, stage: Stage, arguments: Namespace) -> str:
         words = ["interlace", "train", "grpo", arguments.recipe, *arguments.overrides]
         return shlex.join(words)
     name, options = recipe.task_of(stage)
-    words = ["interlace", "eval", "--model", str(_model_folder(recipe, stage)), "--task", name]
+    words = ["interlace", "eval", "--model", str(recipe.folder(stage) / "model"), "--task", name]
     if options.get("split") == "train":
         words += ["--split", "test"]  # some tasks are taken as a whole unless told otherwise
     words += ["--max-new-tokens", str(recipe.options(stage).max_new_tokens)]
@@ -211,10 +211,6 @@ def _next(recipe: Recipe, stage: Stage, arguments: Namespace) -> str:
         words += ["--widths", ",".join(map(str, widths))]
     rest = [f"{k}={_text(v)}" for k, v in options.items() if k not in ("split", "data", "size")]
     return shlex.join([*words, *(["--task-options", *rest] if rest else [])])
-
-
-def _model_folder(recipe: Recipe, stage: Stage) -> Path:
-    return recipe.folder(stage) / "model"
 
 
 def _text(value: Any) -> str:

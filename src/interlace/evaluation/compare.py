@@ -36,39 +36,6 @@ from interlace.evaluation.results import (
 )
 
 
-def paired_difference(
-    first: ArmResult,
-    second: ArmResult,
-    metric: str,
-    width: int,
-    *,
-    second_width: int | None = None,
-    threshold: int | None = None,
-    level: float = LEVEL,
-) -> Estimate:
-    """The second result's metric minus the first's, over the same problems.
-
-    Args:
-        first: Result that the difference is over.
-        second: Other result; it may be the same arm at another width.
-        metric: Name of the metric to compare.
-        width: Width of the first, and of the second unless given.
-        second_width: Width of the second.
-        threshold: Number of rows that must be correct, for `g_pass`.
-        level: Coverage of the interval.
-
-    Raises:
-        MetricError: naming problems that only one of the results has.
-        MetricError: if a result has no such metric at the width.
-    """
-    check_same_problems(first, second)
-    other = second.get(metric, width if second_width is None else second_width, threshold)
-    own = first.get(metric, width, threshold)
-    return difference_interval(
-        [values_of(other) - values_of(own)], level, shares=metric not in QUANTITIES
-    )
-
-
 def check_same_problems(first: ArmResult, second: ArmResult) -> None:
     """Raise unless both results have the same problems in the same order.
 

@@ -77,16 +77,6 @@ def parallel_efficiency(
     The independent curve is taken as measured, not smoothed: its first crossing of the target
     counts, also where votes fall again at larger widths.
 
-    Args:
-        coupled: Arm that sets the target.
-        independent: Arm that has to reach it, on the same problems.
-        width: Width of the coupled arm.
-        metric: Metric of the coupled arm that sets the target.
-        vote: Metric of the independent arm, measured at several widths.
-        level: Coverage of the intervals.
-        resamples: Number of resamples, B.
-        seed: Seed of the resamples.
-
     Raises:
         MetricError: for different problems, a coupled arm in the independent one's place, or an
             independent curve of fewer than two widths.

@@ -8,7 +8,6 @@ exchangeable, so it is sampled once at the largest width and every k is derived 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from interlace.evaluation.provenance import (
     qualified_name,
 )
 from interlace.evaluation.results import ArmResult
-from interlace.evaluation.run import RecordedGroups, RunFolder, report_of, result_of, write_report
+from interlace.evaluation.run import RunFolder, report_of, result_of, write_report
 from interlace.evaluation.sampler import Jobs, Recorder, groups_by_width
 from interlace.tasks import Task
 
@@ -138,20 +137,13 @@ def evaluate(
             "notes": notes or {},
         }
     )
-    jobs = Jobs(task, examples, engine.encode)
+    prompts = [engine.encode(task.prompt(example), n) for n, example in enumerate(examples)]
+    jobs = Jobs(task, examples, prompts)
     calls = jobs.calls(groups, batch_rows)
     tally = Tally(sum(map(len, calls)), sum(job.width for call in calls for job in call))
     progress = progress or (lambda tally: None)
-    with _store(output, settings, overwrite) as kept:
-        recorder = Recorder(
-            engine,
-            task,
-            chosen,
-            coupled=coupled,
-            scorers=scorers or {},
-            kept=kept,
-            tally=tally,
-        )
+    with RunFolder(output, settings, overwrite=overwrite) as kept:
+        recorder = Recorder(engine, task, chosen, coupled, scorers or {}, kept, tally)
         run_groups(engine, calls, chosen, recorder, tally, progress)
         recorder.time(jobs.timed(timed, widths), progress)
         result = result_of(settings, kept.environments, kept.records.values(), kept.timings)
@@ -165,11 +157,3 @@ def _params(params: SamplingParams | None, seed: int | None) -> SamplingParams:
 
     chosen = params or SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
     return chosen if seed is None else chosen.replace(seed=seed)
-
-
-def _store(
-    output: str | Path | None, settings: Mapping[str, Any], overwrite: bool
-) -> AbstractContextManager[RecordedGroups]:
-    if output is None:
-        return nullcontext(RecordedGroups())
-    return RunFolder(output, settings, overwrite=overwrite)

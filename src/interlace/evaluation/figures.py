@@ -181,6 +181,7 @@ def plain_numbers() -> Any:
 
 
 FORMATS = ("pdf", "svg", "png")
+NO_DATE: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 def write_figures(
@@ -218,7 +219,7 @@ def write_figures(
                 stem = f"{_file_name(task)}-{name}" if len(tasks) > 1 else name
                 for kind in formats:
                     path = folder / f"{stem}.{kind}"
-                    figure.savefig(path, dpi=dpi, metadata=_no_date(kind))
+                    figure.savefig(path, dpi=dpi, metadata=NO_DATE.get(kind))
                     written.append(path)
     return written
 
@@ -348,7 +349,3 @@ def against_width(panels: Sequence[tuple[list[Line], str]]) -> Figure | None:
 
 def _file_name(task: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in task).strip("-") or "task"
-
-
-def _no_date(kind: str) -> dict[str, Any] | None:
-    return {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)

@@ -126,12 +126,6 @@ def mean_interval(
 
     Source: Efron 1987 (bias-corrected and accelerated).
 
-    Args:
-        values: Numbers, one a problem.
-        level: Coverage to aim at.
-        resamples: Number of resamples, B.
-        seed: Seed of the resamples.
-
     Returns:
         Without ends for a single problem, which says nothing of others.
 
@@ -247,13 +241,6 @@ def ratio_interval(
     """The ratio of two means that may be correlated, with Fieller's interval.
 
     Source: Fieller 1954. All ratios r for which means[0] - r means[1] could be 0.
-
-    Args:
-        means: Numerator and denominator.
-        covariance: Covariance of the two means (not of single values).
-        freedom: Degrees of freedom of the covariance.
-        level: Coverage to aim at.
-        count: Number of problems (or seeds) behind the means.
 
     Returns:
         Without ends where the denominator is not distinguishable from 0, since no bounded interval

@@ -313,11 +313,6 @@ def _diversity(
 def with_latency(result: ArmResult, timings: Sequence[Timing], level: float) -> ArmResult:
     """The result with the seconds of groups that ran alone, where there are any.
 
-    Args:
-        result: Result of a run's records.
-        timings: Timings of this run.
-        level: Coverage of the intervals.
-
     Returns:
         The result; the `values` of its seconds are those of the timed problems, in their order.
     """

@@ -139,11 +139,6 @@ def mg_pass_at_k(
 def upper_tails(n: int, c: npt.ArrayLike, k: int) -> Float[np.ndarray, "*shape {k}"]:
     """P(at least 1, 2, .. k correct rows in a k-subset): G-Pass@k at every threshold at once.
 
-    Args:
-        n: Number of rows sampled of the problem.
-        c: Number of correct rows, an array.
-        k: Number of rows of the subset.
-
     Raises:
         MetricError: for counts that contradict each other.
 

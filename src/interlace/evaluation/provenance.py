@@ -45,11 +45,7 @@ def runs_on_cpu(engine: Engine | RemoteEngine | RecordedResponses) -> bool:
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What tells this model from another: where it came from, its shape, its blocks, its weights.
-
-    Args:
-        model: Hugging Face model, attached or not, or PEFT's wrapper of one.
-    """
+    """What tells this model from another: its origin, its shape, its blocks, its weights."""
     from interlace.attached import base_model_of, get_attachment, is_attached
     from interlace.attaching import count_parameters
     from interlace.saving.fingerprint import origin_of
@@ -86,12 +82,7 @@ def _weights_hash(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def describe_task(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
-    """Which problems are asked, and in which words.
-
-    Args:
-        task: Task that is evaluated.
-        examples: Problems of it that are evaluated.
-    """
+    """Which problems are asked, and in which words."""
     digest = hashlib.sha256()
     for example in examples:
         content = [example.id, task.prompt(example), example.answer, dict(example.data)]
@@ -180,22 +171,6 @@ def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same values as a JSON file would give them back: tuples become lists, keys texts."""
     copied: dict[str, Any] = json.loads(json.dumps(values))
     return copied
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two settings, each as `name was A and is B`.
-
-    >>> differences({"seed": 0, "task": {"name": "a"}}, {"seed": 0, "task": {"name": "b"}})
-    ["task.name was 'a' and is 'b'"]
-    """
-    lines = []
-    for name in dict.fromkeys([*before, *now]):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            lines.append(f"{prefix}{name} was {old!r:.80} and is {new!r:.80}")
-    return lines
 
 
 def _count(number: int, what: str) -> str:

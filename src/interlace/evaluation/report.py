@@ -172,10 +172,6 @@ def _without_seconds(result: ArmResult) -> ArmResult:
 def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
     """The report's tables, and its figures by their paths.
 
-    Args:
-        report: Report to show.
-        figures: Paths of figures, relative to where the text will lie.
-
     Returns:
         Markdown. Shares are in per cent; brackets hold intervals.
     """
@@ -191,12 +187,7 @@ def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report: its tables on a terminal, Markdown elsewhere.
-
-    Args:
-        report: Report to show.
-        console: Console of standard output.
-    """
+    """Print a report: its tables on a terminal, Markdown elsewhere."""
     if not console.is_terminal:
         console.file.write(to_markdown(report))
         return

@@ -217,7 +217,7 @@ def _response(given: Any, where: str) -> Completion:
         raise DataFileError(f"{where} is a text, or an object with `text`; got {given!r:.80}.")
     ids, logprobs = values.get("token_ids", []), values.get("logprobs") or []
     count = values.get("tokens", len(ids) if isinstance(ids, list) else None)
-    if not _is_count(count):
+    if type(count) is not int or not 0 <= count < 2**24:
         raise DataFileError(f"{where}: `tokens` is a number of at least 0; got {count!r:.80}.")
     numbers = isinstance(logprobs, list) and all(type(v) in (int, float) for v in logprobs)
     if not numbers or not all(-1e6 < value <= 1e-6 for value in logprobs):
@@ -229,10 +229,6 @@ def _response(given: Any, where: str) -> Completion:
         sampled_logprobs=[],
         finish_reason="length" if values.get("finish_reason") == "length" else "stop",
     )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**24
 
 
 def _told(widths: Counter[int]) -> str:

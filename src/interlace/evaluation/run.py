@@ -21,11 +21,11 @@ from typing import Any
 
 from interlace import files
 from interlace.answers import symbolically_equal
-from interlace.errors import DataFileError, RunError
+from interlace.errors import DataFileError, RunError, differences
 from interlace.evaluation.figures import FORMATS, write_figures
 from interlace.evaluation.intervals import LEVEL
 from interlace.evaluation.measure import measure, with_latency
-from interlace.evaluation.provenance import differences, summary
+from interlace.evaluation.provenance import summary
 from interlace.evaluation.records import GroupRecord, Timing, read_records, read_timings
 from interlace.evaluation.report import Report, make_report, to_markdown
 from interlace.evaluation.results import ArmResult
@@ -39,19 +39,52 @@ SCHEMA = "interlace.run/1"
 Key = tuple[str, str, int, int]
 
 
-class RecordedGroups:
-    """The groups of a run, in memory only.
+class RunFolder:
+    """A run being written, or kept in memory only. One process at a time; use as a context manager.
+
+    Nothing in the folder changes before it is certain that it is a run's.
+
+    Args:
+        path: Path of the folder, made if missing; None keeps the run in memory.
+        settings: Settings that the numbers depend on, as JSON values.
+        overwrite: Whether to begin anew.
 
     Attributes:
         records: Groups that are there, by key.
         timings: Groups that were timed.
         environments: Where groups were sampled, the first environment first.
+
+    Raises:
+        RunError: if the folder holds a run of another configuration, something else, or is being
+            written by another process.
+        DataFileError: for damaged records.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, path: str | Path | None, settings: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
         self.records: dict[Key, GroupRecord] = {}
         self.timings: list[Timing] = []
         self.environments: list[dict[str, Any]] = []
+        self.settings, self._opened = settings, ExitStack()
+        self._stores: dict[str, Store] = {}
+        self._in_memory, self.path = path is None, Path(path or "")
+        if not self._in_memory:
+            self._refuse_foreign(overwrite)
+            with ExitStack() as opened:
+                try:
+                    self._open(opened, overwrite)
+                except OSError as error:
+                    raise RunError(
+                        f"The run folder {self.path} cannot be written: {error}."
+                    ) from error
+                self._opened = opened.pop_all()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
     def append(self, record: GroupRecord) -> None:
         """Keep a group; a kill after this call does not lose one that a folder holds."""
@@ -70,75 +103,23 @@ class RecordedGroups:
             self._write_config()
 
     def _write(self, name: str, line: Mapping[str, Any]) -> None:
-        """Memory alone keeps it."""
+        if not self._in_memory:
+            self._stores[name].append(line)
 
-    def _write_config(self) -> None:
-        """Memory alone keeps it."""
-
-
-class RunFolder(RecordedGroups):
-    """A run being written. One process at a time; use as a context manager.
-
-    Nothing in the folder changes before it is certain that it is a run's.
-
-    Args:
-        path: Path of the folder; made if missing.
-        settings: Settings that the numbers depend on, as JSON values.
-        overwrite: Whether to begin anew.
-
-    Attributes:
-        path: Path of the folder.
-        settings: Settings as given.
-
-    Raises:
-        RunError: if the folder holds a run of another configuration, something else, or is being
-            written by another process.
-        DataFileError: for damaged records.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        settings: Mapping[str, Any],
-        *,
-        overwrite: bool = False,
-    ) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self.settings = settings
-        self._refuse_foreign(overwrite)
-        with ExitStack() as opened:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._stores = {
-                    name: opened.enter_context(
-                        Store(self.path / name, RunError, sync_seconds=seconds)
-                    )
-                    for name, seconds in ((RECORDS, 0.0), (TIMINGS, math.inf))
-                }
-                if not overwrite:
-                    self.environments = self._settle()
-                    self.records = {
-                        r.key: r for r in read_records(self.path / RECORDS, drop_partial=True)
-                    }
-                    self.timings = read_timings(self.path / TIMINGS)
-                for store in self._stores.values():
-                    store.begin(anew=overwrite)
-                if overwrite:
-                    for name in (CONFIG, RESULT, REPORT):
-                        (self.path / name).unlink(missing_ok=True)
-            except OSError as error:
-                raise RunError(f"The run folder {self.path} cannot be written: {error}.") from error
-            self._opened = opened.pop_all()
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    def _write(self, name: str, line: Mapping[str, Any]) -> None:
-        self._stores[name].append(line)
+    def _open(self, opened: ExitStack, overwrite: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name, seconds in ((RECORDS, 0.0), (TIMINGS, math.inf)):
+            store = Store(self.path / name, RunError, sync_seconds=seconds)
+            self._stores[name] = opened.enter_context(store)
+        if not overwrite:
+            self.environments = self._settle()
+            found = read_records(self.path / RECORDS, drop_partial=True)
+            self.records = {record.key: record for record in found}
+            self.timings = read_timings(self.path / TIMINGS)
+        for store in self._stores.values():
+            store.begin(anew=overwrite)
+        for name in (CONFIG, RESULT, REPORT) if overwrite else ():
+            (self.path / name).unlink(missing_ok=True)
 
     def _refuse_foreign(self, overwrite: bool) -> None:
         """Raise if the folder holds files with our names that are not a run's."""
@@ -176,6 +157,8 @@ class RunFolder(RecordedGroups):
         return list(before["environments"])
 
     def _write_config(self) -> None:
+        if self._in_memory:
+            return
         content = {
             "schema": SCHEMA,
             "settings": dict(self.settings),

@@ -11,7 +11,8 @@ processor, all threads together; a GPU's are on the wall.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from interlace.answers.choose import Scorer, best_of_n
@@ -19,7 +20,7 @@ from interlace.batch import Job, Progress, Tally
 from interlace.errors import ConfigError, DataFileError
 from interlace.evaluation.provenance import environment, runs_on_cpu
 from interlace.evaluation.records import GroupRecord, Timing
-from interlace.evaluation.run import RecordedGroups
+from interlace.evaluation.run import RunFolder
 from interlace.tasks import Example, Task
 from interlace.user_code import blame
 
@@ -68,28 +69,19 @@ def groups_by_width(
     return {width: samples // width for width in sampled}
 
 
+@dataclass(frozen=True)
 class Jobs:
     """The groups of an evaluation.
 
     Args:
         task: Task that asks.
         examples: Problems of the task.
-        encode: Engine's `encode`.
-
-    Raises:
-        GenerationError: for a prompt that the engine does not take.
+        prompts: What the engine's `encode` made of each problem's prompt.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        encode: Callable[[Prompt, int], Prompt],
-    ) -> None:
-        self._task, self._examples = task, examples
-        self._prompts = [
-            encode(task.prompt(example), index) for index, example in enumerate(examples)
-        ]
+    task: Task
+    examples: Sequence[Example]
+    prompts: Sequence[Prompt]
 
     def calls(self, groups: Mapping[int, int], batch_rows: int) -> list[list[Job]]:
         """All groups, divided into calls of the engine of at most `batch_rows` rows and one width.
@@ -106,7 +98,7 @@ class Jobs:
         for width, count in groups.items():
             jobs = [
                 self._job(place, width, group)
-                for place in range(len(self._examples))
+                for place in range(len(self.examples))
                 for group in range(count)
             ]
             size = max(1, batch_rows // width)
@@ -115,21 +107,22 @@ class Jobs:
 
     def timed(self, count: int, widths: Sequence[int]) -> list[Job]:
         """The first problems, each at all widths in turn: a slow machine slows down all widths."""
-        places = range(min(count, len(self._examples)))
+        places = range(min(count, len(self.examples)))
         return [self._job(place, width, 0) for place in places for width in sorted(widths)]
 
     def _job(self, place: int, width: int, group: int) -> Job:
-        example = self._examples[place]
+        example = self.examples[place]
         return Job(
             name=example.id,
-            key=(self._task.name, example.id, width, group),
+            key=(self.task.name, example.id, width, group),
             width=width,
-            prompt=self._prompts[place],
+            prompt=self.prompts[place],
             sample_id=f"{example.id}/{group}",
             subject=example,
         )
 
 
+@dataclass(eq=False)
 class Recorder:
     """Judges groups and records them; a `GroupStore` for `run_groups`.
 
@@ -143,34 +136,29 @@ class Recorder:
         tally: Tally, kept up to date.
     """
 
-    def __init__(
-        self,
-        engine: Engine | RemoteEngine | RecordedResponses,
-        task: Task,
-        params: SamplingParams,
-        *,
-        coupled: bool,
-        scorers: Mapping[str, Scorer],
-        kept: RecordedGroups,
-        tally: Tally,
-    ) -> None:
-        self._engine, self._task, self._params = engine, task, params
-        self._coupled, self._scorers = coupled, scorers
-        self._kept, self._tally = kept, tally
-        self._noted = False
-        tally.correct = sum(sum(record.correct) for record in kept.records.values())
+    engine: Engine | RemoteEngine | RecordedResponses
+    task: Task
+    params: SamplingParams
+    coupled: bool
+    scorers: Mapping[str, Scorer]
+    kept: RunFolder
+    tally: Tally
+    _noted: bool = False
+
+    def __post_init__(self) -> None:
+        self.tally.correct = sum(sum(record.correct) for record in self.kept.records.values())
 
     def has(self, job: Job) -> bool:
         """Whether the group is recorded."""
-        return job.key in self._kept.records
+        return job.key in self.kept.records
 
     def take(self, job: Job, group: GroupOutput) -> None:
         """Judge a group and record it, or compare it with what is recorded."""
-        record, tally = self._record(job, group), self._tally
-        known = self._kept.records.get(record.key)
+        record, tally = self._record(job, group), self.tally
+        known = self.kept.records.get(record.key)
         if known is None:
             self._note_environment()
-            self._kept.append(record)
+            self.kept.append(record)
             tally.keep(record.width, sum(record.tokens))
             tally.correct = (tally.correct or 0) + sum(record.correct)
         elif (known.texts, known.tokens) != (record.texts, record.tokens):
@@ -185,42 +173,42 @@ class Recorder:
 
     def time(self, jobs: Sequence[Job], progress: Progress) -> None:
         """Time those groups, each alone, that are not timed yet."""
-        done = {(timing.example_id, timing.width) for timing in self._kept.timings}
+        done = {(timing.example_id, timing.width) for timing in self.kept.timings}
         left = [job for job in jobs if (job.subject.id, job.width) not in done]
         if not left:
             return
         self._note_environment()
-        self._tally.stage, self._tally.ended = "timing", time.monotonic()
-        clock = time.process_time if runs_on_cpu(self._engine) else time.perf_counter
+        self.tally.stage, self.tally.ended = "timing", time.monotonic()
+        clock = time.process_time if runs_on_cpu(self.engine) else time.perf_counter
         warm: set[int] = set()
         for job in left:
-            params = self._params.replace(width=job.width)
+            params = self.params.replace(width=job.width)
             if job.width not in warm:  # the first passes at a width also allocate
-                self._engine.generate([job.prompt], params.replace(max_new_tokens=2))
+                self.engine.generate([job.prompt], params.replace(max_new_tokens=2))
                 warm.add(job.width)
             began = clock()
-            self._engine.generate([job.prompt], params, sample_ids=[job.sample_id])
-            self._kept.append_timing(Timing(job.subject.id, job.width, clock() - began))
-            self._tally.width = job.width
-            progress(self._tally)
+            self.engine.generate([job.prompt], params, sample_ids=[job.sample_id])
+            self.kept.append_timing(Timing(job.subject.id, job.width, clock() - began))
+            self.tally.width = job.width
+            progress(self.tally)
 
     def _note_environment(self) -> None:
         if not self._noted:
-            self._kept.note_environment(environment(self._engine))
+            self.kept.note_environment(environment(self.engine))
             self._noted = True
 
     def _record(self, job: Job, group: GroupOutput) -> GroupRecord:
         *_, number = job.key
-        verdicts = [self._task.verify(job.subject, text) for text in group.texts]
+        verdicts = [self.task.verify(job.subject, text) for text in group.texts]
         rows = group.completions
         told = all(row.logprobs or not row.text for row in rows)  # some servers and files do not
         return GroupRecord(
-            task=self._task.name,
+            task=self.task.name,
             example_id=job.subject.id,
             width=job.width,
             group=number,
-            seed=self._params.seed,
-            coupled=self._coupled,
+            seed=self.params.seed,
+            coupled=self.coupled,
             answers=tuple(verdict.answer for verdict in verdicts),
             correct=tuple(verdict.correct for verdict in verdicts),
             scores=tuple(verdict.score for verdict in verdicts),
@@ -230,7 +218,7 @@ class Recorder:
             finish_reasons=tuple(row.finish_reason for row in rows),
             scorers={
                 name: self._scores(name, scorer, job.subject, group.texts)
-                for name, scorer in self._scorers.items()
+                for name, scorer in self.scorers.items()
             },
             seconds=group.seconds,
         )
@@ -239,7 +227,7 @@ class Recorder:
         self, name: str, scorer: Scorer, example: Example, texts: Sequence[str]
     ) -> tuple[float, ...]:
         columns = {"question": example.question}  # and not its answer
-        prompt = self._task.prompt(example)
+        prompt = self.task.prompt(example)
         where = f"On the responses to {example.id} the scorer {name!r}"
         try:
             scores = best_of_n(texts, scorer, prompt=prompt, columns=columns).scores

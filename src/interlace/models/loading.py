@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _load(
             )
         folder = as_folder(found)
         model = _load_base(folder, dtype, options)
-        return model.eval(), _load_tokenizer(tokenizer or folder, options)
+        return model.eval(), load_tokenizer(tokenizer or folder, options)
     dtype = dtype or found.manifest.base.dtype
     plain = None
     if isinstance(base, PreTrainedModel):
@@ -129,7 +130,7 @@ def _load(
     else:
         plain = as_folder(base_of(found, base, token))
         model = _load_base(plain, dtype, options)
-    words = _load_tokenizer(
+    words = load_tokenizer(
         tokenizer or found.own_tokenizer() or plain or _recorded_tokenizer(found, token), options
     )
     attach_saved(model, found.folder, check_base=check_base)
@@ -219,10 +220,11 @@ def _recorded_tokenizer(saved: SavedBlocks, token: str | None) -> HubModel | Non
     return as_folder(base_of(saved, token=token))
 
 
-def _load_tokenizer(
+def load_tokenizer(
     chosen: str | os.PathLike[str] | PreTrainedTokenizerBase | HubModel | None,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> PreTrainedTokenizerBase:
+    """A tokenizer as it was chosen, or from where it is."""
     if isinstance(chosen, PreTrainedTokenizerBase):
         return chosen
     if chosen is None:
@@ -238,8 +240,8 @@ def _load_tokenizer(
         return AutoTokenizer.from_pretrained(
             chosen.location,
             revision=chosen.revision or "main",
-            trust_remote_code=options["trust_remote_code"],
-            token=options["token"],
+            trust_remote_code=options.get("trust_remote_code", False),
+            token=options.get("token"),
         )
 
 

@@ -168,7 +168,9 @@ def _folder(path: Path, name: str, gguf_file: str | None) -> Source:
     if (path / ADAPTER).exists():
         raise LoadError(_adapter_message(name))
     if gguf_file is not None:
-        return _file(path / gguf_file) if (path / gguf_file).is_file() else _no_gguf(path, name)
+        if (path / gguf_file).is_file():
+            return _file(path / gguf_file)
+        raise LoadError(_which_gguf(name, sorted(f.name for f in path.glob("*.gguf"))))
     if (path / CONFIG).exists():
         check_safetensors(path, name)
         if is_export(path):
@@ -198,10 +200,6 @@ def _settle_plain(path: Path) -> None:
             f"A save into {path} was killed while it put its files in place, and they cannot be "
             f"moved now ({error}). Load it once on a machine that may write there."
         ) from error
-
-
-def _no_gguf(path: Path, name: str) -> GgufFile:
-    raise LoadError(_which_gguf(name, sorted(f.name for f in path.glob("*.gguf"))))
 
 
 def _which_gguf(name: str, files: list[str]) -> str:
@@ -280,12 +278,6 @@ def check_entries(folder: Path) -> None:
 def check_sizes(name: str, config: dict[str, Any], tensors: int, values: int) -> None:
     """Refuse a configuration that asks for far more than its weights hold: building such a model
     takes all memory, or forever, before anything can be compared.
-
-    Args:
-        name: Name of the model.
-        config: Configuration of the model.
-        tensors: Number of its stored weights.
-        values: Number of values in them all.
 
     Raises:
         LoadError: with the size.

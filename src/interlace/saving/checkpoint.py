@@ -270,13 +270,7 @@ def _write(
 
 
 def write_base(base: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Write a model with blocks as a plain Hugging Face folder, without them.
-
-    Args:
-        base: Model that carries the blocks.
-        folder: Folder to write into.
-        state: Weights of a sharded model, gathered.
-    """
+    """Write a model with blocks as a plain Hugging Face folder, without them."""
     # Hugging Face's own save_pretrained, which the attached class refuses, with the blocks out of
     # its sight.
     plain: Any = super(WholeSaving, base)  # type: ignore[misc]

@@ -180,12 +180,7 @@ def _parse(values: dict[str, Any], path: Path) -> Manifest:
 
 
 def model_card(manifest: Manifest, name: str) -> str:
-    """The text of `README.md`.
-
-    Args:
-        manifest: Manifest of what was saved.
-        name: Name for `interlace.load`: the repository, or the folder.
-    """
+    """The text of `README.md`."""
     base = HUB_NAMES.get(manifest.base_id or "", manifest.base_id)
     on_hub = base is not None and not Path(base).is_absolute()
     front: dict[str, object] = {

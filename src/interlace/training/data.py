@@ -3,7 +3,6 @@ from a task, a task's name, or a plain data set of prompts."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,15 +181,7 @@ def named_rewards(
     Raises:
         ConfigError: for a name that is not known or cannot be imported.
     """
-    short = {name: name.rpartition(":")[2] for name in weights}
-    twice = {own for own, count in Counter(short.values()).items() if count > 1}
-    return _together(
-        [
-            NamedReward(name if short[name] in twice else short[name], float(w), _named(name, task))
-            for name, w in weights.items()
-        ],
-        warn,
-    )
+    return given_rewards(list(weights), list(weights.values()), task, warn=warn)
 
 
 def given_rewards(
@@ -217,7 +208,10 @@ def given_rewards(
     names = [_name_of(function) for function in listed]
     found = []
     for place, (function, weight, name) in enumerate(zip(listed, weights, names, strict=True)):
-        own = name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}"
+        own = name
+        if names.count(name) > 1:  # the whole name of two files' functions, else a number
+            numbered = f"{name}-{names[: place + 1].count(name)}"
+            own = function if isinstance(function, str) else numbered
         found.append(NamedReward(own, float(weight), _reward(function, task)))
     return _together(found, warn)
 

@@ -39,30 +39,6 @@ STATES = {"sgd": 0.0, "adafactor": 0.01, "lion": 1.0, "rmsprop": 1.0, "adagrad":
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much a stage does, over all processes.
-
-    Attributes:
-        optimizer_steps: Number of optimizer steps of the whole stage; at most so many in a warm-up
-            counted in epochs, since problems without enough correct responses are left out.
-        rollouts: Number of times that a batch of prompts is sampled; one for the warm-up.
-        prompts: Number of prompts sampled, repeats counted.
-        rows: Number of completions sampled.
-        most_tokens: Number of tokens sampled, at most.
-        groups: Number of groups that train, repeats counted; for the warm-up those of all steps.
-        problems: Number of distinct problems to draw from.
-    """
-
-    optimizer_steps: int
-    rollouts: int
-    prompts: int
-    rows: int
-    most_tokens: int
-    groups: int
-    problems: int
-
-
-@dataclass(frozen=True)
 class Subject:
     """A model as an estimate sees it; bytes in the data types of its weights.
 
@@ -162,8 +138,11 @@ class Memory:
         return sum(self.fixed.values()) + max(phases)
 
 
-def plan(options: Any, stage: str, problems: int) -> Plan:
-    """How much a stage does.
+def plan(options: Any, stage: str, problems: int) -> dict[str, int]:
+    """How much a stage does, over all processes, in the words of a dry run.
+
+    In a warm-up that is counted in epochs there are at most so many optimizer steps, since problems
+    without enough correct responses are left out.
 
     Args:
         options: Options of the stage, as `Recipe.options` gives them.
@@ -174,21 +153,32 @@ def plan(options: Any, stage: str, problems: int) -> Plan:
         used = min(options.problems or problems, problems)
         if options.data is not None:
             used = count_responses(Path(options.data))
-        epoch = max(used / options.groups_per_step, 1.0)
-        steps = _steps(options, epoch, 1)
-        rows = 0 if options.data is not None else used * options.samples
-        groups = steps * options.groups_per_step
+        steps = _steps(options, max(used / options.groups_per_step, 1.0), 1)
         prompts = 0 if options.data is not None else used
-        return Plan(steps, 1, prompts, rows, rows * options.max_new_tokens, groups, used)
+        rows = prompts * options.samples
+        most = ", at most" if options.max_steps <= 0 else ""
+        return {
+            "problems": used,
+            "prompts sampled": prompts,
+            "rows sampled": rows,
+            "tokens sampled, at most": rows * options.max_new_tokens,
+            "groups kept, at most": used,
+            f"optimizer steps{most}": steps,
+            "groups trained on, repeats counted": steps * options.groups_per_step,
+        }
     every = options.steps_per_rollout
     steps = _steps(options, problems / options.prompts_per_rollout * every, every)
     rollouts = -(-steps // every)
     prompts = rollouts * options.prompts_per_rollout
     rows = prompts * options.num_generations
-    narrow = min(options.widths)
-    return Plan(
-        steps, rollouts, prompts, rows, rows * options.max_new_tokens, rows // narrow, problems
-    )
+    return {
+        "problems": problems,
+        "rollouts": rollouts,
+        "prompts sampled": prompts,
+        "rows sampled": rows,
+        "tokens sampled, at most": rows * options.max_new_tokens,
+        "optimizer steps": steps,
+    }
 
 
 def _steps(options: Any, epoch: float, every: int) -> int:

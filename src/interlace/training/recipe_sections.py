@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from interlace.configuration import defaults_of
 from interlace.errors import ConfigError, nearest, shown
 from interlace.training.arguments import GroupArguments, GRPOConfig, WarmupConfig
-from interlace.training.trl_fields import RENAMED, refusal, synonyms
+from interlace.training.trl_fields import RENAMED, refusal, synonyms, without_effect
 
 # Hugging Face's options that decide what comes out, in the order in which a recipe shows them.
 DECISIVE = (
@@ -63,6 +63,8 @@ ELSEWHERE = {
     "data_seed": "the recipe's seed orders the problems, too; set it there",
     "resume_from_checkpoint": "the same command goes on from the last checkpoint by itself",
     "do_train": "`interlace train` trains",
+    "do_eval": "eval_strategy says when a run measures",
+    "do_predict": "`interlace eval` measures a trained model",
     "local_rank": "the launcher sets it",
     "hub_token": "the run folder keeps the recipe; use `hf auth login`, or HF_TOKEN",
     "per_device_train_batch_size": "{batch} is the batch, over all processes; micro_rows bounds "
@@ -72,13 +74,6 @@ ELSEWHERE = {
     "reward_weights": "grpo.rewards holds names and weights",
     "correct_reward": "the task judges",
 }
-# Whole families that the trainers never read.
-WITHOUT_EFFECT = (
-    *("eval_accumulation", "eval_do", "eval_use", "do_eval", "do_predict", "per_device_eval"),
-    *("bf16_full", "fp16_full", "batch_eval"),
-    *("include_", "label_names", "length_column", "load_best", "metric_for", "greater_is"),
-    *("prediction_loss", "dataloader_drop", "dataloader_in_order", "remove_unused"),
-)
 ALIASES = {
     "activation_checkpointing": "gradient_checkpointing",
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
@@ -185,10 +180,8 @@ def refused(stage: str, name: str, value: Any) -> str | None:
         return ELSEWHERE[name].format(batch=SECTIONS[stage].batch)
     if (why := refusal(name, value)) is not None:
         return why
-    if name.startswith("hub_"):
-        return "nothing is pushed while training; interlace.save(..., push_to=) pushes the result"
-    if name.startswith(WITHOUT_EFFECT):
-        return "these trainers never read it; `interlace eval` measures a trained model"
+    if name not in OPERATIONAL and (why := without_effect(name)) is not None:
+        return f"it has no effect, since {why}"
     return None
 
 

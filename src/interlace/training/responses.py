@@ -274,12 +274,6 @@ def read_responses(
 
     Responses longer than `max_new_tokens` are left out, with a warning of the first process.
 
-    Args:
-        paths: JSONL files.
-        tokenizer: Tokenizer, for texts.
-        args: `fewest_correct` and `max_new_tokens`.
-        vocabulary: Number that token ids are below, V.
-
     Raises:
         DataFileError: for a file that cannot be read or is no such data set, or if no problem is
             left.

@@ -23,7 +23,7 @@ from interlace.attaching import attach, count_parameters
 from interlace.configuration import defaults_of
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import default_config
-from interlace.errors import ConfigError, RunError
+from interlace.errors import ConfigError, RunError, differences
 from interlace.files import LOCK, is_complete, locate, move_aside, write_text
 from interlace.models.loading import load
 from interlace.saving.manifest import MANIFEST
@@ -178,23 +178,7 @@ def blocking_differences(
         then = {**then, stage: {**newer, **written}}
     if now[stage].get("lr_scheduler_type") in _CONSTANT:
         free |= {f"{stage}.max_steps", f"{stage}.num_train_epochs"}
-    return [d for d in differences(then, now) if d.partition(":")[0] not in free]
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Keys whose values differ, with both values.
-
-    >>> differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
-    ['b.c: 2 before, 3 now']
-    """
-    found = []
-    for key in dict.fromkeys([*then, *now]):
-        before, after = then.get(key), now.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before!r} before, {after!r} now")
-    return found
+    return [d for d in differences(then, now) if d.partition(" was ")[0] not in free]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -291,7 +275,7 @@ def _trained(
     else:  # the same model; the first process gives the warnings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            model, tokenizer = build_model(recipe, stage, start, note=_say_nothing)
+            model, tokenizer = build_model(recipe, stage, start, note=lambda text: None)
     if task.chat and not tokenizer.chat_template and "chat" not in recipe.task_of(stage)[1]:
         task = build_task(recipe, stage, chat=False)
     evaluated = _evaluation_task(recipe, stage, args, task)
@@ -305,10 +289,6 @@ def _trained(
         trainer = GRPOTrainer(model, None, args, task, evaluated, tokenizer)
     trainer.folder_is_held = True
     return trainer.run()
-
-
-def _say_nothing(text: str) -> None:
-    pass
 
 
 def build_task(recipe: Recipe, stage: Stage, **more: Any) -> Task:

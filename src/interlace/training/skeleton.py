@@ -9,10 +9,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from interlace.attaching import detach
 from interlace.coupling.config import CouplingConfig
 from interlace.engine.request import encode
-from interlace.errors import LoadError
+from interlace.errors import LoadError, reading
 from interlace.models.describe import describe
-from interlace.models.loading import base_of
-from interlace.models.source import GgufFile, SavedBlocks, Source, resolve
+from interlace.models.loading import base_of, load_tokenizer
+from interlace.models.source import GgufFile, HubModel, SavedBlocks, Source, resolve
 from interlace.tasks.base import Task
 from interlace.training.recipe import Recipe, Stage
 from interlace.training.run import attach_blocks, starting_folder
@@ -70,18 +70,13 @@ def longest_prompt(source: Source, task: Task) -> int:
 
 
 def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    found = source
     if isinstance(source, SavedBlocks):
-        own = source.own_tokenizer()
-        if own is not None:
-            return _read(str(own))
-        source = base_of(source)
-    if isinstance(source, GgufFile):
-        return _read(str(source.path.parent), gguf_file=source.path.name)
-    return _read(source.location, revision=source.revision or "main")
-
-
-def _read(place: str, **options: Any) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise LoadError(f"{place} has no tokenizer that can be loaded: {error}") from error
+        if (own := source.own_tokenizer()) is not None:
+            return load_tokenizer(own, {})
+        found = base_of(source)
+    if isinstance(found, GgufFile):
+        with reading(LoadError, f"{found.path} has no tokenizer that can be loaded"):
+            return AutoTokenizer.from_pretrained(found.path.parent, gguf_file=found.path.name)
+    assert isinstance(found, HubModel)
+    return load_tokenizer(found, {})

@@ -19,6 +19,7 @@ from interlace.errors import ConfigError
 T = TypeVar("T")
 VERSION = "1.16"  # of TRL, whose fields these are
 RENAMED = {"rollouts": "num_generations"}  # what version 0.1 called an option
+NO_EFFECT = "no effect: "
 SHOWN = 2  # groups of a rollout that log_completions=True writes
 
 
@@ -275,12 +276,15 @@ def refusal(name: str, value: Any) -> str | None:
     return entry.reason
 
 
+def without_effect(name: str) -> str | None:
+    """Why a field changes nothing here; None if it does, or is none of the table's."""
+    entry = FIELDS.get(name)
+    silent = isinstance(entry, Accepted) and entry.note.startswith(NO_EFFECT)
+    return entry.note.removeprefix(NO_EFFECT) if silent else None
+
+
 def translated(given: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     """Keywords under TRL's names as those of the config here.
-
-    Args:
-        given: Keywords, of TRL's `GRPOConfig` or of ours.
-        own: Fields of the config here.
 
     Raises:
         ConfigError: for a field that is refused, an old name, a value without a counterpart, or one

@@ -19,8 +19,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-import interlace
-from interlace import files
 from interlace.cli.demo import carry_out, claimed, run_lanes, work
 from interlace.cli.demo.work import PLAN, Settings, lanes
 from interlace.errors import RunError, WorkerError
@@ -48,9 +46,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[st
 
 def outcomes(folder: Path) -> dict[str, int]:
     """When each finished job wrote its outcome."""
-    done = [job for lane in lanes(MINIATURE) for job in lane if job.is_done(folder)]
-    names = {job.name: "result.json" if job.widths else "*.safetensors" for job in done}
-    files = {name: [*(folder / name).rglob(pattern)] for name, pattern in names.items()}
+    done = [job for lane in lanes(folder, MINIATURE) for job in lane if job.is_done()]
+    names = {job.title: "result.json" if "eval" in job.title else "*.safetensors" for job in done}
+    files = {job.title: [*job.place.rglob(names[job.title])] for job in done}
     return {name: max(path.stat().st_mtime_ns for path in found) for name, found in files.items()}
 
 
@@ -136,25 +134,16 @@ def test_control_learns_from_the_same_texts_without_blocks(killed: tuple[Path, s
 
 
 def test_all_held_out_problems_are_asked() -> None:
-    assert len(get_task("tiny-countdown")) == Settings().problems
+    assert len(get_task("tiny-countdown")) == Settings().asked
 
 
-def test_a_model_that_is_still_put_in_place_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lane that trains it moves its files while the other already finds it complete."""
-    model = tmp_path / "bridge" / "warmup" / "model"
-    (model / files.WRITTEN / "base").mkdir(parents=True)
-    (model / files.WRITTEN / files.MANIFEST).touch()
-
-    def loads(place: str) -> None:
-        assert sorted(path.name for path in Path(place).iterdir()) == ["base", files.MANIFEST]
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(interlace, "load", loads)
-    (job,) = [job for job in lanes(MINIATURE)[1] if job.arm == "bridge"]
-    with pytest.raises(ZeroDivisionError):
-        work.evaluate(tmp_path, MINIATURE, job)
+def test_what_needs_the_other_lanes_work_waits_for_it(tmp_path: Path) -> None:
+    """A model counts once the lane that trains it asks it, not while its files are put in place."""
+    (trained, *rest), second = lanes(tmp_path, MINIATURE)
+    control, bridge = (job for job in second if job.after is not None)
+    assert control.after == trained.place / "metrics.jsonl"
+    assert bridge.after == rest[0].place / "config.json"
+    assert f"--model={trained.place / 'model'}" in bridge.words
 
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -204,4 +193,4 @@ def test_failed_child_shows_its_error_in_full_and_the_way_out(tmp_path: Path) ->
         WorkerError,
         match=r"(?s)ended with status 1.*Traceback.*KeyError: 'settings'.*The same command goes on",
     ):
-        run_lanes(folder, lambda: None)
+        run_lanes(folder, MINIATURE, Console(file=io.StringIO()))

@@ -125,9 +125,9 @@ def test_output_that_is_a_file_is_refused(
     ("options", "reason"),
     [
         (["--quick", "--steps", "10"], "trains nothing"),
-        (["--steps", "0"], "at least 1; got 0"),
+        (["--steps", "0"], "from 1 on; got 0"),
         (["--problems", "1"], "2 to 395"),
-        (["--problems", str(Settings().problems + 1)], "2 to 395"),
+        (["--problems", str(Settings().asked + 1)], "2 to 395"),
         (["--seed", "-1"], "from 0 on"),
     ],
 )

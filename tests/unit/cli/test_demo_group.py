@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from interlace.cli.demo.outcome import NOTE, Found, GroupView, beyond, counts, taken_over, worth
+from interlace.cli.demo.outcome import NOTE, Found, GroupView, worth
 from interlace.tasks import Task, get_task
 
 HIT, OTHER, MISS = "( 3 + 5 ) * 7 = 56", "7 * ( 5 + 3 ) = 56", "( 3 + 5 ) + 7 = 15"
@@ -40,7 +40,6 @@ def test_find_that_is_a_siblings_is_told_from_another() -> None:
         ["miss", "miss", "same"],
         ["miss", "miss", "same"],
     ]
-    assert group.finds == [1, 2, 2]
 
 
 def test_rows_alone_have_the_same_find_unseen() -> None:
@@ -64,12 +63,6 @@ def test_most_the_same_as_a_single_rows_find_is_chosen() -> None:
     lucky = found([MISS, HIT], [MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, HIT])
     single = found([MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, MISS], [MISS, MISS, MISS])
     assert max((quiet, lucky, single), key=worth) is single
-
-
-def test_what_is_counted_are_tries_of_rows_without_a_find() -> None:
-    group = found([MISS, HIT], [MISS, MISS, HIT], [MISS, MISS, MISS, MISS])
-    # Second tries: three before any sibling has hit, of which one hits. After: rows 2 and 3.
-    assert counts([group]).tolist() == [1, 3, 1, 3]
 
 
 def test_tries_end_at_the_models_verdict_or_at_the_end() -> None:
@@ -110,23 +103,7 @@ def test_group_as_plain_text(view: GroupView) -> None:
     assert "picked out of 1" in view.sentences()[0]
     assert "alone, which see nobody, 1 did" in view.sentences()[0]
     assert view.sentences()[1].startswith("Over all 1 groups of 1 problems")
-    assert "100 % (1 of 1 tries)" in view.sentences()[1]
-
-
-@pytest.mark.parametrize(
-    ("difference", "said"),
-    [
-        (None, "too little to compare"),
-        ([0.42, 0.38, 0.47], r"\+42 points \[\+38, \+47\]: that much is taken over"),
-        ([0.02, -0.03, 0.07], "does not show that rows take anything over"),
-    ],
-)
-def test_only_what_coupled_rows_have_beyond_rows_alone_is_taken_over(
-    view: GroupView, difference: list[float] | None, said: str
-) -> None:
-    assert re.search(said, taken_over(difference))
-    picked, everywhere, _, before = view.sentences()
-    assert not re.search("taken over|took over", picked + everywhere + before)
+    assert "50 % of the rows found the same" in view.sentences()[1]
 
 
 def test_text_of_the_model_does_not_steer_the_terminal() -> None:
@@ -150,28 +127,24 @@ def test_coupled_and_alone_are_counted_over_the_same_problems() -> None:
     view = GroupView(together, alone)
     assert (view.problems, view.groups) == (2, 4)
     assert [len(row) for row in view.together.rows] == [1, *[2] * 7]  # the group that spreads
-    everywhere, difference = view.sentences()[1:3]
-    assert "100 % (7 of 7 tries)" in everywhere
-    assert "0 % (0 of 14 tries)" in everywhere  # both sets of eight
-    assert "+100 points [+100, +100]" in difference
+    everywhere, difference = view.sentences()[1:]
+    assert "22 % of the rows found the same" in everywhere  # 7 of 16, and none
+    assert "in sets of 8, 0 % did" in everywhere
+    assert "+21.9 points [" in difference
+    assert "does not show" in difference  # two problems say little
 
 
-def test_difference_to_rows_alone_has_an_interval_over_problems() -> None:
-    generator = np.random.default_rng(0)
-    tries = np.full((200, 1), 10)
-    coupled, apart = (
-        np.hstack([generator.binomial(10, p, (200, 1)), tries, tries, tries]) for p in (0.6, 0.2)
-    )
-    found = beyond(coupled, apart)
-    assert found is not None
-    _, low, high = found
-    assert low < 0.4 < high
-    # As of independent shares of 2,000 tries each.
-    assert high - low == pytest.approx(2 * 1.96 * (0.24 / 2000 + 0.16 / 2000) ** 0.5, rel=0.15)
-    same = beyond(coupled, coupled[::-1])
-    assert same is not None
-    assert same[0] == pytest.approx(0)
-    assert beyond(coupled, apart * 0) is None
+@pytest.mark.parametrize(
+    ("chance", "said"), [(0.1, "taken over from siblings"), (0.41, "does not show")]
+)
+def test_only_what_coupled_rows_have_beyond_rows_alone_is_taken_over(
+    view: GroupView, chance: float, said: str
+) -> None:
+    view._shares = [np.linspace(0.2, 0.6, 50), np.full(50, chance)]
+    picked, everywhere, difference = view.sentences()
+    assert f"The difference is {100 * (0.4 - chance):+.1f} points [" in difference
+    assert said in difference
+    assert not re.search("taken over|took over", picked + everywhere)
 
 
 def test_group_step_by_step_shows_what_is_written_and_colours_finds(view: GroupView) -> None:

@@ -121,7 +121,7 @@ def test_the_same_command_goes_on_and_another_recipe_is_refused(train):
     assert Path("out/grpo/metrics.jsonl").read_text().startswith(first)
     status, _, err = train("grpo", "grpo.clip_low=0.1")
     assert status == 2
-    assert "grpo.clip_low: 0.2 before, 0.1 now" in err
+    assert "grpo.clip_low was 0.2 and is 0.1" in err
     status, _, err = train("grpo", "grpo.clip_low=0.1", "--restart")
     assert status == 0
     assert "is now in out/grpo.before-1" in err

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from interlace.errors import MetricError
-from interlace.evaluation.compare import Comparison, average_seeds, compare, paired_difference
+from interlace.evaluation.compare import Comparison, average_seeds, check_same_problems, compare
 from interlace.evaluation.intervals import difference_interval
 from support.evaluation import made
 
@@ -191,15 +191,13 @@ def test_problems_that_do_not_match_are_named():
     other = made("Bridge", {"pass@1": {4: DIFFICULTY}}, ids=(*ids, "q1"))
     with pytest.raises(MetricError, match=r"p59 \(base\); q1 \(Bridge\)"):
         compare([arm("base", 0), other], "base", width=4)
-    with pytest.raises(MetricError, match=r"p59 \(base\); q1 \(Bridge\)"):
-        paired_difference(arm("base", 0), other, "pass@1", 4)
 
 
 def test_problems_in_another_order_are_refused():
     ids = tuple(f"p{index}" for index in reversed(range(60)))
     shuffled = made("Bridge", {"pass@1": {4: DIFFICULTY}}, ids=ids)
     with pytest.raises(MetricError, match="same order"):
-        paired_difference(arm("base", 0), shuffled, "pass@1", 4)
+        compare([arm("base", 0), shuffled], "base", width=4)
 
 
 @pytest.mark.parametrize(
@@ -231,22 +229,18 @@ def test_results_without_values_of_problems_cannot_be_paired():
         compare([loaded, arm("Bridge", 0.1)], "base", width=4)
 
 
-def test_differences_between_widths_of_one_arm():
-    result = made("Bridge", {"pass@1": {1: DIFFICULTY, 8: np.clip(DIFFICULTY + 0.1, 0, 1)}})
-    found = paired_difference(result, result, "pass@1", 1, second_width=8)
-    assert found.value == pytest.approx(np.mean(np.clip(DIFFICULTY + 0.1, 0, 1) - DIFFICULTY))
+def test_two_tasks_are_not_one() -> None:
+    others = [made(task, {"pass@1": {1: DIFFICULTY}}, task=task) for task in ("a", "b")]
     with pytest.raises(MetricError, match="need one task"):
-        paired_difference(result, made("x", {"pass@1": {1: DIFFICULTY}}, task="b"), "pass@1", 1)
+        check_same_problems(*others)
 
 
 def test_differences_of_quantities():
     first = made("a", {"tokens": {4: 100 + DIFFICULTY}})
     second = made("b", {"tokens": {4: 150 + 2 * DIFFICULTY}})
-    found = paired_difference(first, second, "tokens", 4)
+    found = row(compare([first, second], "a", metric="tokens", width=4), "b").gain
     assert found.value == pytest.approx(50 + DIFFICULTY.mean())
     assert found.low > 50
-    gain = row(compare([first, second], "a", metric="tokens", width=4), "b").gain
-    assert gain == found
 
 
 def test_seeds_average_within_problems():

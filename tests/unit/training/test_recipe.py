@@ -109,7 +109,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ({"grpo": {"output_dir": "y"}}, "stands at the top|holds both stages; set it there"),
         ({"grpo": {"seed": 3}}, "the recipe's seed is that of both stages"),
         ({"grpo": {"per_device_train_batch_size": 3}}, "prompts_per_rollout is the batch"),
-        ({"grpo": {"include_for_metrics": []}}, "never read it; `interlace eval`"),
+        ({"grpo": {"include_for_metrics": []}}, "no effect, since an evaluation samples"),
         ({"grpo": {"neftune_noise_alpha": 3}}, "another model than the one that samples"),
         ({"grpo": {"resume_from_checkpoint": "x"}}, "goes on from the last checkpoint by itself"),
         ({"grpo": {"learning_rate": "fast"}}, "grpo.learning_rate takes a number; got 'fast'"),
@@ -295,7 +295,7 @@ def test_a_folder_knows_its_recipe(tmp_path):
     (folder / "checkpoint-1").mkdir()
     prepare_folder(first, "grpo")
     other = recipe(output_dir=str(tmp_path / "a"), grpo={"max_steps": 6}, seed=1)
-    with pytest.raises(RunError, match=r"seed: 0 before, 1 now; grpo.max_steps: 5 before, 6 now"):
+    with pytest.raises(RunError, match=r"seed was 0 and is 1; grpo.max_steps was 5 and is 6"):
         prepare_folder(other, "grpo")
     assert (folder / RECIPE).read_text() == written
 
@@ -313,7 +313,7 @@ def test_a_folder_that_version_0_1_wrote_goes_on(tmp_path):
     (tmp_path / "grpo" / "metrics.jsonl").write_text("")
     prepare_folder(now, "grpo")
     other = {"grpo": {"num_generations": 16}, "output_dir": str(tmp_path), "blocks": "fresh"}
-    with pytest.raises(RunError, match=r"grpo\.num_generations: 8 before, 16 now"):
+    with pytest.raises(RunError, match=r"grpo\.num_generations was 8 and is 16"):
         prepare_folder(recipe(**other), "grpo")
 
 
@@ -367,7 +367,7 @@ def test_an_option_that_is_newer_than_the_run_counts_as_its_default():
     then, now = recipe().resolved("grpo"), recipe(grpo={"clip_low": 0.1}).resolved("grpo")
     del then["grpo"]["clip_low"]
     assert blocking_differences(then, recipe().resolved("grpo"), "grpo") == []
-    assert blocking_differences(then, now, "grpo") == ["grpo.clip_low: 0.2 before, 0.1 now"]
+    assert blocking_differences(then, now, "grpo") == ["grpo.clip_low was 0.2 and is 0.1"]
 
 
 def test_a_run_may_move_to_another_folder():
@@ -396,7 +396,7 @@ def test_a_warm_up_of_other_blocks_is_refused(tmp_path):
     model = tmp_path / "warmup" / "model"
     model.mkdir()
     (model / "interlace.json").touch()
-    with pytest.raises(ConfigError, match="'pmatch' before, 'bridge' now"):
+    with pytest.raises(ConfigError, match="was 'pmatch' and is 'bridge'"):
         starting_folder(recipe(output_dir=str(tmp_path), attach="bridge"), "grpo")
 
 
@@ -414,7 +414,7 @@ def test_options_that_came_later_do_not_stop_an_older_run(tmp_path):
         (folder / RECIPE).write_text(yaml.safe_dump(values))
         assert prepare_folder(now, stage) is False
         changed = {"splice": 0.5} if stage == "warmup" else {"sibling_dropout": 0.5}
-        with pytest.raises(RunError, match=f"{next(iter(changed))}: 0.0 before, 0.5 now"):
+        with pytest.raises(RunError, match=f"{next(iter(changed))} was 0.0 and is 0.5"):
             prepare_folder(recipe(output_dir=str(tmp_path), **{stage: changed}), stage)
 
 

@@ -28,23 +28,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import interlace
-from interlace.cli.demo.work import METRICS, PLAN, Job, Settings, lanes
+from interlace.cli.demo.work import HELD_OUT, PLAN, Job, Settings, lanes
+from interlace.cli.running import INTERRUPTED
 from interlace.configuration import Parser
-from interlace.errors import ConfigError, RunError, WorkerError
+from interlace.errors import ConfigError, RunError, WorkerError, differences
 from interlace.files import LOCK, locked_folder, move_aside, write_text
-from interlace.jsonl import read, read_object
+from interlace.jsonl import read_object
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from rich.console import Console
 
-QUICK_PROBLEMS = 200
-INTERRUPTED = 130
-SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_LINES, SECONDS_TO_END = 1.0, 15.0, 5.0
-RECENT = 8  # optimizer steps whose mean is shown
+SECONDS_BETWEEN_LOOKS, SECONDS_TO_END = 1.0, 5.0
 SHOWN_LINES = 200
-DEFAULTS = Settings()
 ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
          "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
          "PYTHONUNBUFFERED": "1"}  # fmt: skip
@@ -82,23 +79,15 @@ than 4 GB of memory.
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options.
+class Options(Settings):
+    """The demo's folder.
 
     Args:
-        output: Path of the demo's folder; by default runs/demo, or runs/demo-quick.
-        quick: Ask packaged arms instead of training.
-        seed: Seed of training and sampling.
-        steps: Number of optimizer steps of each training; by default 150.
-        problems: Number of held-out problems; by default all 395, with --quick 200.
+        output: Path of the folder; by default runs/demo, or runs/demo-quick.
         restart: Begin anew; the folder's earlier demo, unless at work, is moved aside.
     """
 
     output: str | None = None
-    quick: bool = False
-    seed: int = 0
-    steps: int | None = None
-    problems: int | None = None
     restart: bool = False
 
 
@@ -122,24 +111,21 @@ def settle(arguments: Namespace) -> tuple[Path, Settings]:
     Raises:
         ConfigError: for a value out of its range, or --steps with --quick.
     """
-    quick, steps, problems = arguments.quick, arguments.steps, arguments.problems
-    if quick and steps is not None:
+    names = {field.name for field in dataclasses.fields(Settings)}
+    settings = Settings(**{k: v for k, v in vars(arguments).items() if k in names})
+    if settings.quick and settings.steps != Settings.steps:
         raise ConfigError("--quick trains nothing, so it takes no --steps; drop one of them.")
-    steps = DEFAULTS.steps if steps is None else steps
-    if problems is None:
-        problems = QUICK_PROBLEMS if quick else DEFAULTS.problems
-    if steps < 1:
-        raise ConfigError(f"--steps is at least 1; got {steps}.")
-    if not 2 <= problems <= DEFAULTS.problems:
+    for name, least in (("steps", 1), ("seed", 0), ("warmup_problems", 1)):
+        if getattr(settings, name) < least:
+            flag, got = name.replace("_", "-"), getattr(settings, name)
+            raise ConfigError(f"--{flag} is a whole number from {least} on; got {got}.")
+    if settings.problems is not None and not 2 <= settings.problems <= HELD_OUT:
         raise ConfigError(
-            f"--problems is 2 to {DEFAULTS.problems}, all held-out ones; got {problems}."
+            f"--problems is 2 to {HELD_OUT}, all held-out ones; got {settings.problems}."
         )
-    if arguments.seed < 0:
-        raise ConfigError(f"--seed is a whole number from 0 on; got {arguments.seed}.")
-    path = Path(arguments.output or f"runs/demo{'-quick' * quick}").expanduser()
+    path = Path(arguments.output or f"runs/demo{'-quick' * settings.quick}").expanduser()
     # The folder that is moved aside needs a name, which "." has only as an absolute path.
-    folder = path if path.name.strip(".") else Path(os.path.abspath(path))
-    return folder, Settings(quick, arguments.seed, steps, problems)
+    return path if path.name.strip(".") else Path(os.path.abspath(path)), settings
 
 
 def run(arguments: Namespace) -> int:
@@ -151,13 +137,7 @@ def run(arguments: Namespace) -> int:
 
 
 def carry_out(folder: Path, settings: Settings, console: Console, *, restart: bool = False) -> int:
-    """Run the demo, or go on with it, in a folder.
-
-    Args:
-        folder: Folder of the demo.
-        settings: Settings of the demo.
-        console: Console to show it on.
-        restart: Whether an earlier demo there is moved aside.
+    """Run the demo, or go on with it, in a folder; with `restart` an earlier one is moved aside.
 
     Raises:
         RunError: if the folder holds something else, another demo is at work in it, or it cannot
@@ -170,10 +150,7 @@ def carry_out(folder: Path, settings: Settings, console: Console, *, restart: bo
         say(console, f"Going on with the demo in {folder}." if known
             else GREETINGS[settings.quick].format(folder))  # fmt: skip
         try:
-            jobs = [job for lane in lanes(settings) for job in lane if not job.is_done(folder)]
-            if jobs:
-                with watching(console, folder, jobs) as look:
-                    run_lanes(folder, look)
+            run_lanes(folder, settings, console)
             from interlace.cli.demo.outcome import show
 
             show(folder, settings, console, time.monotonic() - began)
@@ -226,8 +203,6 @@ def claimed(folder: Path, settings: Settings, restart: bool = False) -> Iterator
 
 def _same_plan(folder: Path, settings: Settings) -> bool:
     """Whether the folder's plan is this one; a folder without a plan gets it."""
-    from interlace.evaluation.provenance import differences
-
     now = {"settings": dataclasses.asdict(settings), "interlace": interlace.__version__}
     path = folder / PLAN
     if not path.exists():
@@ -242,35 +217,31 @@ def _same_plan(folder: Path, settings: Settings) -> bool:
     return True
 
 
-def run_lanes(folder: Path, look: Callable[[], None]) -> None:
-    """Run both lanes, each in a process of its own, which ends when this one does.
-
-    Args:
-        folder: Folder of the demo.
-        look: Function to call now and then.
+def run_lanes(folder: Path, settings: Settings, console: Console) -> None:
+    """Run what is not done of both lanes, each in a process of its own, which ends when this does.
 
     Raises:
         WorkerError: with what a process said, if it failed.
     """
+    jobs = [job for lane in lanes(folder, settings) for job in lane if not job.is_done()]
+    if not jobs:
+        return
     (folder / "logs").mkdir(exist_ok=True)
-    with ExitStack() as ends:
-        processes = []
+    with watching(console, jobs) as look, ExitStack() as ends:
+        processes = {}
         for lane in (0, 1):
-            processes.append(_start(folder, lane, _log(folder, lane)))
-            ends.callback(_end, processes[-1])
+            log = folder / "logs" / f"{lane + 1}.log"
+            processes[log] = _start(folder, lane, log)
+            ends.callback(_end, processes[log])
         at_work = True
         while at_work:
-            at_work = any(process.poll() is None for process in processes)
-            for lane, process in enumerate(processes):
+            at_work = any(process.poll() is None for process in processes.values())
+            for log, process in processes.items():
                 if process.poll():
-                    raise WorkerError(_failure(folder, lane, process.returncode))
+                    raise WorkerError(_failure(log, process.returncode))
             look()
             if at_work:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _log(folder: Path, lane: int) -> Path:
-    return folder / "logs" / f"{lane + 1}.log"
 
 
 def _start(folder: Path, lane: int, log: Path) -> subprocess.Popen[bytes]:
@@ -297,21 +268,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _failure(folder: Path, lane: int, status: int) -> str:
-    lines = _log(folder, lane).read_text("utf-8", "replace").rstrip().split("\n")
+def _failure(log: Path, status: int) -> str:
+    lines = log.read_text("utf-8", "replace").rstrip().split("\n")
     said = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:] if line) or "  (nothing)"
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     how += ", as when memory runs out" if -status == signal.SIGKILL else ""
     return (
-        f"Child process {lane + 1} ended {how}. What it said:\n\n{said}\n\nWhat was finished is "
-        f"kept in {folder}. The same command goes on from there; with --restart it begins anew."
+        f"Child process {log.stem} ended {how}. What it said:\n\n{said}\n\nWhat was finished is "
+        f"kept in {log.parents[1]}. The same command goes on from there; with --restart it begins "
+        "anew."
     )
 
 
 @contextmanager
-def watching(console: Console, folder: Path, jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
-    """Yields a function that shows how far the jobs are: by bars on a terminal; elsewhere by a line
-    for each job that ends, and now and then one for each of the others."""
+def watching(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
+    """Yields a function that shows how far the jobs are: by bars on a terminal, elsewhere by a line
+    for each job that ends."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     from interlace.terminal import say
@@ -321,38 +293,20 @@ def watching(console: Console, folder: Path, jobs: Sequence[Job]) -> Iterator[Ca
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=10),
         TaskProgressColumn(),
-        TextColumn("{task.fields[numbers]}", markup=False),
         console=console,
         disable=not console.is_terminal,
         auto_refresh=False,
     )
-    said = dict.fromkeys(jobs, time.monotonic())
-
-    def say_line(job: Job, reached: int, numbers: str) -> None:
-        if reached == job.total:
-            del said[job]
-            say(console, f"{job.title}: done")
-        elif reached and time.monotonic() - said[job] > SECONDS_BETWEEN_LINES:
-            said[job] = time.monotonic()
-            say(console, f"{job.title}: {reached} of {job.total}{', ' * bool(numbers)}{numbers}")
+    told = set(jobs) if console.is_terminal else set()
 
     def look() -> None:
         for job, task in tasks.items():
-            reached, numbers = job.reached(folder), _numbers(folder, job)
-            bars.update(task, completed=reached, numbers=numbers)
-            if not console.is_terminal and job in said:
-                say_line(job, reached, numbers)
+            bars.update(task, completed=job.reached())
+            if job not in told and job.is_done():
+                told.add(job)
+                say(console, f"{job.title}: done")
         bars.refresh()
 
     with bars:
-        tasks = {job: bars.add_task(job.title, total=job.total, numbers="") for job in jobs}
+        tasks = {job: bars.add_task(job.title, total=job.total) for job in jobs}
         yield look
-
-
-def _numbers(folder: Path, job: Job) -> str:
-    """The latest loss of a training, the mean of some steps."""
-    path = folder / job.name / METRICS
-    if not path.exists():
-        return ""
-    losses = [line["loss"] for _, line in read(path, own=True) if "loss" in line][-RECENT:]
-    return f"loss {sum(losses) / len(losses):.3f}" if losses else ""

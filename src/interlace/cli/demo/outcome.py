@@ -15,31 +15,20 @@ import functools
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Num
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table as Grid
 from rich.text import Text
 
-from interlace.cli.demo.work import (
-    BRIDGE,
-    BRIDGE_RUNS,
-    LABELS,
-    RECORDS,
-    RLVR,
-    SFT,
-    WIDTHS,
-    Settings,
-)
-from interlace.evaluation.compare import paired_difference
-from interlace.evaluation.intervals import RESAMPLES, resampled_means
+from interlace.cli.demo.work import BRIDGE, LABELS, RECORDS, RLVR, SFT, WIDTHS, Settings, runs_of
+from interlace.evaluation.intervals import Estimate, difference_interval
 from interlace.evaluation.records import read_records
-from interlace.evaluation.report import make_report
+from interlace.evaluation.report import Report, make_report
 from interlace.evaluation.results import ArmResult
 from interlace.evaluation.run import REPORT, load_run, write_report
 from interlace.files import write_text
@@ -90,44 +79,34 @@ SECONDS_A_TOKEN, SECONDS_A_TRY = 0.06, 0.7
 
 
 def show(folder: Path, settings: Settings, console: Console, seconds: float) -> None:
-    """Print the table, the group and the limits, and write the report.
-
-    Args:
-        folder: Folder of a demo whose jobs are done.
-        settings: Settings of the demo.
-        console: Console to print to.
-        seconds: Seconds that this start took so far.
-    """
-    results = [_result(folder, arm) for arm in settings.arms]
-    table, sentences = table_of(results), sentences_of(results, settings)
-    view = GroupView(*_texts(folder))
-    limits = [*LIMITS, *([PACKAGED] if settings.quick else [])]
+    """Print the table, the group and the limits, and write the report."""
+    results = []
+    for arm in settings.arms:  # widths that two processes shared, together
+        parts = [load_run(run) for run in runs_of(folder, settings, arm)]
+        entries = tuple(entry for part in parts for entry in part.measurements)
+        results.append(dataclasses.replace(parts[0], measurements=entries))
+    (place, *_) = results[0].provenance["environments"]
+    report = make_report(results, base=LABELS[RLVR], provenance=place)
+    view, table = GroupView(*_texts(folder, settings)), table_of(results)
+    done = "packaged arms" if settings.quick else f"{settings.steps} optimizer steps"
+    asked = f"{settings.asked} held-out problems of `tiny-countdown`, seed {settings.seed}; {done}."
+    found, inside = _bullets(sentences_of(report, settings.quick)), _bullets(view.sentences())
+    limits = _bullets([*LIMITS, *([PACKAGED] if settings.quick else [])])
+    titles = ("A group from inside", "What the numbers do not say")
     table.print(console)
-    say(console, LEGEND, "dim")
-    say(console, _bullets(sentences))
-    say(console, "\nA group from inside\n", "bold")
+    say(console, f"{LEGEND}\n{found}")
+    say(console, f"\n{titles[0]}\n", "bold")
     if console.is_terminal:
         view.play(console)
     else:
         say(console, view.plain())
-    say(console, _bullets(view.sentences()))
-    say(console, "\nWhat the numbers do not say\n", "bold")
-    say(console, _bullets(limits))
-    done = "packaged arms" if settings.quick else f"{settings.steps} optimizer steps"
-    head = [
-        "# Interlace demo",
-        f"{settings.problems} held-out problems of `tiny-countdown`, seed {settings.seed}; {done}.",
-        _bullets(sentences),
-        table.markdown(),
-        LEGEND,
-        f"## A group from inside\n\n```text\n{view.plain()}\n```",
-        _bullets(view.sentences()),
-        "## What the numbers do not say",
-        _bullets(limits),
-    ]
-    # The library's report and figures follow.
-    (place, *_) = results[0].provenance["environments"]
-    write_report(folder, make_report(results, base=LABELS[RLVR], provenance=place), ("png",))
+    say(console, inside)
+    say(console, f"\n{titles[1]}\n", "bold")
+    say(console, limits)
+    group = f"## {titles[0]}\n\n```text\n{view.plain()}\n```"
+    head = ["# Interlace demo", asked, found, table.markdown(), LEGEND, group, inside,
+            f"## {titles[1]}", limits]  # fmt: skip
+    write_report(folder, report, ("png",))  # the library's own, which follows
     path = folder / REPORT
     write_text(path, "\n\n".join([*head, path.read_text("utf-8")]))
     say(console, f"\nThis start took {seconds:.0f} s. Report: {path}")
@@ -137,15 +116,14 @@ def _bullets(sentences: Sequence[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-# The numbers ------------------------------------------------------------------------------------
-
-
-def _result(folder: Path, arm: str) -> ArmResult:
-    """An arm's result; widths that two processes shared, together."""
-    names = BRIDGE_RUNS if arm == BRIDGE else (arm,)
-    parts = [load_run(folder / "evaluation" / name) for name in names]
-    measured = tuple(entry for part in parts for entry in part.measurements)
-    return dataclasses.replace(parts[0], measurements=measured)
+def _texts(folder: Path, settings: Settings) -> list[dict[str, list[str]]]:
+    """Bridge's responses at width `SHOWN` and at width 1: for each problem, group after group."""
+    found: dict[int, dict[str, list[str]]] = {SHOWN: {}, 1: {}}
+    for run in runs_of(folder, settings, BRIDGE):
+        for record in read_records(run / RECORDS):
+            if record.width in found:
+                found[record.width].setdefault(record.example_id, []).extend(record.texts or ())
+    return list(found.values())
 
 
 def table_of(results: Sequence[ArmResult]) -> Table:
@@ -154,26 +132,20 @@ def table_of(results: Sequence[ArmResult]) -> Table:
     def row(result: ArmResult, width: int) -> list[Cell]:
         # Rows alone have one pass@1 for all widths, and no set at width 1.
         shown = {"pass@1": result.coupled or width == 1, "coverage": width > 1, "maj": width > 1}
-        cells: list[Cell] = []
+        cells: list[Cell] = [result.arm, str(width)]
         for metric, is_shown in shown.items():
             found = result.get(metric, width).estimate
             ends = (f"{100 * (found.low or 0):.0f}", f"{100 * (found.high or 0):.0f}")
             cells.append((percent(found.value), *ends) if is_shown else "")
-        return [
-            result.arm,
-            str(width),
-            *cells,
-            f"{result.get('tokens', width).estimate.value:,.0f}",
-        ]
+        return [*cells, f"{result.get('tokens', width).estimate.value:,.0f}"]
 
     rows = [row(result, width) for result in results for width in WIDTHS]
     return Table(("arm", "W", "pass@1", "coverage", "maj@W", "tokens"), rows)
 
 
-def sentences_of(results: Sequence[ArmResult], settings: Settings) -> list[str]:
+def sentences_of(report: Report, quick: bool) -> list[str]:
     """Sentences that say what the numbers show, and what they do not show."""
-    by_name = {result.arm: result for result in results}
-    rlvr, bridge = by_name[LABELS[RLVR]], by_name[LABELS[BRIDGE]]
+    rows = {(c.metric, c.width, row.arm): row for c in report.comparisons for row in c.rows}
     found = []
     for metric, width, name in (
         ("pass@1", SHOWN, f"pass@1 at width {SHOWN}"),
@@ -181,25 +153,26 @@ def sentences_of(results: Sequence[ArmResult], settings: Settings) -> list[str]:
         ("coverage", SHOWN, f"coverage at width {SHOWN} (any of the rows right)"),
         ("pass@1", 1, "pass@1 alone (width 1)"),
     ):
-        gain = paired_difference(rlvr, bridge, metric, width)
-        values = [percent(one.get(metric, width).estimate.value) for one in (bridge, rlvr)]
-        points = [percent(one or 0, sign=True) for one in (gain.value, gain.low, gain.high)]
+        bridge, rlvr = (rows[metric, width, LABELS[arm]] for arm in (BRIDGE, RLVR))
+        assert bridge.gain is not None
         verdict = "no clear difference on these problems"
-        if gain.excludes(0):
-            side = "ahead" if gain.value > 0 else "behind"
+        if bridge.gain.excludes(0):
+            side = "ahead" if bridge.gain.value > 0 else "behind"
             verdict = f"Bridge is {side}, by more than the choice of problems explains"
         found.append(
-            f"{name}: Bridge {values[0]} %, RLVR-only {values[1]} %, difference {points[0]} points "
-            f"[{points[1]}, {points[2]}]: {verdict}."
+            f"{name}: Bridge {percent(bridge.mean)} %, RLVR-only {percent(rlvr.mean)} %, "
+            f"difference {_points(bridge.gain)}: {verdict}."
         )
-    if not settings.quick:
-        control = paired_difference(rlvr, by_name[LABELS[SFT]], "pass@1", 1)
+    if not quick:
+        control = rows["pass@1", 1, LABELS[SFT]].gain
+        assert control is not None
         found.append(
             "The control, an SFT of all weights on the same texts without blocks: "
             f"{percent(control.value, sign=True)} points of pass@1 over RLVR-only at every width."
         )
-    if not paired_difference(rlvr, bridge, "pass@1", SHOWN).is_above(0):
-        more = "More --problems" if settings.quick else "More --steps"
+    gain = rows["pass@1", SHOWN, LABELS[BRIDGE]].gain
+    if gain is None or not gain.is_above(0):
+        more = "More --problems" if quick else "More --steps"
         found.append(
             f"So this run does not show the gain that {EXPERIMENT} shows. {more}, or another "
             "--seed, may."
@@ -207,18 +180,17 @@ def sentences_of(results: Sequence[ArmResult], settings: Settings) -> list[str]:
     return found
 
 
+def _points(gain: Estimate) -> str:
+    value, low, high = (percent(n or 0, sign=True) for n in (gain.value, gain.low, gain.high))
+    return f"{value} points [{low}, {high}]"
+
+
 # A group from inside ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Try:
-    """One try of one row.
-
-    Attributes:
-        tokens: Tokens, the model's verdict left out.
-        form: Expression in canonical form; None if it is none.
-        hit: Whether it reaches the target.
-    """
+class Try(NamedTuple):
+    """One try of one row: its tokens without the model's verdict; its expression in canonical form,
+    None if it is none; whether it reaches the target."""
 
     tokens: tuple[str, ...]
     form: str | None
@@ -239,6 +211,10 @@ class Found:
         example: Problem of the group.
         texts: Responses of the rows.
         coupled: Whether the rows saw each other.
+
+    Attributes:
+        rows: Tries of each row.
+        marks: What each of them is: keys of `MARKS`.
     """
 
     def __init__(
@@ -249,73 +225,32 @@ class Found:
             [_judged(task, example.id, one) for one in tries_of(text)[:TRIES]] for text in texts
         ]
         # The place of each row's first find: what comes after it is no search any more.
-        self.finds = [next((k for k, one in enumerate(row) if one.hit), TRIES) for row in self.rows]
-
-    @functools.cached_property
-    def marks(self) -> list[list[str]]:
-        """What each try is: keys of `MARKS`."""
-        return [[self._mark(b, k) for k in range(len(row))] for b, row in enumerate(self.rows)]
+        self._finds = [next((k for k, t in enumerate(row) if t.hit), TRIES) for row in self.rows]
+        self.marks = [
+            [self._mark(b, k) for k in range(len(row))] for b, row in enumerate(self.rows)
+        ]
 
     def _mark(self, row: int, k: int) -> str:
-        one, find = self.rows[row][k], self.finds[row]
+        one, find = self.rows[row][k], self._finds[row]
         if not one.hit:
             return "miss"
         if find < k:
             return "again"
-        if find == min(self.finds):
+        if find == min(self._finds):
             return "first"
         others = [other for b, other in enumerate(self.rows) if b != row]
         if not any(t.hit and t.form == one.form for other in others for t in other[:k]):
             return "own"
         return "same" if self.coupled else "unseen"
 
-    def count(self, mark: str) -> int:
-        """How many tries are of this mark."""
-        return sum(marks.count(mark) for marks in self.marks)
+    def count(self, *marks: str) -> int:
+        """How many tries are of these marks."""
+        return sum(row.count(mark) for row in self.marks for mark in marks)
 
 
-def counts(groups: Sequence[Found]) -> Float[np.ndarray, 4]:
-    """Hits and tries after a sibling has hit, then hits and tries before any has; of rows without a
-    find, from their second try on."""
-    found = np.zeros((2, 2))
-    for group in groups:
-        for b, row in enumerate(group.rows):
-            sibling = min(group.finds[:b] + group.finds[b + 1 :], default=TRIES)
-            for k, one in list(enumerate(row))[1 : group.finds[b] + 1]:
-                found[int(sibling >= k)] += (one.hit, 1)
-    return found.ravel()
-
-
-def beyond(together: Num[np.ndarray, "E 4"], alone: Num[np.ndarray, "E 4"]) -> list[float] | None:
-    """The share of tries that hit once a sibling has hit: of coupled rows minus of rows alone, with
-    its 95 % bootstrap interval over problems; None if either has no such try.
-
-    Args:
-        together: `counts` of each problem's groups.
-        alone: The same of rows alone.
-
-    >>> beyond(np.array([[6, 10, 0, 0], [5, 10, 0, 0]]), np.array([[1, 10, 0, 0], [0, 10, 0, 0]]))
-    [0.5, 0.5, 0.5]
-    """
-    stacked = np.concatenate([together[:, :2], alone[:, :2]], axis=1).astype(float)
-    drawn = np.concatenate([stacked.mean(0)[None], resampled_means(stacked, RESAMPLES, seed=0)])
-    if not stacked.sum(0)[[1, 3]].all():
-        return None
-    drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
-    shares = drawn[:, 0] / drawn[:, 1] - drawn[:, 2] / drawn[:, 3]
-    low, high = np.quantile(shares[1:], [0.025, 0.975])
-    return [round(float(value), 6) for value in (shares[0], low, high)]
-
-
-def _texts(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Bridge's responses at width `SHOWN` and at width 1: for each problem, group after group."""
-    found: dict[int, dict[str, list[str]]] = {SHOWN: {}, 1: {}}
-    for name in BRIDGE_RUNS:
-        for record in read_records(folder / "evaluation" / name / RECORDS):
-            if record.width in found:
-                texts = found[record.width].setdefault(record.example_id, [])
-                texts += record.texts or ()
-    return found[SHOWN], found[1]
+def _share_same(groups: Sequence[Found]) -> float:
+    """Share of the rows that found the same as another row before them."""
+    return sum(g.count("same", "unseen") for g in groups) / sum(len(g.rows) for g in groups)
 
 
 class GroupView:
@@ -339,13 +274,12 @@ class GroupView:
                 for name, rows in sorted(texts.items())
             }
 
-        by_kind = groups(together, True), groups(alone, False)
-        self._counts = [np.array([counts(g) for g in found.values()]) for found in by_kind]
-        self.problems = len(by_kind[0])
-        pairs = [(name, group) for name, found in by_kind[0].items() for group in found]
-        self.groups = len(pairs)
+        coupled, apart = groups(together, True), groups(alone, False)
+        self._shares = [np.array([*map(_share_same, kind.values())]) for kind in (coupled, apart)]
+        self.problems, self.groups = len(coupled), sum(map(len, coupled.values()))
+        pairs = [(name, group) for name, found in coupled.items() for group in found]
         name, self.together = max(pairs, key=lambda pair: worth(pair[1]))
-        self.alone = by_kind[1][name][0]
+        self.alone = apart[name][0]
         self.prompt = task.prompt(examples[name])
         rows = self.together.rows + self.alone.rows
         self._column = max(len("".join(one.tokens)) for row in rows for one in row)
@@ -383,27 +317,29 @@ class GroupView:
     def sentences(self) -> list[str]:
         """Sentences: the group was picked; how often rows find what a sibling found; whether that
         is more than chance."""
-        same, unseen = self.together.count("same"), self.alone.count("unseen")
-        together, alone = (one.sum(axis=0) for one in self._counts)
-        width = len(self.together.rows)
+        same, width = self.together.count("same"), len(self.together.rows)
         picked = (
             f"This group was picked out of {self.groups} because it shows best how a find spreads: "
             f"{same} of its {width} rows found the same as a sibling before them; of the rows "
-            f"alone, which see nobody, {unseen} did."
+            f"alone, which see nobody, {self.alone.count('unseen')} did."
         )
         if not same:
             picked = (
                 f"In none of the {self.groups} groups did a row find the same as a sibling before "
                 "it; this is one of them."
             )
+        together, alone = self._shares
+        gain = difference_interval([together - alone])
+        verdict = "this run does not show that rows take anything over from siblings"
+        if gain.is_above(0):
+            verdict = "that much is taken over from siblings"
         return [
             picked,
-            f"Over all {self.groups} groups of {self.problems} problems: after a sibling's hit, a "
-            f"row without one hits at its next try in {_share(together[:2])}. The same weights and "
-            f"problems with rows alone, in sets of {width}: {_share(alone[:2])}; there another "
-            "row's hit only says that the problem is easy.",
-            taken_over(beyond(*self._counts)),
-            f"Before any sibling has hit: {_share(together[2:])}, and alone {_share(alone[2:])}.",
+            f"Over all {self.groups} groups of {self.problems} problems, "
+            f"{100 * together.mean():.0f} % of the rows found the same as a sibling before them. "
+            f"Of the same weights' rows alone, in sets of {width}, {100 * alone.mean():.0f} % did, "
+            "by chance.",
+            f"The difference is {_points(gain)}: {verdict}.",
         ]
 
     def _grid(self, title: str, found: Found, step: int) -> Grid:
@@ -429,19 +365,3 @@ def _written(one: Try, mark: str, tokens: int) -> Text:
     sign, style, _ = MARKS[mark] if tokens >= len(one.tokens) else MARKS["miss"]
     text = printable("".join(one.tokens[: max(tokens, 0)]))
     return Text(sign + text if text else "", "" if tokens < len(one.tokens) else style)
-
-
-def _share(pair: Float[np.ndarray, 2]) -> str:
-    hits, tries = pair
-    return f"{100 * hits / tries:.0f} % ({hits:.0f} of {tries:.0f} tries)" if tries else "no try"
-
-
-def taken_over(found: list[float] | None) -> str:
-    """A sentence about the difference: only that may be called taken over."""
-    if found is None:
-        return "That is too little to compare."
-    value, low, high = (f"{100 * one:+.0f}" for one in found)
-    said = f"The difference is {value} points [{low}, {high}]: "
-    if found[1] > 0:
-        return said + "that much is taken over from siblings."
-    return said + "this run does not show that rows take anything over from siblings."

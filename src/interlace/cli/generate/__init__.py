@@ -297,7 +297,7 @@ def _show(settings: Settings, engine: Engine | RemoteEngine, prompt: Any) -> int
     from rich.console import Console
 
     from interlace.cli.generate.outcome import responses_of
-    from interlace.cli.generate.view import Columns, LiveColumns
+    from interlace.cli.generate.view import Columns
 
     aggregation = _aggregation(settings, engine)
     console = Console()
@@ -306,11 +306,10 @@ def _show(settings: Settings, engine: Engine | RemoteEngine, prompt: Any) -> int
     stream = engine.stream(
         _as_prompt(settings, engine, _framed(settings, prompt)), settings.sampling()
     )
-    display = LiveColumns(console, columns) if console.is_terminal else None
     try:
-        with display or contextlib.nullcontext():
+        with columns.live(console) if console.is_terminal else contextlib.nullcontext():
             for step in stream:
-                (display or columns).take(step)
+                columns.take(step)
     except KeyboardInterrupt:
         interrupted = True
         stream.close()
@@ -332,10 +331,7 @@ def _print_attention(console: Console, settings: Settings, group: GroupOutput) -
     from interlace.cli.generate import listening
 
     maps = listening.maps_of(group, settings.attention_layer)
-    if console.is_terminal:
-        console.print(listening.view(maps, group.texts, console))
-    else:
-        sys.stdout.write("\n".join(listening.plain(maps, group.texts)) + "\n")
+    console.print(listening.view(maps, group.texts, console))
     if settings.attention_png is not None:
         listening.write_png(maps, group.texts, Path(settings.attention_png))
 
@@ -378,9 +374,8 @@ def _run_file(settings: Settings, engine: Engine | RemoteEngine, notes: Console)
     if settings.output is not None and Path(settings.output).resolve() == source.resolve():
         raise ConfigError(f"--input and --output are the same file, {source}.")
     aggregation = _aggregation(settings, engine)
-    records, bad = read_records(
-        source, settings.field, _Encoder(settings, engine), settings.skip_bad
-    )
+    encode = _encoder(settings, engine)
+    records, bad = read_records(source, settings.field, encode, settings.skip_bad)
     for complaint in bad:
         say(notes, f"Left out {source} {complaint}", "yellow")
     if settings.output is None:
@@ -430,18 +425,15 @@ def _to_stdout(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-class _Encoder:
+def _encoder(settings: Settings, engine: Engine | RemoteEngine) -> Callable[[Any], Prompt]:
     """Turns a prompt of a file into token ids, which the engine checks before hours of work."""
 
-    def __init__(self, settings: Settings, engine: Engine | RemoteEngine) -> None:
-        self._settings = settings
-        self._engine = engine
-
-    def __call__(self, prompt: Any) -> Prompt:
+    def encode(prompt: Any) -> Prompt:
         try:
-            prompt = _as_prompt(self._settings, self._engine, _framed(self._settings, prompt))
-            ids = self._engine.encode(prompt)
-            self._engine.as_completed([ids])  # checks at once, and samples only if it is read
+            ids = engine.encode(_as_prompt(settings, engine, _framed(settings, prompt)))
+            engine.as_completed([ids])  # checks at once, and samples only if it is read
         except GenerationError as error:
             raise GenerationError(str(error).replace("Prompt 0", "its prompt", 1)) from error
         return ids
+
+    return encode

@@ -13,14 +13,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlace.batch import Job, Tally
 from interlace.cli.generate.outcome import Aggregation, line_of, responses_of
-from interlace.errors import DataFileError, GenerationError, shortened
-from interlace.evaluation.provenance import as_json, differences
+from interlace.errors import DataFileError, GenerationError, differences, shortened
+from interlace.evaluation.provenance import as_json
 from interlace.files import write_text
 from interlace.jsonl import BadLineError, Store, parse, raw_lines, read_object
 
@@ -182,8 +182,11 @@ class Results:
             if not overwrite:
                 before = self._settings()
                 self.done = self._check(ids)
-                if self.done:
-                    self._check_same(before, now)
+                if self.done and (changed := differences(before, now)):
+                    raise DataFileError(
+                        f"{path} was begun with other settings: {'; '.join(changed)}. Go on with "
+                        "the old ones, choose another --output, or --overwrite it."
+                    )
             if not self.done:
                 self._write_settings(now, overwrite)
             self._store.begin(anew=overwrite)
@@ -237,14 +240,6 @@ class Results:
                 "--overwrite this one."
             )
 
-    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        changed = differences(before, now)
-        if changed:
-            raise DataFileError(
-                f"{self.path} was begun with other settings: {'; '.join(changed)}. Go on with the "
-                "old ones, choose another --output, or --overwrite it."
-            )
-
     def _write_settings(self, now: dict[str, Any], overwrite: bool) -> None:
         path = self._settings_path
         if path.exists() and not overwrite:
@@ -271,6 +266,7 @@ def calls_of(records: Sequence[Record], width: int, size: int) -> list[list[Job]
     return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
+@dataclass(eq=False)
 class Lines:
     """Writes a line for each group, as soon as those before it are there.
 
@@ -281,20 +277,15 @@ class Lines:
         tally: Tally, kept up to date.
     """
 
-    def __init__(
-        self,
-        write: Callable[[dict[str, Any]], None],
-        done: int,
-        aggregation: Aggregation,
-        tally: Tally,
-    ) -> None:
-        self._write, self._done = write, done
-        self._aggregation, self._tally = aggregation, tally
-        self._waiting: dict[int, tuple[Job, GroupOutput]] = {}
+    write: Callable[[dict[str, Any]], None]
+    done: int
+    aggregation: Aggregation
+    tally: Tally
+    _waiting: dict[int, tuple[Job, GroupOutput]] = field(default_factory=dict)
 
     def has(self, job: Job) -> bool:
         """Whether the line is there."""
-        return bool(job.key < self._done)
+        return bool(job.key < self.done)
 
     def take(self, job: Job, group: GroupOutput) -> None:
         """Write the lines whose turn it is."""
@@ -302,8 +293,8 @@ class Lines:
             return
         self._waiting[job.key] = job, group
         # Syntheses need the engine, which is busy until the call's last group is there.
-        while self._done in self._waiting and not self._aggregation.writes:
-            self._finish([self._waiting.pop(self._done)])
+        while self.done in self._waiting and not self.aggregation.writes:
+            self._finish([self._waiting.pop(self.done)])
 
     def end_call(self) -> None:
         """Write what waited for the engine."""
@@ -312,16 +303,16 @@ class Lines:
             self._finish(waiting)
 
     def _finish(self, pairs: Sequence[tuple[Job, GroupOutput]]) -> None:
-        outcomes = self._aggregation(
+        outcomes = self.aggregation(
             [
                 responses_of(group, as_text(job.subject.prompt), job.subject.columns)
                 for job, group in pairs
             ]
         )
         for (job, group), outcome in zip(pairs, outcomes, strict=True):
-            self._write(line_of(job.subject.id, job.subject.prompt, group, outcome))
-            self._done += 1
-            self._tally.keep(job.width, group.num_tokens)
+            self.write(line_of(job.subject.id, job.subject.prompt, group, outcome))
+            self.done += 1
+            self.tally.keep(job.width, group.num_tokens)
 
 
 def as_text(prompt: Any) -> str:

@@ -57,23 +57,11 @@ def maps_of(group: GroupOutput, layers: Sequence[int] = ()) -> list[Map]:
 
 
 def view(maps: Sequence[Map], texts: Sequence[str], console: Console) -> RenderableType:
-    """The maps one below the other, each row's text beside it; shades show the per cent, too."""
+    """The maps one below the other, each row's text beside it; on a terminal shades show the per
+    cent, too."""
     if not maps:
         return Text(NOBODY, style="yellow")
     return Group(*(_table(*one, texts, console) for one in maps))
-
-
-def plain(maps: Sequence[Map], texts: Sequence[str]) -> list[str]:
-    """The same in lines of text."""
-    if not maps:
-        return [NOBODY]
-    lines = []
-    for title, shares in maps:
-        lines.append(f"=== row listens to row, per cent: {title} ===")
-        lines.append("    " + "".join(f"{place:4}" for place in range(1, len(shares) + 1)))
-        for place, (own, text) in enumerate(zip(shares, texts, strict=True), start=1):
-            lines.append(f"{place:4}{''.join(f'{100 * one:4.0f}' for one in own)}  {_line(text)}")
-    return lines
 
 
 def write_png(maps: Sequence[Map], texts: Sequence[str], path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from interlace.answers import (
@@ -24,54 +25,51 @@ from interlace.user_code import blame, named_function
 
 if TYPE_CHECKING:
     from interlace.cli.generate import Settings
-    from interlace.engine.engine import Engine
     from interlace.engine.types import Completion, GroupOutput
-    from interlace.remote import RemoteEngine
 
 DECIMALS = 6
 _ROOM_STEPS = 12
 
 
+@dataclass(eq=False)
 class Aggregation:
     """Makes one response of each group, as the settings say.
 
     Args:
         settings: Settings; `aggregate` and `scorer` count, and for syntheses how to sample.
         engine: Engine that writes syntheses.
+        as_prompt: Function from a text to a prompt.
 
     Raises:
         ConfigError: for syntheses by a server, whose context is not known here.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        engine: Engine | RemoteEngine,
-        as_prompt: Callable[[str], Any],
-    ) -> None:
-        if settings.aggregate == "synthesize" and not hasattr(engine, "tokenizer"):
+    settings: Settings
+    engine: Any
+    as_prompt: Callable[[str], Any]
+
+    def __post_init__(self) -> None:
+        named, scored = self.settings.aggregate, self.settings.scorer
+        if named == "synthesize" and not hasattr(self.engine, "tokenizer"):
             raise ConfigError(
                 "--aggregate synthesize fits the responses into the model's context, which a "
                 "server does not tell. Use another --aggregate, or load the model here."
             )
-        self._settings = settings
-        self._engine: Any = engine
-        self._as_prompt = as_prompt
-        scorer = None if settings.scorer is None else named_function(settings.scorer, "--scorer")
+        scorer = None if scored is None else named_function(scored, "--scorer")
         votes: dict[str, Aggregator] = {
             "majority": MajorityVote(),
             "weighted": WeightedVote(scorer=scorer),
             "best-of-n": BestOfN(scorer=scorer),
             "medoid": Medoid(),
         }
-        self._aggregator: Aggregator | None = votes.get(settings.aggregate)
-        if ":" in settings.aggregate:
-            self._aggregator = named_function(settings.aggregate, "--aggregate")
+        self._aggregator: Aggregator | None = votes.get(named)
+        if ":" in named:
+            self._aggregator = named_function(named, "--aggregate")
 
     @property
     def writes(self) -> bool:
         """Whether the engine makes the outcomes, so that it has to be free."""
-        return self._settings.aggregate == "synthesize"
+        return self.settings.aggregate == "synthesize"
 
     def __call__(self, responses: Sequence[Responses]) -> list[Aggregate | None]:
         """The outcome for each group; None where there is to be none.
@@ -100,17 +98,17 @@ class Aggregation:
 
     @property
     def _own(self) -> str:
-        if ":" in self._settings.aggregate:
-            return f"the aggregator {self._settings.aggregate}"
-        return f"the scorer {self._settings.scorer}"
+        if ":" in self.settings.aggregate:
+            return f"the aggregator {self.settings.aggregate}"
+        return f"the scorer {self.settings.scorer}"
 
     def _syntheses(self, responses: Sequence[Responses]) -> list[Aggregate | None]:
         """Syntheses, all in one call of the engine; a group of blank texts has none."""
         outcomes: list[Aggregate | None] = [Aggregate("synthesize", None)] * len(responses)
         rows = [row for row, r in enumerate(responses) if any(text.strip() for text in r.texts)]
         fitted = [self._fitted(responses[row]) for row in rows]
-        params = self._settings.sampling().replace(width=1, consensus=None)
-        groups = self._engine.generate([ids for ids, _ in fitted], params)
+        params = self.settings.sampling().replace(width=1, consensus=None)
+        groups = self.engine.generate([ids for ids, _ in fitted], params)
         for row, group, (_, shortened) in zip(rows, groups, fitted, strict=True):
             details = {"shortened": list(shortened), "tokens": group.num_tokens}
             text = group.completions[0].text
@@ -121,8 +119,8 @@ class Aggregation:
         """The synthesis prompt's token ids, its responses shortened until it fits the context."""
         from interlace.engine.request import encode
 
-        tokenizer = self._engine.tokenizer
-        room = context_length(self._engine.model) - self._settings.max_new_tokens
+        tokenizer = self.engine.tokenizer
+        room = context_length(self.engine.model) - self.settings.max_new_tokens
         characters = sum(map(len, responses.texts)) + len(responses.texts)
         for _ in range(_ROOM_STEPS):
             text, shortened = synthesis_prompt(
@@ -131,13 +129,13 @@ class Aggregation:
                 max_characters=max(characters, len(responses.texts)),
                 special_tokens=getattr(tokenizer, "all_special_tokens", ()),
             )
-            ids = encode(self._as_prompt(text), 0, tokenizer)
+            ids = encode(self.as_prompt(text), 0, tokenizer)
             if len(ids) <= room:
                 return ids, shortened
             characters = int(characters * min(0.9, 0.95 * max(room, 1) / len(ids)))
         raise AggregationError(
             f"A synthesis of {len(responses.texts)} responses to {responses.prompt!r:.60} does not "
-            f"fit the model's context with {self._settings.max_new_tokens} new tokens. Use a "
+            f"fit the model's context with {self.settings.max_new_tokens} new tokens. Use a "
             "smaller --width or --max-new-tokens, or another --aggregate."
         )
 

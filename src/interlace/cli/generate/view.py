@@ -194,6 +194,15 @@ class Columns:
             overflow="ellipsis",
         )
 
+    def live(self, console: Console) -> Live:
+        """A context in which they are shown while they grow; nothing stays on the screen after."""
+        return Live(
+            console=console,
+            get_renderable=lambda: self.growing(console),
+            refresh_per_second=FRAMES_PER_SECOND,
+            transient=True,
+        )
+
     def growing(self, console: Console) -> RenderableType:
         """What fits on the screen: the end of every row, and an empty line, where the terminal can
         echo a Ctrl-C without pushing anything out of place."""
@@ -260,34 +269,6 @@ class Columns:
         while Text(text).cell_len > room:
             text = text[1:]
         return Text.assemble(title, "  ", text, style=_style(row), no_wrap=True)
-
-
-class LiveColumns:
-    """Shows columns while they grow, in place; nothing stays on the screen afterwards."""
-
-    def __init__(self, console: Console, columns: Columns) -> None:
-        self._columns = columns
-        self._console = console
-        self._shown = 0.0
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> LiveColumns:
-        self._live.start()
-        self._refresh()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._live.stop()
-
-    def take(self, step: Step) -> None:
-        """Add a step, and draw if the last drawing is old enough."""
-        self._columns.take(step)
-        if time.monotonic() - self._shown >= 1 / FRAMES_PER_SECOND:
-            self._refresh()
-
-    def _refresh(self) -> None:
-        self._live.update(self._columns.growing(self._console), refresh=True)
-        self._shown = time.monotonic()
 
 
 def _grid(width: int, columns: int, height: int) -> tuple[int, int]:

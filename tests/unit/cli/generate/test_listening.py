@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import interlace
-from interlace.cli.generate.listening import NOBODY, maps_of, plain, view, write_png
+from interlace.cli.generate.listening import NOBODY, maps_of, view, write_png
 from interlace.engine.types import GroupOutput
 from interlace.errors import ConfigError
 from support.architectures import LAYERS, attach_random, build
@@ -53,18 +53,22 @@ def test_nobody_listens_at_width_1_or_without_attention(tmp_path: Path) -> None:
     alone = PARAMS.replace(width=1, max_new_tokens=4)
     for group in (sampled(alone), sampled(kind="pmatch")):
         assert maps_of(group) == []
-    assert plain([], ["x"]) == [NOBODY]
+    console = Console(file=io.StringIO(), width=80)
+    assert str(view([], ["x"], console)) == NOBODY
     with pytest.raises(ConfigError, match="nothing to draw"):
         write_png([], ["x"], tmp_path / "who.png")
 
 
 def test_rows_stand_beside_their_maps() -> None:
     maps = maps_of(sampled(), [1, 3])
-    lines = plain(maps, TEXTS)
+    plain = Console(file=io.StringIO(), width=80)
+    plain.print(view(maps, TEXTS, plain))
+    printed: Any = plain.file
+    lines = [line.rstrip() for line in printed.getvalue().splitlines()]
     assert len(lines) == 2 * (2 + 4)
     assert f"layer 3 of {LAYERS}" in lines[6]
     assert [line.endswith("1 + 2 = 3") for line in lines].count(True) == 2
-    assert not any("\x1b" in line or "\n" in line for line in lines)
+    assert not any("\x1b" in line for line in lines)
     own = [int(number) for number in lines[2].split()[1:5]]
     assert own == [round(100 * share) for share in maps[0][1][0]]
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
@@ -82,7 +86,7 @@ def test_the_command_shows_and_draws(generate: Any, tmp_path: Path) -> None:
     few = ("--width", 3, "--max-new-tokens", 8)
     status, out, err = generate(*few, "--attention-png", tmp_path / "who.png", "10 11")
     assert (status, err) == (0, "")
-    assert out.index("=== majority") < out.index("=== row listens to row")
+    assert out.index("=== majority") < out.index("row listens to row")
     assert (tmp_path / "who.png").stat().st_size > 1000
     assert "row listens" not in generate(*few, "10 11")[1]
     status, _, err = generate(*few, "--attention", "--json", "10 11")

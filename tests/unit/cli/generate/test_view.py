@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from interlace.answers import Aggregate, MajorityVote, Medoid, Responses
-from interlace.cli.generate.view import Columns, LiveColumns, class_styles, outcome_view, plain
+from interlace.cli.generate.view import Columns, class_styles, outcome_view, plain
 from interlace.engine.types import Step
 
 
@@ -117,9 +117,9 @@ def test_columns_follow_the_stream() -> None:
 def test_live_columns_draw_in_place_and_leave_nothing() -> None:
     console = screen(80, 24)
     columns = Columns(2, "tiny")
-    with LiveColumns(console, columns) as live:
-        live.take(Step([5, 6], [True, True], ["hello", "there"], [None, None]))
-        live._refresh()
+    with columns.live(console) as live:
+        columns.take(Step([5, 6], [True, True], ["hello", "there"], [None, None]))
+        live.refresh()
         assert "hello" in console.file.getvalue()
     assert console.file.getvalue().rstrip().endswith("\x1b[2K")  # its last act: erase its lines
 
