@@ -162,7 +162,9 @@ def _build_blocks(
             # Drawn on the CPU in fp32, so that a seed gives the same weights on every device and in
             # every dtype.
             draw_on = device if device.type == "meta" else torch.device("cpu")
-            block = coupling_class(config.kind).build(config, sizes, spot, draw_on, torch.float32)
+            block = coupling_class(config.kind).build(
+                config, sizes, spot, device=draw_on, dtype=torch.float32
+            )
             blocks.append(block.to(device=device, dtype=dtype).train(layer.training))
     return blocks
 

@@ -21,7 +21,6 @@ from interlace.coupling.hogwild import HogwildConfig
 from interlace.coupling.lanerope import LaneRoPEConfig
 from interlace.coupling.mix import Mix, MixConfig
 from interlace.coupling.parscale import ParScaleConfig
-from interlace.coupling.reference import joint_reference, mix_reference
 from interlace.coupling.registry import coupling_class
 from invariants.subject import (
     COUNT,
@@ -51,6 +50,7 @@ from support.engine import (
     starts,
     teacher_force,
 )
+from support.reference import joint_reference, mix_reference, reference
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def check_i3_reach(subject: Subject) -> None:
     # Row 2 of group 0 ends within its prompt, row 1 within its completion; two rows never end.
     alive = torch.arange(8) < torch.tensor([[8, 6, 3], [5, 8, 7]])[..., None]
     for groups in (Groups(3, alive, START), Groups(3, alive), Groups(3, None, START)):
-        expected = block.reference(x, groups)
+        expected = reference(block, x, groups)
         assert_close(block(x, groups), expected, 1e-11, "I3: what is read")
         with torch.enable_grad():
             trained = block(x, groups).detach()

@@ -90,11 +90,8 @@ class ToyHead(ToyLayer):
     kind, Config, seats = "toyhead", ToyHeadConfig, ("head",)
 
     @classmethod
-    def build(
-        cls, config: Any, base: Any, layer: int | None, device: Any = None, dtype: Any = None
-    ) -> ToyHead:
-        assert layer is None
-        return cls(config, base.vocab_size, device, dtype)
+    def sizes(cls, base: Any, layer: int) -> tuple[Any, ...]:
+        return (base.vocab_size,)
 
     def head(self, logits: Tensor, rows: Rows) -> Tensor:
         return ToyLayer.layer(self, logits, rows)
@@ -168,10 +165,8 @@ class ToyAttended(ToyLayer):
     kind, Config, seats = "toyattended", ToyAttendedConfig, ("attended",)
 
     @classmethod
-    def build(
-        cls, config: Any, base: Any, layer: int | None, device: Any = None, dtype: Any = None
-    ) -> ToyAttended:
-        return cls(config, base.num_attention_heads * base.head_dim, device, dtype)
+    def sizes(cls, base: Any, layer: int) -> tuple[Any, ...]:
+        return (base.num_attention_heads * base.head_dim,)
 
     def attended(self, out: Tensor, rows: Rows) -> Tensor:
         return ToyLayer.layer(self, out, rows)
@@ -188,10 +183,8 @@ class ToyBoth(ToyHead):
     kind, Config, seats = "toyboth", ToyBothConfig, ("layer", "head")
 
     @classmethod
-    def build(
-        cls, config: Any, base: Any, layer: int | None, device: Any = None, dtype: Any = None
-    ) -> ToyBoth:
-        return cls(config, base.vocab_size if layer is None else base.hidden_size, device, dtype)
+    def build(cls, config: Any, base: Any, layer: int | None, **where: Any) -> ToyBoth:
+        return cls(config, base.vocab_size if layer is None else base.hidden_size, **where)
 
 
 TOYS: tuple[type[Coupling], ...] = (

@@ -10,10 +10,10 @@ import torch
 
 import served  # noqa: F401  (sets the environment before anything imports vLLM)
 from interlace.coupling.bridge import BridgeBlock, BridgeConfig
-from interlace.coupling.reference import bridge_reference
 from interlace_vllm.requests import Membership
 from interlace_vllm.rows import Fed, GroupSplitError, StepRows, padded
 from interlace_vllm.state import SlotRows
+from support.reference import bridge_reference
 
 HIDDEN = 24
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -47,7 +46,8 @@ class Coupling(nn.Module):
     """A kind of coupling: a subclass, and a line in `interlace.coupling.registry.COUPLINGS`.
 
     What it adds starts at zero, so that the attached model is the base model (I1). Its constructor
-    takes `(config, hidden_size, device=None, dtype=None)`, or it overrides `build`.
+    takes `(config, hidden_size, device=None, dtype=None)`, or what its `sizes` give in place of the
+    second.
 
     Attributes:
         kind: Name in files, and in the names of its parameters.
@@ -109,25 +109,27 @@ class Coupling(nn.Module):
         return 0
 
     @classmethod
-    def build(
-        cls,
-        config: CouplingConfig,
-        base: Any,
-        layer: int | None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Coupling:
+    def sizes(cls, base: Any, layer: int) -> tuple[Any, ...]:
+        """What the constructor is given behind its configuration.
+
+        Args:
+            base: Configuration of the base model's decoder.
+            layer: Index of the layer; 0 for the module of the model as a whole.
+        """
+        return (base.hidden_size,)
+
+    @classmethod
+    def build(cls, config: CouplingConfig, base: Any, layer: int | None, **where: Any) -> Coupling:
         """The module for one place.
 
         Args:
             config: Configuration of the kind, resolved.
             base: Configuration of the base model's decoder, for its sizes.
             layer: Index of the layer it stands at; None for the one of the model as a whole.
-            device: Device of the weights.
-            dtype: Data type of the weights.
+            **where: `device` and `dtype` of the weights.
         """
         make: Any = cls
-        made: Coupling = make(config, base.hidden_size, device=device, dtype=dtype)
+        made: Coupling = make(config, *cls.sizes(base, layer or 0), **where)
         made.place = layer or 0
         return made
 
@@ -169,10 +171,6 @@ class Coupling(nn.Module):
         position come first, then the rows of the reader's group at earlier ones, by number.
         """
         return None
-
-    def reference(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """`layer` or `attended` in plain loops, straight from the equation: the oracle of tests."""
-        raise NotImplementedError
 
     # The other seats ------------------------------------------------------------------------------
 

@@ -222,13 +222,6 @@ class BridgeBlock(Coupling):
         q, k, v = qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=3)
         return q, k, v
 
-    def reference(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """The same from the equation, one row, position and head at a time."""
-        from interlace.coupling.reference import bridge_reference
-
-        assert isinstance(rows, Groups)
-        return bridge_reference(self, x, rows.width, rows.alive, rows.completion_start)
-
     def extra_repr(self) -> str:
         return f"heads={self.num_heads}, kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
 

@@ -35,7 +35,7 @@ from interlace.coupling.bridge import read_siblings, shares_of_siblings
 from interlace.coupling.config import CouplingConfig, Layers, check_whole, check_word, heads_of
 from interlace.coupling.reach import turned, turns
 from interlace.errors import ConfigError
-from interlace.rows import Groups, Reads, Rows
+from interlace.rows import Reads, Rows
 
 LACE = "https://arxiv.org/abs/2604.15529"
 
@@ -155,19 +155,10 @@ class GatedBlock(Coupling):
         self.reset_parameters()
 
     @classmethod
-    def build(
-        cls,
-        config: Any,
-        base: Any,
-        layer: int | None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> GatedBlock:
-        """The block of one layer, of the size of what its heads give."""
+    def sizes(cls, base: Any, layer: int) -> tuple[Any, ...]:
+        """The size of what a layer's heads give."""
         heads, _, head_dim = heads_of(base)
-        made = cls(config, heads * head_dim, device, dtype)
-        made.place = layer or 0
-        return made
+        return (heads * head_dim,)
 
     @classmethod
     def claims(cls, config: Any) -> frozenset[str]:
@@ -224,13 +215,6 @@ class GatedBlock(Coupling):
             angles = turns(numbers, self.head_dim, x.dtype, self.row_features, first)
             q, k = turned(q, *angles), turned(k, *angles)
         return q, k, v
-
-    def reference(self, x: Float[Tensor, "R S A"], rows: Rows) -> Float[Tensor, "R S A"]:
-        """The same from the equation, one row, position and head at a time."""
-        from interlace.coupling.reference import gated_reference
-
-        assert isinstance(rows, Groups)
-        return gated_reference(self, x, rows.width, rows.alive, rows.completion_start)
 
     def extra_repr(self) -> str:
         return f"rank={self.num_heads * self.head_dim}, heads={self.num_heads}, reads={self.reads}"

@@ -77,7 +77,7 @@ class Hogwild(JointAttention):
         theta: Float[Tensor, " F"],
         kv_size: int = 0,
         device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(theta.tolist(), kv_size)
 

@@ -50,23 +50,10 @@ class JointAttention(Coupling):
         self._angles: dict[torch.device, Tensor] = {}
 
     @classmethod
-    def build(
-        cls,
-        config: Any,
-        base: Any,
-        layer: int | None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> JointAttention:
-        """That of one layer, with the frequencies of its rotary positions."""
-        theta = frequencies(base, layer or 0)
+    def sizes(cls, base: Any, layer: int) -> tuple[Any, ...]:
+        """The frequencies of a layer's rotary positions, and the size of its keys."""
         _, kv_heads, head_dim = heads_of(base)
-        make: Any = cls  # whose kinds take their configuration first
-        made: JointAttention = make(
-            config, theta, kv_heads * head_dim, device, dtype or torch.float32
-        )
-        made.place = layer or 0
-        return made
+        return frequencies(base, layer), kv_heads * head_dim
 
     @classmethod
     def check(cls, base: Any, decoder: nn.Module, layers: list[int]) -> None:

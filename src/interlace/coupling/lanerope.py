@@ -106,7 +106,7 @@ class LaneRoPE(JointAttention):
         theta: Float[Tensor, " F"],
         kv_size: int = 0,
         device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(omega(config, theta), kv_size)
         self.strict, self.shares_lane = config.strict, config.prompt == "own"

@@ -103,21 +103,17 @@ class ParScale(Coupling):
         self.prefix_values = nn.Parameter(values.normal_(std=config.std))
 
     @classmethod
-    def build(
-        cls,
-        config: Any,
-        base: Any,
-        layer: int | None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> ParScale:
+    def sizes(cls, base: Any, layer: int) -> tuple[Any, ...]:
+        """Key-value heads, and their dimension."""
+        return (heads_of(base)[1:],)
+
+    @classmethod
+    def build(cls, config: Any, base: Any, layer: int | None, **where: Any) -> Coupling:
         """The prefixes of a layer, or the aggregate of the model."""
-        if layer is None:
-            size = getattr(base, "word_embed_proj_dim", None) or base.hidden_size  # OPT's
-            return Aggregate(config, size, device, dtype)
-        made = cls(config, heads_of(base)[1:], device, dtype)
-        made.place = layer
-        return made
+        if layer is not None:
+            return super().build(config, base, layer, **where)
+        size = getattr(base, "word_embed_proj_dim", None) or base.hidden_size  # OPT's
+        return Aggregate(config, size, **where)
 
     @classmethod
     def claims(cls, config: Any) -> frozenset[str]:

@@ -93,11 +93,5 @@ class PMatchBlock(Coupling):
         inner = F.silu(F.linear(self.norm(x), self.in_weight))
         return F.linear(inner, self.o_weight)
 
-    def reference(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """The same, one row and position at a time."""
-        from interlace.coupling.reference import pmatch_reference
-
-        return pmatch_reference(self, x)
-
     def extra_repr(self) -> str:
         return f"mlp_size={self.in_weight.shape[0]}"

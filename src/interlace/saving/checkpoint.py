@@ -421,7 +421,7 @@ def _match(
     wanted: dict[str, list[int]] = {}
     named: dict[str, str] = {}  # in this model, to the name in the file
     for spot, path, stored in zip(spots, mine.block_names, saved.block_names, strict=True):
-        block = saved.coupling.build(config, sizes, spot, torch.device("meta"))
+        block = saved.coupling.build(config, sizes, spot, device=torch.device("meta"))
         for name, parameter in block.named_parameters():
             wanted[f"{stored}.{name}"] = list(parameter.shape)
             named[f"{path}.{name}"] = f"{stored}.{name}"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from interlace import BridgeConfig, Groups
 from interlace.coupling import bridge as block_module
 from interlace.coupling.bridge import BridgeBlock
-from interlace.coupling.reference import bridge_reference
 from interlace.errors import GroupError
 from support.architectures import randomise
+from support.reference import bridge_reference
 
 FLOAT64 = torch.float64
 

@@ -1,4 +1,4 @@
-"""The kinds in plain loops, straight from their equations: the oracle of the tests, not for use.
+"""The kinds in plain loops, straight from their equations: what they are tested against.
 
 Axes: P groups, W width, R = P*W rows, S positions, D hidden size.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -295,3 +296,11 @@ def pmatch_reference(block: PMatchBlock, x: Float[Tensor, "R S D"]) -> Float[Ten
 
 def _norm(block: BridgeBlock | PMatchBlock, x: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
     return x / torch.sqrt((x * x).mean() + NORM_EPS) * block.norm.weight
+
+
+def reference(block: Any, x: Float[Tensor, "R S D"], rows: Groups) -> Float[Tensor, "R S D"]:
+    """What a block gives for its input, whatever its kind."""
+    if isinstance(block, PMatchBlock):
+        return pmatch_reference(block, x)
+    by_row = gated_reference if isinstance(block, GatedBlock) else bridge_reference
+    return by_row(block, x, rows.width, rows.alive, rows.completion_start)
