@@ -230,7 +230,7 @@ class Parser(jsonargparse.ArgumentParser):
             name: _readable(hint, as_written=silent is not object)
             for name, hint in typing.get_type_hints(options).items()
         }
-        for title, texts in _explained(options, silent):
+        for title, texts in explained(options, silent):
             title = title[0].lower() + title[1:]
             group = (self.groups or {}).get(title) or self.add_argument_group(title, name=title)
             for name in [name for name in texts if name in left]:
@@ -460,7 +460,7 @@ class Parser(jsonargparse.ArgumentParser):
             key = f".{last}{key}"
 
 
-def _explained(options: type[Any], silent: type[Any]) -> Iterable[tuple[str, dict[str, str]]]:
+def explained(options: type[Any], silent: type[Any]) -> Iterable[tuple[str, dict[str, str]]]:
     """Classes in a dataclass's line, by the first line of their docstring, with the texts of their
     fields."""
     for kind in options.__mro__:

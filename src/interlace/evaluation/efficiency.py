@@ -62,17 +62,9 @@ class ParallelEfficiency:
 
 
 def parallel_efficiency(
-    coupled: ArmResult,
-    independent: ArmResult,
-    width: int,
-    *,
-    metric: str = "maj",
-    vote: str = "maj",
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    coupled: ArmResult, independent: ArmResult, width: int
 ) -> ParallelEfficiency:
-    """The width, and the tokens, that independent voting needs to reach a coupled arm at a width.
+    """The width, and the tokens, that independent votes need to reach those of a coupled arm.
 
     The independent curve is taken as measured, not smoothed: its first crossing of the target
     counts, also where votes fall again at larger widths.
@@ -83,30 +75,30 @@ def parallel_efficiency(
         MetricError: if the coupled arm has no such metric at this width.
     """
     check_same_problems(coupled, independent)
-    curve = independent.series(vote)
+    curve = independent.series("maj")
     if independent.coupled or len(curve) < 2:
         raise MetricError(
             "Parallel efficiency needs independent rows measured at two widths or more; got "
-            f"{independent.arm!r}, {'coupled, ' if independent.coupled else ''}with {vote} at "
+            f"{independent.arm!r}, {'coupled, ' if independent.coupled else ''}with maj at "
             f"{[place for place, _ in curve]}. Sample independent rows once, at a large width."
         )
-    target, spent = coupled.get(metric, width), coupled.get("tokens", width)
+    target, spent = coupled.get("maj", width), coupled.get("tokens", width)
     columns = [target, spent, independent.get("row_tokens", 1), *(entry for _, entry in curve)]
     values = np.stack([values_of(entry) for entry in columns], axis=1)
     widths = np.array([place for place, _ in curve], dtype=float)
     own = _costs(values.mean(axis=0)[None], widths)[:, 0]
-    resampled = _costs(resampled_means(values, resamples, seed), widths)
+    resampled = _costs(resampled_means(values, RESAMPLES, 0), widths)
 
     def estimate(row: int) -> Estimate:
-        low, high = _ends(resampled[row], level)
-        return Estimate(float(own[row]), low, high, "percentile", level, len(values))
+        low, high = _ends(resampled[row])
+        return Estimate(float(own[row]), low, high, "percentile", LEVEL, len(values))
 
     return ParallelEfficiency(
         coupled_arm=coupled.arm,
         independent_arm=independent.arm,
         task=coupled.task,
-        metric=metric,
-        vote=vote,
+        metric="maj",
+        vote="maj",
         width=width,
         target=target.estimate,
         tokens=spent.estimate,
@@ -154,9 +146,9 @@ def _costs(
     return np.stack([needed, tokens, tokens / spent])
 
 
-def _ends(samples: Float[np.ndarray, "B"], level: float) -> tuple[float | None, float | None]:
+def _ends(samples: Float[np.ndarray, "B"]) -> tuple[float | None, float | None]:
     """Percentile ends with what was not reached as infinite; None for an infinite end."""
     ordered = np.sort(np.where(np.isnan(samples), np.inf, samples))
-    places = [round((0.5 + side * level / 2) * (len(ordered) - 1)) for side in (-1, 1)]
+    places = [round((0.5 + side * LEVEL / 2) * (len(ordered) - 1)) for side in (-1, 1)]
     low, high = (float(ordered[place]) for place in places)
     return (low if math.isfinite(low) else None, high if math.isfinite(high) else None)

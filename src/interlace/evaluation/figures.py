@@ -185,7 +185,7 @@ NO_DATE: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 def write_figures(
-    report: Report, folder: str | Path, formats: Sequence[str] = FORMATS, dpi: int = 200
+    report: Report, folder: str | Path, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
     """Draw every figure that the report has numbers for.
 
@@ -198,7 +198,6 @@ def write_figures(
         report: Report to draw; one loaded from JSON will do.
         folder: Folder to write into; made if missing.
         formats: File types that matplotlib writes.
-        dpi: Dots per inch of the PNG.
 
     Returns:
         The files written.
@@ -219,7 +218,7 @@ def write_figures(
                 stem = f"{_file_name(task)}-{name}" if len(tasks) > 1 else name
                 for kind in formats:
                     path = folder / f"{stem}.{kind}"
-                    figure.savefig(path, dpi=dpi, metadata=NO_DATE.get(kind))
+                    figure.savefig(path, dpi=200, metadata=NO_DATE.get(kind))
                     written.append(path)
     return written
 

@@ -12,6 +12,7 @@ The first three are all it takes: the others can be made again at any time.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -273,6 +274,7 @@ def result_of(
     return with_latency(result, timings, level)
 
 
+@functools.lru_cache(maxsize=1)  # written by `evaluate`, then shown by the command: fits take time
 def report_of(result: ArmResult) -> Report:
     """The report of a single run, with what it came from at its head."""
     settings = result.provenance["settings"]

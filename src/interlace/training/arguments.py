@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -30,18 +30,6 @@ PromptOnce = Literal["auto", "never"]
 OldLogprobs = Literal["auto", "sampled", "recomputed"]
 SpliceBy = Literal["task", "lines"]
 RolloutBackend = Literal["engine", "vllm"]
-CHOICES: dict[str, tuple[str, ...]] = {
-    "train": ("all", "new", "lora"),
-    "splice_by": ("task", "lines"),
-    "rollout_backend": ("engine", "vllm"),
-    "loss": ("token", "sequence", "dr_grpo"),
-    "ratio_level": ("token", "sequence"),
-    "baseline": ("prompt", "own", "others"),
-    "scale": ("std", "none"),
-    "credit": ("row", "group"),
-    "old_logprobs": ("auto", "sampled", "recomputed"),
-    "prompt_once": ("auto", "never"),
-}
 
 
 @dataclass
@@ -128,9 +116,9 @@ class GroupArguments(TrainingArguments):
         refuse_missing_trackers(self.report_to)
 
     def _check(self) -> None:
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name, allowed[0])
-            if value not in allowed:
+        for name, hint in get_type_hints(type(self)).items():
+            allowed, value = get_args(hint), getattr(self, name)
+            if get_origin(hint) is Literal and value not in allowed:
                 raise ConfigError(f"{name} is one of {', '.join(allowed)}; got {value!r}.")
         if self.gradient_accumulation_steps != 1:
             raise ConfigError(

@@ -11,36 +11,18 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from interlace.configuration import defaults_of
+from interlace.configuration import defaults_of, explained
 from interlace.errors import ConfigError, nearest, shown
 from interlace.training.arguments import GroupArguments, GRPOConfig, WarmupConfig
 from interlace.training.trl_fields import RENAMED, refusal, synonyms, without_effect
 
-# Hugging Face's options that decide what comes out, in the order in which a recipe shows them.
-DECISIVE = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "num_train_epochs",
-    "max_steps",
-    "optim",
-    "optim_args",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "bf16",
-    "fp16",
-    "tf32",
-    "gradient_checkpointing",
-    "use_cpu",
-    "save_strategy",
-    "save_steps",
-    "save_total_limit",
-    "logging_steps",
-    "report_to",
+# Hugging Face's options that decide what comes out, in the order in which a recipe shows them: what
+# the trainers' own options explain.
+DECISIVE = tuple(
+    name
+    for _, texts in explained(GroupArguments, TrainingArguments)
+    for name in texts
+    if name in defaults_of(TrainingArguments)
 )
 # Options that change nothing in the result but rounding: a run may go on with others.
 OPERATIONAL = frozenset(

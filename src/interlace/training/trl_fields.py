@@ -279,8 +279,8 @@ def refusal(name: str, value: Any) -> str | None:
 def without_effect(name: str) -> str | None:
     """Why a field changes nothing here; None if it does, or is none of the table's."""
     entry = FIELDS.get(name)
-    silent = isinstance(entry, Accepted) and entry.note.startswith(NO_EFFECT)
-    return entry.note.removeprefix(NO_EFFECT) if silent else None
+    note = entry.note if isinstance(entry, Accepted) else ""
+    return note.removeprefix(NO_EFFECT) if note.startswith(NO_EFFECT) else None
 
 
 def translated(given: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
