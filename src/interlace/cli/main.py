@@ -80,22 +80,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for a request that cannot be carried out, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = bool(os.environ.get(DEBUG))
-    if "--debug" in arguments:
-        debug = True
-        arguments.remove("--debug")
-    verbose = "--verbose" in arguments
-    if verbose:
-        arguments.remove("--verbose")
+    debug, verbose = "--debug" in arguments or bool(os.environ.get(DEBUG)), "--verbose" in arguments
+    arguments = [word for word in arguments if word not in ("--debug", "--verbose")]
+
+    def refused(message: str) -> int:
+        if debug:
+            traceback.print_exc()
+        print(f"interlace: {printable(message)}", file=sys.stderr)
+        return USAGE_ERROR
+
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()  # here, so that a reader who has left is noticed here
         return status
     except InterlaceError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"interlace: {printable(str(error))}", file=sys.stderr)
-        return USAGE_ERROR
+        return refused(str(error))
     except KeyboardInterrupt:
         print("interlace: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -103,20 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a name too long, a full disk, a folder of someone else's
-        if debug:
-            traceback.print_exc()
-        print(f"interlace: {printable(in_one_line(error))}", file=sys.stderr)
-        return USAGE_ERROR
+        return refused(in_one_line(error))
     except BaseException as error:
         if own_place(error) is None:
             raise
-        if debug:
-            traceback.print_exc()
-        print(
-            f"interlace: code of your own failed: {printable(shortened(told(error), LONGEST))}",
-            file=sys.stderr,
-        )
-        return USAGE_ERROR
+        return refused(f"code of your own failed: {shortened(told(error), LONGEST)}")
     finally:
         if verbose:
             native = sys.modules.get("interlace.engine.backends.native")
