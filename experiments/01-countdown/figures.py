@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from interlace.evaluation.figures import (
     new_figure,
     votes,
 )
-from interlace.evaluation.results import ArmResult, Measurement, estimate_from_json
+from interlace.evaluation.intervals import Estimate
+from interlace.evaluation.results import ArmResult, Measurement
 
 FORMATS = ("png", "svg")
 # Rows, what a sibling has: the line's name and look. The names are those of the README's table.
@@ -96,4 +98,6 @@ def finds_figure(found: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) 
 
 def _hits(line: Mapping[str, Any]) -> Measurement:
     """The line's share of hits, as the library's drawing takes it."""
-    return Measurement("hits", ROWS, 1, None, estimate_from_json(line["over_seeds"]), None, ROWS)
+    found = line["over_seeds"]
+    estimate = Estimate(**{entry.name: found[entry.name] for entry in fields(Estimate)})
+    return Measurement("hits", ROWS, 1, None, estimate, None, ROWS)

@@ -6,9 +6,8 @@ of a problem. An `ArmResult` is one arm on one task from one training seed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -202,12 +201,6 @@ def metric_label(metric: str, k: int, tau: Fraction | None = None) -> str:
         "seconds": "seconds of a group",
     }
     return labels.get(name, metric)
-
-
-def estimate_from_json(row: Mapping[str, Any]) -> Estimate:
-    """The estimate in the JSON values of a measurement, as `to_json` made them."""
-    values = {entry.name: row[entry.name] for entry in fields(Estimate)}
-    return Estimate(**values | {"value": math.nan if row["value"] is None else row["value"]})
 
 
 def arms_of(results: Iterable[ArmResult]) -> list[str]:
