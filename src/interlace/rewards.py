@@ -56,7 +56,7 @@ class Reward:
 
     @property
     def __name__(self) -> str:
-        return type(self).__name__
+        return type(self).__qualname__.rpartition(".")[2]  # as `__name__`, which is this
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
