@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from interlace.answers import extract_answer, majority_vote, normalise_answer
@@ -54,9 +53,8 @@ RewardFunction = Callable[..., Rewards]
 class Reward:
     """A reward function with the name that TRL's trainer logs. A subclass has `reward_rows`."""
 
-    @property
-    def __name__(self) -> str:
-        return type(self).__qualname__.rpartition(".")[2]  # as `__name__`, which is this
+    def __init__(self) -> None:
+        self.__name__ = type(self).__name__
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
@@ -81,7 +79,6 @@ class Reward:
         )
 
 
-@dataclass(eq=False, repr=False)
 class Correctness(Reward):
     """1 for a correct completion, else 0. Column: `examples`.
 
@@ -90,8 +87,10 @@ class Correctness(Reward):
         partial: Whether the verdict's score is the reward instead, with its partial credit.
     """
 
-    task: Task
-    partial: bool = field(default=False, kw_only=True)
+    def __init__(self, task: Task, *, partial: bool = False) -> None:
+        super().__init__()
+        self.task = task
+        self.partial = partial
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         rewards: Rewards = []
@@ -104,7 +103,6 @@ class Correctness(Reward):
         return rewards
 
 
-@dataclass(eq=False, repr=False)
 class StepVerification(Reward):
     """The share of checkable intermediate steps that hold; 0 without any. Equation (24).
 
@@ -115,12 +113,13 @@ class StepVerification(Reward):
         task: Task that exposes the steps; None for the equations in the text.
     """
 
-    task: Task | None = None
+    def __init__(self, task: Task | None = None) -> None:
+        super().__init__()
+        self.task = task
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         if self.task is None:
-            found = (find_equations(text_of(completion)) for completion in completions)
-            return [_share([*{one.text: one.holds for one in own}.values()]) for own in found]
+            return [_share(_equations(text_of(completion))) for completion in completions]
         return [
             None if example is None else _share([s.holds for s in self.task.steps(example, text)])
             for example, text in judged(self.task, completions, columns)
@@ -139,7 +138,6 @@ class Format(Reward):
         return [float(bool(tagged(text) or marked_answer(text))) for text in texts]
 
 
-@dataclass(eq=False, repr=False)
 class Length(Reward):
     """The soft punishment of overlong completions of DAPO (arXiv 2503.14476, equation 13).
 
@@ -154,15 +152,15 @@ class Length(Reward):
         RewardError: if the margin is not from 1 to the limit.
     """
 
-    limit: int
-    margin: int
-    unit: Literal["tokens", "characters"] = field(default="tokens", kw_only=True)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.margin <= self.limit:
-            raise RewardError(
-                f"The margin lies within the limit: from 1 to {self.limit}; got {self.margin}."
-            )
+    def __init__(
+        self, limit: int, margin: int, *, unit: Literal["tokens", "characters"] = "tokens"
+    ) -> None:
+        super().__init__()
+        if not 1 <= margin <= limit:
+            raise RewardError(f"The margin lies within the limit: from 1 to {limit}; got {margin}.")
+        self.limit = limit
+        self.margin = margin
+        self.unit = unit
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         if self.unit == "tokens":
@@ -173,11 +171,14 @@ class Length(Reward):
         return [-min(max(len(item) - start, 0) / self.margin, 1.0) for item in measured]
 
 
+def _equations(text: str) -> list[bool]:
+    return list({equation.text: equation.holds for equation in find_equations(text)}.values())
+
+
 def _share(held: Sequence[bool]) -> float:
     return sum(held) / len(held) if held else 0.0
 
 
-@dataclass(eq=False, repr=False)
 class SelfConsistency(Reward):
     """1 for a completion that gives its group's majority answer, else 0. Needs no reference.
     Equation (23).
@@ -193,10 +194,14 @@ class SelfConsistency(Reward):
             `CombinedReward` sees that by itself.
     """
 
-    task: Task | None = None
-    width: int | None = field(default=None, kw_only=True)
-    mixed: bool = field(default=False, kw_only=True)
-    _warned: bool = field(default=False, init=False)
+    def __init__(
+        self, task: Task | None = None, *, width: int | None = None, mixed: bool = False
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.width = width
+        self.mixed = mixed
+        self._warned = False
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         if not self.mixed and not self._warned:
@@ -219,7 +224,6 @@ class SelfConsistency(Reward):
         return rewards
 
 
-@dataclass(eq=False, repr=False)
 class PassAtK(Reward):
     """Every completion of a group gets the group's pass@k. Column: `examples`.
 
@@ -232,9 +236,11 @@ class PassAtK(Reward):
         width: Width, W, where the column `groups` is absent.
     """
 
-    task: Task
-    k: int | None = field(default=None, kw_only=True)
-    width: int | None = field(default=None, kw_only=True)
+    def __init__(self, task: Task, *, k: int | None = None, width: int | None = None) -> None:
+        super().__init__()
+        self.task = task
+        self.k = k
+        self.width = width
 
     def reward_rows(self, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Rewards:
         read = judged(self.task, completions, columns)
@@ -269,6 +275,7 @@ class CombinedReward(Reward):
     def __init__(
         self, rewards: Sequence[RewardFunction], weights: Sequence[float] | None = None
     ) -> None:
+        super().__init__()
         self.rewards = tuple(rewards)
         self.weights = (1.0,) * len(self.rewards) if weights is None else tuple(weights)
         if not self.rewards or len(self.weights) != len(self.rewards):
