@@ -157,7 +157,7 @@ MUTATIONS = [
              test_intervals.test_fieller_covers_the_ratio),
     Mutation(intervals.ratio_interval, "if a <= 0:", "if a == 0:",
              test_intervals.test_fieller_says_when_the_denominator_may_be_zero),
-    Mutation(efficiency._ends, "side * level / 2", "side * level / 4",
+    Mutation(efficiency._ends, "side * LEVEL / 2", "side * LEVEL / 4",
              test_efficiency.test_the_interval_is_the_middle_of_the_resamples),
     Mutation(scaling._estimates, "0.5 - level / 2", "0.5 - level / 4",
              test_scaling.test_the_interval_is_as_wide_as_fits_vary),

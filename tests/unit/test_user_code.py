@@ -181,7 +181,7 @@ def test_whatever_scorers_aggregators_and_rewards_raise_is_one_line_with_its_pla
     (reward,) = given_rewards("own.py:reward", None, task)
     scorer = named_function("own.py:scorer", "--scorer")
     sampler = Recorder.__new__(Recorder)
-    sampler._task = task
+    sampler.task = task
     calls: list[Callable[[], Any]] = [
         lambda: add_up([reward], ["?"], ["2"], {}),
         *(partial(_aggregate, s, responses) for s in (settings, aggregator)),

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from interlace.training.grpo import GRPOTrainer
 
 LARGEST_GAP = 1e-4  # in nats, in fp32
-# Where fp32 itself is coarser than that (large logits), a gap of so many times its own rounding is
-# looked at again in float64, as one in lower precision is in fp32.
+# Where fp32 itself is coarser than that (large logits), a gap is looked at again in float64, as one
+# in lower precision is in fp32, if its mean is at most so many times that of the pass's rounding:
+# single tokens that are hardly ever drawn are rounded more in one pass than in the other.
 ROUNDINGS, COARSEST_GAP = 4.0, 1e-2
 # In lower precision, between two exact checks: a gap, mean or largest, of so many times that of the
 # last exactly checked rollout is checked exactly, and a mean of so many more is an error.
@@ -229,7 +230,8 @@ class RolloutGuard:
             found = self._rounding(model, batch, logprobs, torch.float64)
             rounding = self._largest(found.largest)
             self._trainer.tally.extreme("sampled_gap/rounding", rounding, LARGEST)
-            check_gap(gap, min(max(LARGEST_GAP, ROUNDINGS * rounding), COARSEST_GAP))
+            if not self._largest(gap.mean) <= ROUNDINGS * self._largest(found.mean):
+                check_gap(gap)
         if not self._is_sampled_elsewhere:
             self._check_in_wider(model, group, torch.float64)
 

@@ -148,12 +148,12 @@ def split(batch: GroupBatch) -> GroupBatch:
     return dataclasses.replace(batch, alive=torch.zeros_like(batch.alive))
 
 
-def coarse_model() -> PreTrainedModel:
+def coarse_model(common: float = COMMON) -> PreTrainedModel:
     """Logits with a large common part: the distribution stays, and fp32 rounds it by more than the
     guard's bound."""
     model = tiny_model()
     with torch.no_grad():
-        model.get_output_embeddings().weight.add_(COMMON)
+        model.get_output_embeddings().weight.add_(common)
     return model
 
 
@@ -162,6 +162,26 @@ def test_I7_rounding_that_float64_confirms_passes(tmp_path: Path) -> None:
     grpo(tmp_path, coarse_model(), max_steps=1, width=3, learning_rate=0.0).run()
     (line,) = metrics(tmp_path)
     assert 1e-4 < line["sampled_gap/max"] <= 4 * line["sampled_gap/rounding"] < 1e-2
+
+
+def test_I7_one_rare_token_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After thousands of steps a single token's rounding in sampling was 1.1e-4, five times what
+    the training pass rounds: means are compared, and float64 has the last word."""
+
+    def rare(groups: Sequence[GroupOutput], pad_token_id: int) -> GroupBatch:
+        batch = batches.collate(groups, pad_token_id)
+        assert batch.sampled_logprobs is not None
+        sampled = batch.sampled_logprobs.clone()
+        sampled[0, 0, 0] += 2e-4
+        return dataclasses.replace(batch, sampled_logprobs=sampled)
+
+    monkeypatch.setattr("interlace.training.grpo.collate", rare)
+    model = coarse_model(3.0)
+    grpo(tmp_path, model, max_steps=1, width=3, learning_rate=0.0).run()
+    (line,) = metrics(tmp_path)
+    assert line["sampled_gap/max"] > max(1e-4, 4 * line["sampled_gap/rounding"])
 
 
 @every_precision

@@ -197,6 +197,7 @@ class Columns:
     def live(self, console: Console) -> Live:
         """A context in which they are shown while they grow; nothing stays on the screen after."""
         return Live(
+            self.growing(console),  # the first frame, which is drawn at once
             console=console,
             get_renderable=lambda: self.growing(console),
             refresh_per_second=FRAMES_PER_SECOND,
