@@ -1,7 +1,7 @@
 """Make a tiny base model: a Llama of 0.4 M parameters that searches for countdown solutions.
 
     python experiments/00-tiny-base/make.py --seed 0     # minutes on one core
-    python experiments/00-tiny-base/make.py --seed 0 --max-number 25   # for 05-long-run
+    python experiments/00-tiny-base/make.py --seed 0 --max-number 25 --steps 4500   # for 05
 
 Trains on search traces (`traces.py`) of problems of the split "train" only, then measures on the
 held-out ones. Seed 0 with the default settings becomes the packaged model `tiny`.
