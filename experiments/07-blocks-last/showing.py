@@ -1,6 +1,7 @@
 """How much reading the warm-ups' groups show, from the responses that runs have left in work/.
 
     python experiments/07-blocks-last/showing.py > experiments/07-blocks-last/showing.json
+    python experiments/07-blocks-last/showing.py experiments/05-long-run    # of another experiment
 
 A row shows reading where its first hit is what a sibling has found in an earlier try. Of each arm's
 groups: how many there are, in how many all rows have the same first try, and which share of the
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "01-countdown"))
@@ -41,9 +44,11 @@ def showing(groups: Iterable[list[list[Try]]]) -> dict[str, Any]:
     }
 
 
-def groups_in(folder: Path, tokenizer: Any, fewest: int = 2) -> Iterable[list[list[Try]]]:
+def groups_in(
+    folder: Path, tokenizer: Any, fewest: int = 2, max_number: int = 9
+) -> Iterable[list[list[Try]]]:
     """The groups that an arm trained on, as tries."""
-    task = get_task("tiny-countdown", split="train")
+    task = get_task("tiny-countdown", split="train", max_number=max_number)
     for path in sorted(folder.glob("*.jsonl")):
         for _, entry in read(path):
             example, known = task.find(entry["example"]), {}
@@ -60,8 +65,14 @@ def groups_in(folder: Path, tokenizer: Any, fewest: int = 2) -> Iterable[list[li
 def main() -> int:
     """Print the counts of every arm whose responses are here."""
     _, tokenizer = interlace.load("tiny")
-    folders = sorted(HERE.glob("work/seed-*/*/train/responses"))
-    found = {"/".join(f.parts[-4:-2]): showing(groups_in(f, tokenizer)) for f in folders}
+    home = Path(sys.argv[1]) if sys.argv[1:] else HERE
+    config = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8"))
+    largest = config.get("task", {}).get("max_number", 9)
+    folders = sorted(home.glob("work/seed-*/*/train/responses"))
+    found = {
+        "/".join(f.parts[-4:-2]): showing(groups_in(f, tokenizer, max_number=largest))
+        for f in folders
+    }
     print(json.dumps(found, indent=1))
     return 0
 
