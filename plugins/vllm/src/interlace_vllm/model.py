@@ -90,13 +90,14 @@ class InterlaceForCausalLM(TransformersForCausalLM):
         self.config.architectures = own
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """As vLLM's; on a CPU the blocks' products are packed, as in Interlace's own engine."""
+        """As vLLM's; on a CPU Bridge's products are packed, as in Interlace's own engine."""
         loaded: set[str] = super().load_weights(weights)
         places = self.compilation_config.static_forward_context.values()
         blocks = nn.ModuleList(p.interlace_block for p in places if isinstance(p, LayerInStep))
         if why_not_packed(blocks) is None:
-            for module, name, product in PackedWeights().refresh(blocks):
-                setattr(module, name, product)
+            for module, name, packed in PackedWeights().refresh(blocks):
+                if name == "step":  # others stand in for weights, which vLLM wants to reload
+                    setattr(module, name, packed)
         return loaded
 
     @classmethod
