@@ -57,6 +57,7 @@ class Kept(ABC):
             softcap: Bound that the scores are softly held to; None for none.
         """
 
+    @abstractmethod
     def sizes(self, like: Tensor) -> Int[Tensor, "R B"] | None:
         """How much each row of a row's group has written, the step in hand included; None where
         nobody has siblings.
@@ -64,7 +65,6 @@ class Kept(ABC):
         Args:
             like: Tensor on the device of the step.
         """
-        raise NotImplementedError
 
     def shares(
         self,

@@ -155,10 +155,9 @@ class KeptKeys(Kept):
             return None
         entries = self._layers[place][: len(self._groups), : step.longest]
         keys, _ = entries.chunk(2, dim=2)
-        groups = self._groups.values()
-        writers = [(g.writers + [0] * step.longest)[: step.longest] for g in groups]
-        width = max(len(g.rows) for g in groups)
-        units = torch.eye(width, dtype=query.dtype)[torch.tensor(writers)].to(query.device)
+        width = max(len(group.rows) for group in self._groups.values())
+        units = torch.eye(width, dtype=query.dtype)[self._writers(step.longest, gap=0)]
+        units = units.to(query.device)
         values = units.unsqueeze(2).expand(-1, -1, keys.shape[2], -1)
         return self._attended(step, query, keys, values, scale, softcap)
 
@@ -215,15 +214,18 @@ class KeptKeys(Kept):
     ) -> Float[Tensor, "N 1 B U"]:
         """0 where an entry is of a row's block; elsewhere finite, as in `_mask`."""
         if "blocks" not in step.once:
-            groups = self._groups.values()
-            writers = torch.tensor(
-                [(g.writers + [-1] * step.longest)[: step.longest] for g in groups]
-            )
+            writers = self._writers(step.longest)
             other = writers[:, None] != torch.arange(spread.shape[2])[:, None]
             mask = torch.zeros(other.shape, dtype=spread.dtype)
             mask = mask.masked_fill_(other, torch.finfo(spread.dtype).min / 4)
             step.once["blocks"] = mask.unsqueeze(1).to(spread.device)
         return step.once["blocks"]
+
+    def _writers(self, longest: int, gap: int = -1) -> Int[Tensor, "N U"]:
+        """The row of each entry that is read, by its number; `gap` behind a group's last."""
+        groups = self._groups.values()
+        found = [(group.writers + [gap] * longest)[:longest] for group in groups]
+        return torch.tensor(found, dtype=torch.long)  # also where nothing is read yet
 
     def _step(self, like: Tensor) -> _Step:
         if like.device not in self._steps:
@@ -280,7 +282,7 @@ class KeptKeys(Kept):
         column = torch.arange(longest)
         seen = (column < torch.tensor([g.readable for g in groups])[:, None])[:, None]
         if not self._ended_only:
-            writers = torch.tensor([g.writers + [-1] * (longest - len(g.writers)) for g in groups])
+            writers = self._writers(longest)
             readers = torch.tensor([own + [-1] * (most - len(own)) for own in numbers])
             seen = seen & (writers[:, None] != readers[..., None])
         seen = seen.expand(-1, most, -1)
