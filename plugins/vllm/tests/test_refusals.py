@@ -91,7 +91,8 @@ def test_a_front_end_that_knows_no_groups_is_refused(
 ) -> None:
     """It is no Python, so that nothing marks the rows of a group there."""
     exported(tmp_path)
-    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    # Not in the environment, which vLLM reads once: an engine may have started in this process.
+    monkeypatch.setattr(vllm.envs, "VLLM_USE_RUST_FRONTEND", True, raising=False)
     with pytest.raises(ValueError, match="front end in Rust does not say"):
         EngineArgs(str(tmp_path), max_model_len=64).create_engine_config()
 
