@@ -70,7 +70,7 @@ _AMONG_WORDS = re.compile(
 # Words that make another number of the one beside them.
 _OTHERWISE = re.compile(
     r"\b(?:not?|minus|negative|half|halves|twice|double|triple|thrice|root|squared|cubed|hundred|"
-    r"thousand|[mbtr]+illion|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths|"
+    r"thousand|[mbtr]+illion|repeating|recurring|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths|"
     r"pi|sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc)\b|\b(?:than|over|under|above|below)\b.*[0-9]"
 )
 _UNIT_TEXT = re.compile(
@@ -80,6 +80,8 @@ _UNIT_TEXT = re.compile(
 # Not arithmetic: dates and the like.
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{2,4}|0[0-9]+[-/].*")
 _BASED = re.compile(r"([0-9]\w*)_\{[0-9]+\}")
+# An inverse, which would be read as a power.
+_INVERSE = re.compile(r"(?<![A-Za-z\\])([fghFGH])\^(?:\{-1\}|-1)(?=\()")
 _SYMBOL_COMMAND = re.compile(r"\\(?:pi|theta|alpha|beta|lambda|omega)\b ?")
 
 
@@ -244,6 +246,7 @@ def _latex(form: Form) -> str | None:
     form = _DECIMAL.sub(  # a float would be rounded
         lambda m: r"\frac{{{}}}{{{}}}".format(*Fraction(m[0]).as_integer_ratio()), form
     )
+    form = _INVERSE.sub(r"\1_{-1}", form)
     if _COSTLY.search(form) or _depth(form) > MAX_DEPTH or _power(form) > MAX_POWER:
         return None
     return form
@@ -305,6 +308,8 @@ def formulas_equal(left: str, right: str) -> Answer:
         try:
             real = not (complex_too(left) or complex_too(right))
             first, second = parse(left, real), parse(right, real)
+            if _unsolvable(first) and _unsolvable(second):
+                return _multiples(first, second)
             return verify(first, second) and verify(second, first)
         except MemoryError:
             raise
@@ -312,6 +317,20 @@ def formulas_equal(left: str, right: str) -> Answer:
             return False
 
     return answer
+
+
+def _unsolvable(formula: Any) -> bool:
+    """Of an equation. To math-verify, which compares solutions, all such are equal."""
+    from sympy import Eq, solve
+
+    return isinstance(formula, Eq) and not solve(formula, formula.free_symbols)
+
+
+def _multiples(first: Any, second: Any) -> bool:
+    from sympy import simplify
+
+    factor = simplify((first.lhs - first.rhs) / (second.lhs - second.rhs))
+    return bool(factor.is_number and factor.is_finite and factor.is_nonzero)
 
 
 @functools.cache

@@ -2,8 +2,8 @@ r"""The final answer in a response, for votes outside a task (tasks bring their 
 
 The rule: the *last* explicit mark wins, and without any the last number. Marks are
 
-- what stands in `\boxed{...}` or `\fbox{...}`, with balanced braces; boxes that a comma, "and" or
-  "or" joins are one list;
+- what stands in `\boxed{...}` or `\fbox{...}`, with balanced braces, or follows `\boxed`, up to a
+  blank; boxes that a comma, "and" or "or" joins are one list;
 - what follows `####` on its line, as in GSM8K, unless it is a heading: words, "Step 2:", "1. Add";
 - the value of "answer" in JSON;
 - what follows "answer is", "answer:", a heading "Answer", or a cell "| Answer |", up to the end of
@@ -27,12 +27,18 @@ import json
 import re
 from collections.abc import Iterator
 
+from interlace.answers.normalise import REPEATING
+
 MAX_TEXT = 200_000
 MAX_ANSWER = 1000
 MAX_MARKS = 200  # looked at in one text, from its end
 MAX_WORDS = 6
 
-_BOX_OR_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<brace>[{}])", re.DOTALL)
+_BOX_OR_BRACE = re.compile(
+    r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\boxed\s*(?P<bare>(?![A-Za-z]{2})"
+    r"(?:[^\s$\\{}]|\\(?!boxed)[A-Za-z]++|\{[^{}]*\}){1,100}(?<![.,;:!?]))|\\.|(?P<brace>[{}])",
+    re.DOTALL,
+)
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*+(?P<line>[^\n]{0,1000})")
 _SAID = re.compile(
     r"\banswers?\b[*_]*+(?:\s++(?:is|are|(?:would|should|must)\ be)\b[ \t]*+:?|\s*+:"
@@ -68,11 +74,13 @@ _COMMENT = re.compile(
 # Letters of an alphabet make a name of what follows; those of Chinese or Japanese do not.
 _NUMBER = re.compile(
     r"(?<![A-Za-z\d_.^\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥]?"
+    rf"(?:{REPEATING}|"
     r"(?:\\[dt]?frac\{\d+\}\{\d+\}|\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)"
     r"|(?:\d{1,3} (?=\d+/\d))?\d+(?:,\d+)*)(?:\.\d+)?[¼-¾⅐-⅞]?"
     r"(?:\s?/\s?\d+|[eE][-+]?\d+|(?:\s?(?:\\times|\\cdot|[x\u00d7·*])\s?10)?"
-    r"(?:\^\{?[-\u2212+]?\d+\}?|[⁰¹²³⁴-⁹⁺⁻]+))?%?"
+    r"(?:\^\{?[-\u2212+]?\d+\}?|[⁰¹²³⁴-⁹⁺⁻]+))?)%?"
 )
+_REPEATED = re.compile(rf"{REPEATING}\Z")
 _FORMULA = re.compile(
     r"\$\$(.{1,500}?)\$\$|\$([^$\n]{1,500})\$|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL
 )
@@ -213,6 +221,8 @@ def _sentence(text: str) -> str:
             continue  # "he left because it rained" is an answer
         if found["bold"] and "**" in before:
             continue  # it closes what began after the mark
+        if found[0] == "." and _REPEATED.search(text, max(found.start() - 40, 0), found.end()):
+            return text[: found.end()]  # 0.333...
         return before
     return text
 
@@ -223,7 +233,9 @@ def _boxes(text: str) -> Iterator[tuple[int, str]]:
     # One pass with a stack: looking for each box's end in turn takes quadratic time.
     spans: list[tuple[int, int, int]] = []
     for found in _BOX_OR_BRACE.finditer(text):
-        if found["box"]:
+        if found["bare"]:
+            spans.append((*found.span("bare"), found.start()))
+        elif found["box"]:
             opened.append(found)
         elif found["brace"] == "{":
             opened.append(None)

@@ -4,7 +4,8 @@ The rule, in order:
 
 1. Dressing goes: surrounding blanks, quotes, Markdown stars, `$...$`, `\(...\)`, `\[...\]`,
    `\boxed{...}`, `\text{...}`, `\left`, `\right`, LaTeX spaces, a closing full stop; Unicode forms
-   are folded (minus signs, digits of any script, vulgar fractions, superscripts).
+   are folded (minus signs, digits of any script, vulgar fractions, superscripts). Repeating
+   decimals become fractions: `0.\overline{3}`, `0.\dot{3}`, `0.(3)` and `0.333...` are 1/3.
 2. Units that are one sign go: `$ € £ ¥ % °`. So "50%" is 50, not 1/2, as in the MATH benchmark's
    own normaliser (arXiv 2103.03874). Units that are words stay: "5 minutes" is not "5 hours".
 3. `x = 5`, `f(3) = 5`, `x \in ...` and `6 \times 12 = 72` are their right sides: a side that is
@@ -67,7 +68,19 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _OTHER_DIGIT = re.compile(r"[^\D0-9]")
 _ROOT_COMMAND = re.compile(r"\\sqrt ?(?:([0-9]+(?:\.[0-9]+)?|[a-z])|\(([^()]*)\))")
 _VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
-_LATEX_SPACE = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b")
+# The digits that repeat are marked, or written twice (a single one three times) before an ellipsis.
+REPEATING = (
+    r"(?<![0-9.])(?P<ahead>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)\.(?:(?P<once>[0-9]*)(?P<period>"
+    r"\\(?:overline|bar)\s*(?:\{[0-9]+\}|[0-9])|\([0-9]+\)"
+    r"|\\dot\s*(?:\{[0-9]\}|[0-9])(?:[0-9]*\\dot\s*(?:\{[0-9]\}|[0-9]))?"
+    r"|(?:[0-9]\u0305)+|[0-9]\u0307(?:[0-9]*[0-9]\u0307)?)"
+    r"|(?P<start>[0-9]{0,9}?)(?P<again>(?P<digit>[0-9])(?P=digit){2,}|(?P<some>[0-9]{2,12}?)"
+    r"(?P=some)+)(?:\.\.\.|\u2026|\s?\\[lc]?dots(?![A-Za-z])))"
+)
+_REPEATING = re.compile(REPEATING)
+_LATEX_SPACE = re.compile(
+    r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b|\\boxed(?![A-Za-z{]| ?\{)"
+)
 _UNIT_SIGN = re.compile(r"\^\s*\\circ\b|\^\s*\{\s*\\circ\s*\}|\\?[$%]|[€£¥°]|\\(?:degree|pounds)\b")
 _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}"
@@ -147,7 +160,7 @@ def form_of(plain: str) -> Fraction | str | None:
 
 def undress(text: str) -> str:
     """Steps 1 and 2 of the rule: the answer without dressing and units; blanks stay single."""
-    text = text.translate(_FOLDED)
+    text = _REPEATING.sub(_as_fraction, text.translate(_FOLDED))
     text = _SUPERSCRIPT.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0])}}}", text)
     text = _VULGAR_FRACTION.sub(
         lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("\u2044")),
@@ -161,6 +174,14 @@ def undress(text: str) -> str:
     text = _FRACTION.sub(lambda m: r"\frac" + (f"{{{m[1]}}}" if m[1] else ""), text)
     text = _INDEX.sub(r"_\1", _BARE_BOTTOM.sub(r"\1{\2}", text))
     return _strip(" ".join(text.split()))
+
+
+def _as_fraction(found: re.Match[str]) -> str:
+    once = found["once"] or found["start"] or ""
+    period = re.sub("[^0-9]", "", found["period"] or found["digit"] or found["some"])
+    repeated = Fraction(int(once + period) - int(once or 0), 10 ** len(period) - 1)
+    value = int(found["ahead"].replace(",", "") or 0) + repeated / 10 ** len(once)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def sides(plain: str) -> list[str]:

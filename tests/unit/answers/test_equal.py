@@ -266,6 +266,41 @@ a_1                       | a_{1}
 9\pi\text{ square units}  | 9\pi
 \begin{bmatrix}1&2\end{bmatrix} | \begin{pmatrix} \frac{2}{2} & 2 \end{pmatrix}
 x<1 \text{ or } x>2       | x>2 or x<1
+0.\overline{3}            | 1/3
+0.\overline3              | \frac13
+-1.\overline{3}           | -1\frac{1}{3}
+.1\overline{6}            | \frac{1}{6}
+12.\bar{12}               | \frac{400}{33}
+0.\overline{142857}       | \frac17
+0.\overline{3}            | 0.3\overline{33}
+0.\overline{9}            | 1
+33.\overline{3}\%         | 33\frac13
+0.\dot{3}                 | \frac13
+0.1\dot6                  | \frac16
+0.\dot{1}4285\dot{7}      | \frac17
+0.(3)                     | 1/3
+0.3̅                      | 1/3
+0.1̇42857̇                | 1/7
+0.333...                  | 1/3
+0.1666…                   | 1/6
+0.142857142857\ldots      | 1/7
+0.\overline{3}x           | \frac{x}{3}
+2+0.\overline{3}          | \frac73
+[0.\overline{3}, 1)       | [1/3, 1)
+x = 0.\overline{3}        | 1/3
+\boxed72                  | 72
+\boxed 72                 | 72
+\boxed\frac12             | 0.5
+x^2=-1                    | x^2+1=0
+x^2=-1                    | -2=2x^2
+x^2+y^2=-1                | 2x^2+2y^2+2=0
+x^2-4=0                   | (x-2)(x+2)=0
+x+1=\frac{2}{x}           | x^2+x-2=0
+\sin^{-1}(x)              | \arcsin(x)
+f^{-1}(x)                 | f^{-1} (x)
+f^{-1}(x)=2x              | 2x
+x^{-1}(y+1)               | \frac{y+1}{x}
+(f(x))^{-1}               | \frac{1}{f(x)}
 """
 FIELD_DIFFERENT = r"""
 not 72                    | 72
@@ -314,6 +349,32 @@ x > e^{-99}               | x > e^{-98}
 \begin{pmatrix}0.333333\\1\end{pmatrix} | \begin{pmatrix}\frac13\\1\end{pmatrix}
 1011_2 + 1                | 1011_3 + 1
 (x, y) = (1, 2)           | (y, x) = (1, 2)
+0.\overline{3}            | 0.3
+0.\overline{3}            | 0.\overline{34}
+0.3 repeating             | 0.3
+0.333...                  | 0.333
+0.(3)                     | 0.3
+\overline{AB}             | AB
+\overline{3}              | 3
+\bar{3}                   | 3
+x^2=-1                    | x^2=-2
+x^2=-1                    | x^4=-1
+x^2+x+1=0                 | x^2+x+2=0
+|x|=-1                    | |x|=-2
+e^x=-1                    | e^x=-2
+\sqrt{x}=-1               | \sqrt{x}=-2
+\frac{1}{x}=0             | \frac{2}{x+1}=0
+x^2+y^2=-1                | x^2+y^2=-2
+x=x+1                     | x^2=-1
+f^{-1}(x)                 | 1/f(x)
+f^{-1}(x)                 | \frac{1}{f(x)}
+f^{-1}(x)                 | f(x)^{-1}
+f^{-1} (x)                | 1/f(x)
+g^{-1}(2)                 | \frac{1}{g(2)}
+f^{-1}(x+1)               | \frac{1}{f(x+1)}
+f^{-1}(g(x))              | \frac{1}{f(g(x))}
+2f^{-1}(x)+1              | \frac{2}{f(x)}+1
+\sin^{-1}(x)              | \frac{1}{\sin(x)}
 """
 
 

@@ -54,6 +54,22 @@ from interlace.answers import extract_answer, normalise_answer
         ("Answer: **72** apples", "72"),
         ("Answer: 72 **apples** and more", "72 **apples** and more"),
         ("Answer: 2**3", "2**3"),
+        # a box takes what follows it
+        (r"so \boxed72 after 3 steps", "72"),
+        (r"so $\boxed 72$ after 3 steps", "72"),
+        (r"so \boxed{71}, no: \boxed 72.", "72"),
+        (r"\boxed -1,234.5. In 3 steps", "-1,234.5"),
+        (r"$\boxed\frac{3}{4}$ after 2", r"\frac{3}{4}"),
+        (r"$\boxed B$ of 4", "B"),
+        (r"a \boxed word of 3", "3"),
+        # repeating decimals
+        (r"so it is 0.\overline{3}", r"0.\overline{3}"),
+        (r"so it is 2.1\overline6 in all", r"2.1\overline6"),
+        (r"so it is -0.(3).", "-0.(3)"),
+        ("so it is 0.333... of them", "0.333..."),
+        ("The answer is 0.333...", "0.333..."),
+        ("The answer is 0.333... of 5.", "0.333..."),
+        (r"so $x = 0.\dot{3}$", r"x = 0.\dot{3}"),
         # other scripts
         ("\u6240\u4ee5\u7b54\u6848\u662f72\u3002\u5171 3 \u6b65", "72"),
         ("\u7b54\u6848\uff1a72", "72"),
