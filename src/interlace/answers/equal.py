@@ -308,8 +308,10 @@ def formulas_equal(left: str, right: str) -> Answer:
         try:
             real = not (complex_too(left) or complex_too(right))
             first, second = parse(left, real), parse(right, real)
+            if _multiples(first, second):
+                return True
             if _unsolvable(first) and _unsolvable(second):
-                return _multiples(first, second)
+                return False
             return verify(first, second) and verify(second, first)
         except MemoryError:
             raise
@@ -327,8 +329,10 @@ def _unsolvable(formula: Any) -> bool:
 
 
 def _multiples(first: Any, second: Any) -> bool:
-    from sympy import simplify
+    from sympy import Eq, simplify
 
+    if not (isinstance(first, Eq) and isinstance(second, Eq)):
+        return False
     factor = simplify((first.lhs - first.rhs) / (second.lhs - second.rhs))
     return bool(factor.is_number and factor.is_finite and factor.is_nonzero)
 
