@@ -11,10 +11,11 @@ from interlace import Groups
 
 
 @torch.no_grad()
-def logprobs_of(
+def scores_of(
     model: PreTrainedModel, prompt: list[int], rows: list[list[int]], blind_to_ends: bool = False
-) -> list[list[float]]:
-    """What each token of a sampled group should have got, in one teacher-forced pass.
+) -> torch.Tensor:
+    """Log-probabilities of every token of the vocabulary at each step of a sampled group, in one
+    teacher-forced pass: `[W, T, V]`.
 
     Args:
         model: Model with its blocks.
@@ -28,11 +29,16 @@ def logprobs_of(
     fed = torch.tensor([len(prompt) + len(row) - 1 for row in rows], **on)
     alive = torch.arange(ids.shape[1], **on) < fed[:, None]
     groups = Groups(len(rows), None if blind_to_ends else alive[None])
-    scores = model(ids, groups=groups).logits.float().log_softmax(-1)
-    start = len(prompt) - 1
+    return model(ids, groups=groups).logits.float().log_softmax(-1)[:, len(prompt) - 1 :]
+
+
+def logprobs_of(
+    model: PreTrainedModel, prompt: list[int], rows: list[list[int]], blind_to_ends: bool = False
+) -> list[list[float]]:
+    """What each token of a sampled group should have got."""
+    scores = scores_of(model, prompt, rows, blind_to_ends)
     return [
-        [float(scores[w, start + at, token]) for at, token in enumerate(row)]
-        for w, row in enumerate(rows)
+        [float(scores[w, at, token]) for at, token in enumerate(row)] for w, row in enumerate(rows)
     ]
 
 

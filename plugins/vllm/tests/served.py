@@ -31,6 +31,7 @@ SIZES = {
 }
 SLIDING = ("qwen3", "gemma3")
 ENDS = list(range(1, 9))  # tokens that end rows in tests: one in twelve
+THINKS, THOUGHT = 50, 51  # tokens between which a row would be thinking
 TOLERANCE = 1e-4
 
 _kept: list[Any] = []  # the end of one engine takes the process groups of all others along

@@ -30,6 +30,8 @@ from served import TOLERANCE, exported, prompts, sampled, scheduler_of
     [
         ({"async_scheduling": True}, "feeds a row once more after its end"),
         ({"pipeline_parallel_size": 2}, "several batches in flight"),
+        ({"watermark": 0.1}, "a watermark of free KV blocks"),
+        ({"kv_sharing_fast_prefill": True}, "share keys and values"),
         ({"kv_offloading_size": 0.1}, "KV connectors have not"),
         ({"max_num_scheduled_tokens": 7, "max_num_seqs": 8}, "leaves rows of a group out"),
         ({"scheduling_policy": "priority"}, "scheduling by priority would preempt"),
@@ -47,6 +49,19 @@ def test_options_are_refused_by_name(tmp_path: Path, options: dict[str, Any], wh
     engine = EngineArgs(str(tmp_path), enforce_eager=True, max_model_len=64, **options)
     with pytest.raises(ValueError, match=f"{why}.*interlace serve"):
         engine.create_engine_config()
+
+
+@pytest.mark.parametrize("impl", ["transformers", "vllm"])
+def test_no_other_class_takes_the_models_place(tmp_path: Path, impl: str) -> None:
+    """Without its blocks the base would look like the model."""
+    exported(tmp_path)
+    engine = EngineArgs(str(tmp_path), model_impl=impl, max_model_len=64)
+    try:
+        config = engine.create_engine_config()
+    except ValueError:
+        return
+    assert config.model_config.architecture == supported.ARCHITECTURE
+    assert config.scheduler_config.scheduler_cls == supported.SCHEDULER
 
 
 def test_the_plugs_own_choices_need_no_flags(tmp_path: Path) -> None:
@@ -68,6 +83,8 @@ def test_the_plugs_own_choices_need_no_flags(tmp_path: Path) -> None:
         ("model_config", "enable_prompt_embeds", True, "prompts of embeddings have not"),
         ("model_config.model_arch_config", "num_experts", 4, "mixtures of experts have not"),
         ("parallel_config", "enable_dbo", True, "micro-batches"),
+        ("parallel_config", "enable_fault_tolerance", True, "begin requests anew"),
+        ("parallel_config", "enable_elastic_ep", True, "begin requests anew"),
         ("parallel_config", "ubatch_size", 2, "micro-batches"),
         ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism has not"),
         ("parallel_config", "decode_context_parallel_size", 2, "context parallelism has not"),

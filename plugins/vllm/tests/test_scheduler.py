@@ -124,6 +124,40 @@ def test_pausing_lets_groups_that_have_entered_end(driver: Driver) -> None:
     assert set(driver.finish()) == {"in", "out"}
 
 
+def test_frozen_groups_go_on_where_they_were(llama: tuple[Any, Any], driver: Driver) -> None:
+    """As a server's /pause?mode=keep does, before weights change. Its cache cannot be emptied
+    then, and an error says so."""
+    model, llm = llama
+    core = llm.llm_engine.engine_core.engine_core
+    first, second = prompts(2, 100, 150, seed=13)
+    driver.add("decodes", second[:9], 4, stop_token_ids=[])
+    driver.step(3)
+    driver.add("in chunks", first, 8)
+    driver.step(1)
+    for empty in (False, True):
+        if empty:
+            with pytest.raises(RuntimeError, match="Failed to reset"):
+                core.pause_scheduler("keep", clear_cache=True)
+        else:
+            core.pause_scheduler("keep", clear_cache=False)
+        before = driver.fed()
+        driver.step(3)
+        assert driver.fed() == before
+        core.resume_scheduler()
+        driver.step(2)
+    assert largest_gap(model, list(driver.finish().values())) < TOLERANCE
+
+
+def test_the_cache_is_emptied_while_groups_only_wait(driver: Driver) -> None:
+    core = driver.engine.engine_core.engine_core
+    core.pause_scheduler("abort")
+    driver.add("waits", prompts(1, seed=14)[0], 3)
+    driver.step(2)
+    assert driver.scheduler.reset_prefix_cache(reset_running_requests=True)
+    core.resume_scheduler()
+    assert set(driver.finish()) == {"waits"}
+
+
 def test_a_group_that_will_never_fit_ends_with_an_error(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

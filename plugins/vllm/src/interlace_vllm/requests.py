@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine.core_client import DPLBAsyncMPClient
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.parallel_sampling import ParentRequest
@@ -55,17 +56,39 @@ def install() -> None:
     if getattr(InputProcessor.process_inputs, "_interlace", False):
         return
     InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
+    InputProcessor.resolve_watermarking = _without_beams(InputProcessor.resolve_watermarking)
     ParentRequest.get_child_info = _telling(ParentRequest.get_child_info)
     DPLBAsyncMPClient.get_core_engine_for_request = _together(
         DPLBAsyncMPClient.get_core_engine_for_request
     )
 
 
+def _is_ours(processor: Any) -> bool:
+    return ARCHITECTURE in (processor.model_config.hf_config.architectures or ())
+
+
+def _without_beams(before: Any) -> Any:
+    """Beams are requests of one token each, so that nothing says which of them are siblings. Each
+    search comes by here before it begins, by the server or in the process."""
+
+    @functools.wraps(before)
+    def resolve_watermarking(self: Any, params: Any) -> Any:
+        if isinstance(params, BeamSearchParams) and _is_ours(self):
+            raise VLLMValidationError(
+                "Beams would read none of their siblings: a model with blocks has no beam search. "
+                "Leave it out; n choices are one group.",
+                parameter="use_beam_search",
+            )
+        return before(self, params)
+
+    return resolve_watermarking
+
+
 def _checking(before: Any) -> Any:
     @functools.wraps(before)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = before(self, *args, **kwargs)
-        if ARCHITECTURE in (self.model_config.hf_config.architectures or ()):
+        if _is_ours(self):
             _check(self.vllm_config, request)
         return request
 

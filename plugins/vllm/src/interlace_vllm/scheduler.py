@@ -192,7 +192,7 @@ class GroupScheduler(Scheduler):
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
         """As vLLM's; running requests are not preempted for it."""
-        if reset_running_requests and self.groups:
+        if reset_running_requests and any(group.entered for group in self.groups.values()):
             logger.warning("Groups cannot be preempted: the prefix cache stays until they end.")
             return False
         return super().reset_prefix_cache(reset_running_requests, reset_connector)

@@ -61,9 +61,16 @@ def why_not_options(config: Any) -> list[str]:
             scheduler.max_num_scheduled_tokens or scheduler.max_num_seqs
         )
         < scheduler.max_num_seqs,
+        "a watermark of free KV blocks would keep rows of a group waiting for others of it": (
+            scheduler.watermark
+        ),
         "pipeline parallelism has several batches in flight": parallel.pipeline_parallel_size > 1,
         "context parallelism has not been tested": parallel.prefill_context_parallel_size > 1
         or parallel.decode_context_parallel_size > 1,
+        "fault tolerance and elastic ranks begin requests anew": parallel.enable_fault_tolerance
+        or parallel.enable_elastic_ep,
+        "prompts whose layers share keys and values have not been tested (leave out "
+        "--kv-sharing-fast-prefill)": config.cache_config.kv_sharing_fast_prefill,
         "micro-batches (DBO) split groups": parallel.enable_dbo or parallel.ubatch_size > 1,
         f"the worker {parallel.worker_cls} does not tell blocks who sees whom": on_other_worker(
             config
