@@ -169,13 +169,11 @@ def new_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def not_finite(parameters: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of those that hold a NaN or an infinity.
+    """Names of those that hold a NaN or an infinity; of a sharded weight this process's part
+    counts.
 
     Attention that is computed in one kernel can swallow them: the outputs are finite, and wrong. So
     weights are looked at where they come from and once a rollout, rather than the outputs.
-
-    Args:
-        parameters: Names and weights; of a sharded weight this process's part.
     """
     parts = ((name, getattr(value, "_local_tensor", value).detach()) for name, value in parameters)
     return [name for name, part in parts if not bool(torch.isfinite(part).all())]
@@ -411,8 +409,7 @@ def _headed(coupling: Coupling, rows: Rows, positions: int, output: Any) -> Any:
         )
     logits = output[0] if isinstance(output, tuple) else output.logits
     kept = rows.columns(positions - logits.shape[1], None)
-    form = coupling.head_step if isinstance(rows, Owners) else coupling.head
-    changed = form(logits, kept)
+    changed = coupling.head(logits, kept)
     if isinstance(output, tuple):
         return (changed, *output[1:])
     output.logits = changed

@@ -219,9 +219,8 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     if len(stacks) != 1 or len(stacks[0]) == 0:
         raise AttachError(
             f"{name}: expected one list of {text_config.num_hidden_layers} layers in "
-            f"{type(decoder).__name__}, found "
-            f"{len(stacks)}. This architecture is not supported yet; docs/architecture.md says how "
-            f"to add one."
+            f"{type(decoder).__name__}, found {len(stacks)}. This architecture is not supported "
+            "yet; docs/architecture.md says how to add one."
         )
     check_whole(model, "Attach")
     _check_passes_kwargs(name, decoder, stacks[0][0])
@@ -254,11 +253,9 @@ def _check_passes_kwargs(name: str, decoder: nn.Module, layer: nn.Module) -> Non
     if not takes_kwargs or not _calls_with_double_star(type(decoder)):
         raise AttachError(
             f"{name} is not supported: {type(decoder).__name__}.forward swallows keyword arguments "
-            f"instead of handing "
-            f"them to its {type(layer).__name__}s, so the blocks would never learn which rows form "
-            f"a group. "
-            "Supported architectures hand **kwargs on (Llama, Qwen, Gemma, GPT-NeoX, OPT and most "
-            "others)."
+            f"instead of handing them to its {type(layer).__name__}s, so the blocks would never "
+            "learn which rows form a group. Supported architectures hand **kwargs on (Llama, Qwen, "
+            "Gemma, GPT-NeoX, OPT and most others)."
         )
 
 

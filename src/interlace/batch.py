@@ -144,15 +144,10 @@ def run_groups(
     tally: Tally,
     progress: Progress,
 ) -> None:
-    """Sample all groups that are not kept yet, call by call.
+    """Sample all groups that are not kept yet, call by call, each of jobs of one width.
 
-    Args:
-        engine: `Engine`, or what has its `as_completed` and `stats`.
-        calls: Calls, each of jobs of one width.
-        params: Parameters of sampling; the width is the jobs'.
-        store: GroupStore that keeps groups and counts them in `tally`.
-        tally: Tally, kept up to date.
-        progress: Function called after every step of the engine and every group.
+    The engine has `as_completed` and `stats`; `progress` is called after every step of it and every
+    group.
 
     Raises:
         GenerationError: for what the engine cannot carry out; groups before it are kept.

@@ -215,15 +215,7 @@ PYPI = {"yaml": "pyyaml"}  # where the package has another name
 
 
 def require_extras(why: str, *extras: str) -> None:
-    """Checks that all packages of some extras are there, without importing them.
-
-    Args:
-        why: Beginning of the message: what needs them.
-        *extras: Names of extras.
-
-    Raises:
-        MissingDependencyError: with what to install.
-    """
+    """Check that all packages of some extras are there, without importing them."""
     lacking = {
         extra: [package for package in EXTRAS[extra] if find_spec(package) is None]
         for extra in extras
@@ -234,11 +226,7 @@ def require_extras(why: str, *extras: str) -> None:
 
 
 def require(package: str, extra: str, why: str) -> None:
-    """Checks that an optional package is there, without importing it.
-
-    Raises:
-        MissingDependencyError: if it is not.
-    """
+    """Check that an optional package is there, without importing it."""
     if find_spec(package) is None:
         raise MissingDependencyError(
             f"{why} needs the package {PYPI.get(package, package).replace('_', '-')}, which is "

@@ -104,15 +104,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def try_lock(stream: IO[Any] | int, wait: bool = False) -> bool:
-    """Lock an open file until it is closed.
-
-    Args:
-        stream: File to lock, or its descriptor.
-        wait: Whether to wait while another holds it.
-
-    Returns:
-        Whether it is ours; False while another holds it.
-    """
+    """Lock an open file until it is closed. False while another holds it, unless told to wait."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -128,12 +120,7 @@ def try_lock(stream: IO[Any] | int, wait: bool = False) -> bool:
 
 @contextmanager
 def locked_folder(folder: Path, refusal: Exception) -> Iterator[None]:
-    """Hold a folder by a lock file in it.
-
-    Args:
-        folder: Folder to hold; it exists.
-        refusal: Error to raise while another holds it.
-    """
+    """Hold a folder by a lock file in it; `refusal` is raised while another holds it."""
     path = folder / LOCK
     with path.open("a") as stream:
         try:

@@ -63,9 +63,8 @@ class GenerationRecord(StoppingCriteriaList):
 
     def groups(self, positions: int) -> Groups:
         """The groups of a call that feeds the last `positions` columns."""
-        if (
-            self.alive.shape[1] == self.prompt_length
-        ):  # a prefill, perhaps in chunks: every row is alive
+        # A prefill, perhaps in chunks: every row is alive.
+        if self.alive.shape[1] == self.prompt_length:
             is_free = self.reads == "position" and self.mixer is None
             return Groups(self.width, None, None if is_free else self._starts(positions))
         # A copy has the same strides at every step, so a compiled step is compiled once.
@@ -248,13 +247,9 @@ class GroupedGeneration:
         **kwargs: Any,
     ) -> Any:
         attached: Any = self
-        record = GenerationRecord(
-            stopping_criteria,
-            generation_config.num_return_sequences or 1,
-            input_ids,
-            attached.interlace_attachment.config.reads,
-        )
         attachment, further = attached.interlace_attachment, []
+        width = generation_config.num_return_sequences or 1
+        record = GenerationRecord(stopping_criteria, width, input_ids, attachment.config.reads)
         if attachment.coupling.mixes and not attachment.handle.disabled:
             record.mixer, further = attached._own_coupling, [record.hear]
         base: Any = super()
@@ -266,8 +261,7 @@ class GroupedGeneration:
             groups=record,
             **kwargs,
         )
-        module: Any = self
-        _LAST[module] = record.all_groups()
+        _LAST[attached] = record.all_groups()
         return sampled
 
     def _beam_search(self, *args: Any, generation_config: GenerationConfig, **kwargs: Any) -> Any:
@@ -302,6 +296,6 @@ _CUSTOM = "custom_generate, whose steps cannot be seen from here"
 def _refusal(what: str) -> str:
     return (
         f"A group advances in lockstep, one token a step for each of its rows; {what}, cannot do "
-        f"that. "
-        "Sample with generate(do_sample=True, num_return_sequences=W), or detach the blocks first."
+        "that. Sample with generate(do_sample=True, num_return_sequences=W), or detach the blocks "
+        "first."
     )

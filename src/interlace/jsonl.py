@@ -93,12 +93,7 @@ def read(
 
 
 def read_object(path: Path, raises: type[InterlaceError], way_out: str) -> dict[str, Any]:
-    """The JSON object that a whole file holds.
-
-    Args:
-        path: File to read.
-        raises: Error for what is no such file.
-        way_out: Sentence that follows in the error's message.
+    """The JSON object that a whole file holds; `way_out` ends the message if it is none.
 
     Raises:
         FileNotFoundError: if there is none, since some callers do well without.
@@ -166,11 +161,7 @@ class Store:
             self._file.close()
 
     def begin(self, *, anew: bool = False) -> None:
-        """Make ready to append: cut off what a kill left of a last line, or everything.
-
-        Args:
-            anew: Whether to drop all lines.
-        """
+        """Make ready to append: cut off what a kill left of a last line, or everything."""
         try:
             end = 0 if anew else self._whole()
             if end < self._file.seek(0, os.SEEK_END):

@@ -368,11 +368,7 @@ class RemoteEngine:
 
 @dataclass
 class RemoteStream:
-    """A group of a server as `Engine.stream` gives one: its texts come with each row's last token.
-
-    Args:
-        fetch: Function that asks for the group.
-    """
+    """A server's group as `Engine.stream` gives one: texts come with each row's last token."""
 
     fetch: Callable[[], GroupOutput]
     group: GroupOutput | None = None

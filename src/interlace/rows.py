@@ -59,12 +59,8 @@ class Kept(ABC):
 
     @abstractmethod
     def sizes(self, like: Tensor) -> Int[Tensor, "R B"] | None:
-        """How much each row of a row's group has written, the step in hand included; None where
-        nobody has siblings.
-
-        Args:
-            like: Tensor on the device of the step.
-        """
+        """How much each row of a row's group has written, the step in hand included, on the device
+        of `like`; None where nobody has siblings."""
 
     def shares(
         self,
@@ -74,14 +70,8 @@ class Kept(ABC):
         softcap: float | None = None,
     ) -> tuple[Float[Tensor, "R H W"], Float[Tensor, "R H"]] | None:
         """How much of what each row reads at earlier positions comes from each row of its group, by
-        number, with the log-sum-exp; None where no row reads any, or it cannot be told.
-
-        Args:
-            place: Layer that the coupling stands at.
-            query: Queries of this step, without positions.
-            scale: Factor of the scores; by default C^-1/2.
-            softcap: Bound that the scores are softly held to; None for none.
-        """
+        number, with the log-sum-exp; None where no row reads any, or it cannot be told. Arguments
+        are those of `read`."""
         return None
 
 
@@ -225,9 +215,8 @@ class Groups(Rows):
         if rows % self.width or rows == 0:
             raise GroupError(
                 f"A batch holds whole groups: its rows must be a multiple of the width; got {rows} "
-                f"rows at width "
-                f"{self.width}. Repeat each prompt {self.width} times in a row, or pass another "
-                f"width."
+                f"rows at width {self.width}. Repeat each prompt {self.width} times in a row, or "
+                "pass another width."
             )
         count = rows // self.width
         if self.alive is not None and self.alive.shape[0] != count:
@@ -249,10 +238,9 @@ class Groups(Rows):
         count = self.count(rows)
         if self.alive is not None and self.alive.shape[2] != positions:
             raise GroupError(
-                f"The alive mask covers the positions of this call's input_ids: expected S = "
-                f"{positions}, got "
-                f"{self.alive.shape[2]}. In a cached decode step pass only that step's column, "
-                f"`alive[..., -1:]`."
+                "The alive mask covers the positions of this call's input_ids: expected S = "
+                f"{positions}, got {self.alive.shape[2]}. In a cached decode step pass only that "
+                "step's column, `alive[..., -1:]`."
             )
         wanted = [count, positions, self.width, self.width]
         if self.mixing is not None and list(self.mixing.shape) != wanted:
@@ -315,8 +303,7 @@ class Groups(Rows):
             fits = max(self.width, size - size % self.width)
             raise GroupError(
                 f"A group is never split: a micro-batch of {size} rows would cut a group of width "
-                f"{self.width}. "
-                f"Use a multiple of {self.width}, for instance {fits}."
+                f"{self.width}. Use a multiple of {self.width}, for instance {fits}."
             )
         count, step = self.count(rows), size // self.width
         for start in range(0, count, step):

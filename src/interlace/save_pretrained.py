@@ -87,13 +87,8 @@ class WholeSaving:
 
 
 def warn_of_adapters(peft_config: Any, kind: str, *, attached_last: bool) -> None:
-    """Warn where PEFT's own checkpoints will hold its adapters and leave the blocks out in silence.
-
-    Args:
-        peft_config: Configurations of the adapters by name, as PEFT notes them on a model.
-        kind: Kind of the blocks.
-        attached_last: Whether the blocks came after the adapters, so that PEFT knows of none.
-    """
+    """Warn where PEFT's own checkpoints will hold its adapters and leave the blocks out in silence;
+    of blocks that were attached last, PEFT knows nothing."""
     configs = [c for c in dict(peft_config).values() if not getattr(c, "inference_mode", False)]
     kept = [kind in (getattr(c, "modules_to_save", None) or ()) for c in configs]
     if not configs or (all(kept) and not attached_last):

@@ -52,15 +52,8 @@ def named_object(name: str) -> Any:
 
 
 def named_function(name: str, what: str) -> Callable[..., Any]:
-    """A function of the user's own.
-
-    Args:
-        name: Name as in `named_object`.
-        what: Words for its purpose, the beginning of a message: "The reward", "--scorer".
-
-    Raises:
-        ConfigError: if it cannot be imported, or is no function.
-    """
+    """A function of the user's own, by its name as in `named_object`; `what` begins the message if
+    it cannot be imported, or is no function: "The reward", "--scorer"."""
     try:
         found = named_object(name)
     except ImportError as error:
@@ -73,16 +66,11 @@ def named_function(name: str, what: str) -> Callable[..., Any]:
 def blame(
     error: BaseException, what: str, kind: type[InterlaceError], function: Any = None
 ) -> NoReturn:
-    """Whatever code of the user's own raised as one error in one line.
+    """Whatever code of the user's own raised, SystemExit too, as one error in one line.
 
-    Args:
-        error: Whatever it raised, SystemExit, too: it is the function's, not ours.
-        what: Words for it, the beginning of a message: "The reward length".
-        kind: Class of the error.
-        function: Function or object of the user's that was called, for where it stands.
+    `what` begins the message: "The reward length". `function` is what was called, for where it
+    stands.
 
-    Raises:
-        InterlaceError: of that class, with what was raised and the file and line of it.
     """
     if isinstance(error, InterlaceError | KeyboardInterrupt):
         raise error  # of a function of ours, and says what is wrong; or the user's

@@ -133,15 +133,7 @@ class VerifierPool:
         return self.submit(operation, **arguments).result()
 
     def map(self, operation: str, many: Iterable[Mapping[str, Any]], /) -> list[Any]:
-        """The answers to many questions, asked at once; in the order of the questions.
-
-        Args:
-            operation: As in `submit`.
-            many: Arguments of each question.
-
-        Returns:
-            One answer a question, as of `ask`.
-        """
+        """The answers to many questions, asked at once; in the order of the questions."""
         futures = [self.submit(operation, **arguments) for arguments in many]
         return [future.result() for future in futures]
 

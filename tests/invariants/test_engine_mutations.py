@@ -388,8 +388,8 @@ def numbered_by_place(self: Owners, device: torch.device) -> Tensor:
     return torch.arange(len(self.owners), device=device)
 
 
-def all_features_turned(self: KeptKeys, reads: Any = "position", size: int = 0, *_: Any) -> None:
-    _kept_init(self, reads, size)
+def all_features_turned(self: KeptKeys, reads: Any, size: int, features: Any) -> None:
+    _kept_init(self, reads, size, None)
 
 
 def prompt_in_own_lane(self: LaneRoPE, query: Tensor, rows: Owners) -> Tensor:

@@ -19,11 +19,10 @@ import pytest
 
 from interlace.evaluation import (
     compare,
-    efficiency,
     intervals,
-    measure,
     metrics,
     report,
+    results,
     scaling,
     votes,
 )
@@ -126,7 +125,7 @@ MUTATIONS = [
              test_votes.test_best_row_is_the_first_highest_with_an_answer),
     Mutation(votes.distinct_n, "len(set(grams))", "len(grams)",
              test_votes.test_distinct_n_counts_over_the_whole_group),
-    Mutation(measure._subset_sizes, "2**power for power", "power + 1 for power",
+    Mutation(results.set_sizes, "2**power for power", "power + 1 for power",
              test_measure.test_default_set_sizes_are_powers_of_two_and_all_rows),
     Mutation(intervals.proportion_interval, "half = math.sqrt(", "half = 0.5 * math.sqrt(",
              lambda: WIDTH(20)),
@@ -157,7 +156,7 @@ MUTATIONS = [
              test_intervals.test_fieller_covers_the_ratio),
     Mutation(intervals.ratio_interval, "if a <= 0:", "if a == 0:",
              test_intervals.test_fieller_says_when_the_denominator_may_be_zero),
-    Mutation(efficiency._ends, "side * LEVEL / 2", "side * LEVEL / 4",
+    Mutation(compare._ends, "side * LEVEL / 2", "side * LEVEL / 4",
              test_efficiency.test_the_interval_is_the_middle_of_the_resamples),
     Mutation(scaling._estimates, "0.5 - level / 2", "0.5 - level / 4",
              test_scaling.test_the_interval_is_as_wide_as_fits_vary),

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from interlace.engine.types import Completion, GroupOutput, SamplingParams, Step
+from interlace.server.logits import Scored, Token
 from interlace.server.protocol import CompletionRequest
 from interlace.server.replies import Replier, TokenTexts
-from interlace.server.scoring import Scored, Token
 from support.text import BOS, EOS, byte_tokenizer, ids_of, piece_tokenizer
 
 

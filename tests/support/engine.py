@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel
 
 from interlace.attached import get_attachment, is_attached
-from interlace.engine.backends.base import Backend
+from interlace.engine.backends.hf import HFBackend
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.types import GroupOutput
 from interlace.rows import Groups
@@ -103,7 +103,7 @@ def largest_gap(model: nn.Module, groups: Sequence[GroupOutput]) -> float:
 
 
 @torch.inference_mode()
-def prefilled(backend: Backend, prompts: Sequence[Sequence[int]]) -> list[StoredPrompt]:
+def prefilled(backend: HFBackend, prompts: Sequence[Sequence[int]]) -> list[StoredPrompt]:
     """What a backend's prefill gives at its end."""
     parts = backend.prefill(prompts)
     while True:

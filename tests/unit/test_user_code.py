@@ -18,7 +18,7 @@ from interlace.answers.choose import Responses
 from interlace.cli.generate.outcome import Aggregation
 from interlace.cli.main import main
 from interlace.errors import ConfigError, InterlaceError, TaskError
-from interlace.evaluation.sampler import Recorder
+from interlace.evaluation.evaluate import Recorder
 from interlace.tasks import get_task
 from interlace.training.data import given_rewards
 from interlace.training.rollout import add_up

@@ -134,14 +134,7 @@ def synthesis_prompt(
 
 
 def fence_responses(responses: Sequence[str]) -> str:
-    """The responses, each between two lines with a mark that occurs in none of them.
-
-    Args:
-        responses: `[W]` the responses.
-
-    Returns:
-        One text; the same responses always give the same marks.
-    """
+    """The responses, each between two lines with a mark that occurs in none of them."""
     everything = "\n".join(responses)
     mark = hashlib.sha256(everything.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     while mark in everything:
@@ -156,16 +149,6 @@ def fence_responses(responses: Sequence[str]) -> str:
 
 def shorten_evenly(texts: Sequence[str], max_characters: int) -> list[str]:
     """Cut the longest texts in their middle until all fit; shorter ones leave them their room.
-
-    Args:
-        texts: `[W]` texts.
-        max_characters: Room for all of them; the note that stands for a cut comes on top.
-
-    Returns:
-        `[W]` texts, the short ones as they were.
-
-    Raises:
-        AggregationError: if there is less room than one character a text.
 
     >>> shorten_evenly(["ab", "0123456789"], 8)
     ['ab', '012\\n[... 4 characters left out ...]\\n789']

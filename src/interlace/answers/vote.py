@@ -183,13 +183,7 @@ def answer_classes(
 ) -> tuple[int | None, ...]:
     """For each row the first row with the same answer; None for a row without one.
 
-    Args:
-        answers: Answers, `[W]`, as in `majority_vote`.
-        normalise: Function as in `majority_vote`.
-        equal: Function as in `majority_vote`.
-
-    Returns:
-        `[W]` row indices. An `UndecidedWarning` says where a comparison had no outcome.
+    An `UndecidedWarning` says where a comparison had no outcome.
 
     >>> answer_classes(["2", None, "3", "2.0"])
     (0, None, 2, 0)

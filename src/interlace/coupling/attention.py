@@ -81,11 +81,7 @@ def merged(
 
 
 def use_coupled_attention(model: PreTrainedModel) -> None:
-    """Have a model's layers ask `coupled_attention`, which asks for what they asked before.
-
-    Raises:
-        AttachError: for an implementation of attention that it cannot stand beside.
-    """
+    """Have a model's layers ask `coupled_attention`, which asks for what they asked before."""
     configs = _configs(model)
     for before in (config._attn_implementation for config in configs):
         if before not in CARRIED:
@@ -138,10 +134,19 @@ def coupled_attention(
             module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs
         )
     else:
-        scores = _scores(query, key, attention_mask, scale, softcap)
+        keys, values = (
+            t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value)
+        )
+        scores = query @ keys.transpose(-1, -2) * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        mask = explicit(attention_mask, query, key)
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
         weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-        values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         out = (weights @ values).transpose(1, 2).contiguous()
     return attended(out.reshape(shape)), None
 
@@ -152,23 +157,6 @@ def explicit(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
         return mask
     seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
     return seen.tril(key.shape[2] - query.shape[2])[None, None]
-
-
-def _scores(
-    query: Float[Tensor, "R H S C"],
-    key: Float[Tensor, "R G U C"],
-    mask: Tensor | None,
-    scale: float,
-    softcap: float | None,
-) -> Float[Tensor, "R H S U"]:
-    keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query @ keys.transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    mask = explicit(mask, query, key)
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
 
 
 for _before in CARRIED:

@@ -94,11 +94,6 @@ class Coupling(nn.Module):
     def check(cls, base: Any, decoder: nn.Module, layers: list[int]) -> None:
         """Refuse models that it cannot be attached to.
 
-        Args:
-            base: Configuration of the base model's decoder.
-            decoder: Decoder of the base model.
-            layers: Layers that would carry one.
-
         Raises:
             AttachError: if it cannot.
         """
@@ -110,37 +105,24 @@ class Coupling(nn.Module):
 
     @classmethod
     def sizes(cls, base: Any, layer: int) -> tuple[Any, ...]:
-        """What the constructor is given behind its configuration.
-
-        Args:
-            base: Configuration of the base model's decoder.
-            layer: Index of the layer; 0 for the module of the model as a whole.
-        """
+        """What the constructor is given behind its configuration, by that of the base model's
+        decoder; layer 0 for the module of the model as a whole."""
         return (base.hidden_size,)
 
     @classmethod
     def build(cls, config: CouplingConfig, base: Any, layer: int | None, **where: Any) -> Coupling:
-        """The module for one place.
-
-        Args:
-            config: Configuration of the kind, resolved.
-            base: Configuration of the base model's decoder, for its sizes.
-            layer: Index of the layer it stands at; None for the one of the model as a whole.
-            **where: `device` and `dtype` of the weights.
-        """
+        """The module for one place: a layer, or None for the model as a whole; `where` is the
+        device and the data type."""
         make: Any = cls
         made: Coupling = make(config, *cls.sizes(base, layer or 0), **where)
         made.place = layer or 0
         return made
 
     def forward(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """The layer seat, or the attended one, of which a kind has one at most: the decode form for
-        the live rows of a decode step, the teacher-forced one for all else."""
-        name = "layer" if "layer" in self.seats else "attended"
-        step = "step" if name == "layer" else "attended_step"
-        form: Any = getattr(self, step if isinstance(rows, Owners) else name)
-        changed: Tensor = form(x, rows)
-        return changed
+        """The layer seat, or the attended one, of which a kind has one at most."""
+        if "layer" not in self.seats:
+            return self.attended(x, rows)
+        return (self.step if isinstance(rows, Owners) else self.layer)(x, rows)
 
     # The layer seat -------------------------------------------------------------------------------
 
@@ -150,15 +132,15 @@ class Coupling(nn.Module):
         Raises:
             GroupError: if `rows` does not describe the rows and positions of `x`.
         """
-        raise NotImplementedError
+        return x + self.added(x, rows)
 
     def step(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
         """`layer` in a decode step."""
         return self.layer(x, rows)
 
     def added(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """What `layer` adds to `x`."""
-        return self.layer(x, rows) - x
+        """What `layer`, or `attended`, adds to `x`."""
+        raise NotImplementedError
 
     def attention_weights(
         self, x: Float[Tensor, "R S D"], rows: Rows
@@ -243,11 +225,7 @@ class Coupling(nn.Module):
 
     def attended(self, out: Float[Tensor, "R S HC"], rows: Rows) -> Float[Tensor, "R S HC"]:
         """What the heads of a layer's attention give to what goes into their projection."""
-        raise NotImplementedError
-
-    def attended_step(self, out: Float[Tensor, "R S HC"], rows: Rows) -> Float[Tensor, "R S HC"]:
-        """`attended` in a decode step."""
-        return self.attended(out, rows)
+        return out + self.added(out, rows)
 
     def spread(self, given: Shaped[Tensor, "R *rest"]) -> Shaped[Tensor, "RP *rest"]:
         """What the layers are given of a row, for each of its streams, one after the other."""
@@ -261,18 +239,9 @@ class Coupling(nn.Module):
         """Logits of the rows to those that are sampled from."""
         raise NotImplementedError
 
-    def head_step(self, logits: Float[Tensor, "R S V"], rows: Rows) -> Float[Tensor, "R S V"]:
-        """`head` in a decode step."""
-        return self.head(logits, rows)
-
 
 def places(coupling: type[Coupling], indices: Collection[int]) -> list[int | None]:
-    """Where a kind stands in a model: the layers in order, then the model as a whole as None.
-
-    Args:
-        coupling: Class of the kind.
-        indices: Layers that carry a block, of a kind that stands at layers.
-    """
+    """Where a kind stands in a model: the layers in order, then the model as a whole as None."""
     at_layers = indices if set(coupling.seats) & set(AT_LAYERS) else ()
     at_model = [None] if set(coupling.seats) & set(AT_MODEL) else []
     return [*at_layers, *at_model]
@@ -285,19 +254,8 @@ def check_carried(
     others: str,
     reads: Reads = "position",
 ) -> None:
-    """Refuse what a backend does not carry, by name.
-
-    Args:
-        coupling: Class of the kind.
-        carried: Seats that the backend carries, and reaches.
-        backend: Name of the backend.
-        others: Way out, as a sentence.
-        reads: Reach of the attached blocks.
-
-    Raises:
-        GenerationError: for a seat or a reach that is not carried, or for a need that no backend
-            meets yet.
-    """
+    """Refuse what a backend does not carry, by name: a seat, a reach, or a need that no backend
+    meets yet. `others` is the way out, as a sentence."""
     if reads != "position" and reads not in carried:
         raise GenerationError(
             f"{coupling.kind} blocks with reads={reads!r} read siblings at earlier positions, "

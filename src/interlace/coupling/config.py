@@ -58,8 +58,7 @@ class CouplingConfig:
             if not 1 <= self.layers <= num_layers:
                 raise ConfigError(
                     f"layers=k attaches to every k-th layer, 1 <= k <= {num_layers} in this model; "
-                    f"got {self.layers}. "
-                    f"For the single layer {self.layers} write layers=[{self.layers}]."
+                    f"got {self.layers}. For this single layer write layers=[{self.layers}]."
                 )
             return list(range(num_layers - 1, -1, -self.layers))[::-1]
         if isinstance(self.layers, str) or not isinstance(self.layers, list):
@@ -102,11 +101,7 @@ class CouplingConfig:
 
 
 def check_whole(config: CouplingConfig, *names: str, least: int = 1) -> None:
-    """Refuse fields that are no whole numbers from `least` on.
-
-    Raises:
-        ConfigError: for the first that is not.
-    """
+    """Refuse fields that are no whole numbers from `least` on."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -114,11 +109,8 @@ def check_whole(config: CouplingConfig, *names: str, least: int = 1) -> None:
 
 
 def heads_of(base: Any) -> tuple[int, int, int]:
-    """Query heads, key-value heads and head dim of a base model's attention.
-
-    Args:
-        base: Configuration of the base model's decoder.
-    """
+    """Query heads, key-value heads and head dim of a base model's attention, by its decoder's
+    configuration."""
     heads = int(base.num_attention_heads)
     kv_heads = getattr(base, "num_key_value_heads", None) or heads
     head_dim = getattr(base, "head_dim", None) or base.hidden_size // heads
@@ -126,11 +118,7 @@ def heads_of(base: Any) -> tuple[int, int, int]:
 
 
 def check_number(config: CouplingConfig, name: str, above: float, below: float) -> None:
-    """Refuse a field that is no number between two others.
-
-    Raises:
-        ConfigError: if it is not.
-    """
+    """Refuse a field that is no number between two others."""
     value = getattr(config, name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (is_number and above < value < below):
@@ -138,11 +126,7 @@ def check_number(config: CouplingConfig, name: str, above: float, below: float) 
 
 
 def check_word(config: CouplingConfig, name: str, words: Sequence[Any]) -> None:
-    """Refuse a field that is none of some words.
-
-    Raises:
-        ConfigError: if it is not.
-    """
+    """Refuse a field that is none of some words."""
     if getattr(config, name) not in words:
         known = ", ".join(map(repr, words))
         raise ConfigError(f"{name} is one of {known}; got {getattr(config, name)!r}.")

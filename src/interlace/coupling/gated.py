@@ -181,12 +181,8 @@ class GatedBlock(Coupling):
         nn.init.zeros_(self.gate_weight)
         nn.init.constant_(self.gate_bias, self._bias)
 
-    def attended(self, out: Float[Tensor, "R S A"], rows: Rows) -> Float[Tensor, "R S A"]:
-        """X + sigmoid(G X + b) * (what the row reads, times U)."""
-        return out + self.added(out, rows)
-
     def added(self, x: Float[Tensor, "R S A"], rows: Rows) -> Float[Tensor, "R S A"]:
-        """What `attended` adds."""
+        """sigmoid(G X + b) * (what the row reads, times U), what is added to X."""
         count = rows.check(x.shape[0], x.shape[1])
         q, k, v = self._project(x, count, rows)
         mixed = F.linear(read_siblings(self, q, k, v, rows), self.up_weight)

@@ -71,16 +71,6 @@ class Hogwild(JointAttention):
         f"siblings' texts between the prompt and a row's own ([paper]({PAPER}))."
     )
 
-    def __init__(
-        self,
-        config: HogwildConfig,
-        theta: Float[Tensor, " F"],
-        kv_size: int = 0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(theta.tolist(), kv_size)
-
     @classmethod
     def claims(cls, config: Any) -> frozenset[str]:
         """Not that a fresh one changes nothing, nor that identical rows are none; and blocks have
@@ -134,12 +124,7 @@ class Hogwild(JointAttention):
 
 
 def how_far(sizes: Int[Tensor, "*axes N"], reader: Int[Tensor, " *own"]) -> Int[Tensor, "*all N"]:
-    """How much farther each block is than if it stood beside its reader; the first entry is how far
-    the prompt is, too.
-
-    Args:
-        sizes: Number of tokens in each block.
-        reader: Number of the row that reads.
-    """
+    """How much farther each block is than if it stood beside its reader, by the number of tokens in
+    each; the first entry is how far the prompt is, too."""
     others = sizes * ~F.one_hot(reader, sizes.shape[-1]).bool()
     return others.flip(-1).cumsum(dim=-1).flip(-1)

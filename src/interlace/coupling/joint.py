@@ -24,7 +24,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from interlace.coupling.attention import explicit, merged
 from interlace.coupling.base import Coupling
 from interlace.coupling.config import heads_of
-from interlace.coupling.reach import turned
+from interlace.coupling.reach import mixed_with_lse, turned
 from interlace.errors import AttachError, GroupError
 from interlace.rows import Groups, Owners, Reads, Rows
 
@@ -34,9 +34,9 @@ SCALED = ("linear", "llama3", "yarn", "proportional")  # whose frequencies no le
 class JointAttention(Coupling):
     """One layer's attention over all rows of a group.
 
-    Args:
-        start: Angle of one step of what it turns by, for each frequency.
-        kv_size: Number of features of a position's keys, as many as of its values.
+    Attributes:
+        start: Angle of one step of what it turns by, for each frequency; by default that of the
+            base model's positions.
     """
 
     seats = ("attention",)
@@ -44,9 +44,17 @@ class JointAttention(Coupling):
     turned_features = 0  # by the model itself
     strict: bool = False  # does a row see only earlier positions of its siblings
 
-    def __init__(self, start: list[float], kv_size: int) -> None:
+    def __init__(
+        self,
+        config: Any,
+        theta: Float[Tensor, " F"],
+        kv_size: int = 0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.start, self._kv_size = start, kv_size
+        self.start: list[float] = theta.tolist()
+        self._kv_size = kv_size
         self._angles: dict[torch.device, Tensor] = {}
 
     @classmethod
@@ -178,8 +186,7 @@ class JointAttention(Coupling):
         same = _beside(q, k, value[:, :, 0], rows, scale, softcap)
         if part is None:
             return same
-        share = torch.sigmoid(part[1] - same[1]).unsqueeze(-1).to(query.dtype)
-        return torch.lerp(same[0], part[0], share), torch.logaddexp(same[1], part[1].to(same[1]))
+        return merged(*same, *part), torch.logaddexp(same[1], part[1].to(same[1]))
 
     def step_shares(
         self,
@@ -262,20 +269,14 @@ def _beside(
     scale: float,
     softcap: float | None,
 ) -> tuple[Float[Tensor, "R H V"], Float[Tensor, "R H"]]:
-    """What the rows of a decode step read of their siblings' new tokens, with its log-sum-exp,
-    which is so low where there is none that the part has no weight."""
+    """What the rows of a decode step read of their siblings' new tokens, with its log-sum-exp."""
     grouped = query.unflatten(-2, (key.shape[1], -1))
     if query.dim() == 3:
         scores = grouped.permute(1, 2, 0, 3) @ key.permute(1, 2, 0).unsqueeze(1)  # G Q R R
     else:
         by_writer = grouped[:, rows.numbers(key.device)]  # R R G Q C
         scores = torch.einsum("rsgqc,sgc->gqrs", by_writer, key)
-    scores = (scores * scale).to(torch.promote_types(scores.dtype, torch.float32))
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    hidden = torch.eye(len(query), dtype=torch.bool, device=query.device)
+    siblings = ~torch.eye(len(query), dtype=torch.bool, device=query.device)
     visible = rows.visible()
-    hidden = hidden if visible is None else hidden | ~visible
-    scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min / 4)
-    out = scores.softmax(dim=-1).to(value.dtype) @ value.transpose(0, 1).unsqueeze(1)
-    return out.flatten(0, 1).transpose(0, 1), scores.logsumexp(dim=-1).flatten(0, 1).t()
+    seen = siblings if visible is None else siblings & visible
+    return mixed_with_lse(scores * scale, value, seen, softcap=softcap)

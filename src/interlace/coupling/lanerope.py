@@ -108,7 +108,8 @@ class LaneRoPE(JointAttention):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(omega(config, theta), kv_size)
+        super().__init__(config, theta, kv_size)
+        self.start = omega(config, theta)
         self.strict, self.shares_lane = config.strict, config.prompt == "own"
         start = torch.tensor(self.start, dtype=dtype, device=device)
         self.omega = nn.Parameter(start) if config.learned else None

@@ -161,10 +161,6 @@ class ParScale(Coupling):
         """A row's inputs for each of its streams."""
         return given.repeat_interleave(self.streams, dim=0)
 
-    def together(self, hidden: Float[Tensor, "RP S D"]) -> Float[Tensor, "R S D"]:
-        """The streams' last hidden states as one."""
-        raise NotImplementedError
-
     def extra_repr(self) -> str:
         return f"streams={self.streams}"
 

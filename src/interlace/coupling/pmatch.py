@@ -83,12 +83,9 @@ class PMatchBlock(Coupling):
         nn.init.normal_(self.in_weight, std=self.in_weight.shape[1] ** -0.5)
         nn.init.zeros_(self.o_weight)
 
-    def layer(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """X + W_O SiLU(W_in Norm(X)); `rows` is checked but changes nothing."""
-        return x + self.added(x, rows)
-
     def added(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
-        """W_O SiLU(W_in Norm(X)), what the block adds to X. Equation (11)."""
+        """W_O SiLU(W_in Norm(X)), what the block adds to X; `rows` is checked but changes nothing.
+        Equation (11)."""
         rows.check(x.shape[0], x.shape[1])
         inner = F.silu(F.linear(self.norm(x), self.in_weight))
         return F.linear(inner, self.o_weight)

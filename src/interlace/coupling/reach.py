@@ -106,14 +106,27 @@ def attend_with_lse(
     visible: Bool[Tensor, "1 1 R R"] | None,
 ) -> tuple[Float[Tensor, "R H C"], Float[Tensor, "R H"]]:
     """What the rows of a decode step read at their own position, with its log-sum-exp."""
-    kv_heads = key.shape[1]
-    grouped = query.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)  # G Q R C
+    grouped = query.unflatten(1, (key.shape[1], -1)).permute(1, 2, 0, 3)  # G Q R C
     scores = grouped @ key.permute(1, 2, 0).unsqueeze(1) * query.shape[-1] ** -0.5
+    return mixed_with_lse(scores, value, visible, float("-inf"))
+
+
+def mixed_with_lse(
+    scores: Float[Tensor, "G Q R R"],
+    value: Float[Tensor, "R G V"],
+    visible: Bool[Tensor, "*#axes R R"] | None,
+    hidden: float | None = None,
+    softcap: float | None = None,
+) -> tuple[Float[Tensor, "R H V"], Float[Tensor, "R H"]]:
+    """softmax(softcap(scores)) V with its log-sum-exp; `hidden` is the score of what is not seen,
+    by default so low that a part of which nothing is seen has no weight."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    weights = scores.softmax(dim=-1).to(value.dtype)
-    out = weights @ value.transpose(0, 1).unsqueeze(1)
+        least = torch.finfo(scores.dtype).min / 4 if hidden is None else hidden
+        scores = scores.masked_fill(~visible, least)
+    out = scores.softmax(dim=-1).to(value.dtype) @ value.transpose(0, 1).unsqueeze(1)
     return out.flatten(0, 1).transpose(0, 1), scores.logsumexp(dim=-1).flatten(0, 1).t()
 
 

@@ -31,12 +31,6 @@ DEFAULT_KIND = "bridge"
 def coupling_class(kind: Any) -> type[Coupling]:
     """The class of a kind.
 
-    Args:
-        kind: Name of the kind, a key of `COUPLINGS`.
-
-    Raises:
-        ConfigError: for a kind that is not registered.
-
     >>> coupling_class("bridge").couples, coupling_class("pmatch").couples
     (True, False)
     """
@@ -48,14 +42,7 @@ def coupling_class(kind: Any) -> type[Coupling]:
 
 
 def config_from_dict(values: dict[str, Any]) -> CouplingConfig:
-    """The configuration that `to_dict` wrote.
-
-    Args:
-        values: Entries of the configuration, with its `kind`.
-
-    Raises:
-        ConfigError: for an unknown kind or unknown keys.
-    """
+    """The configuration that `to_dict` wrote."""
     values = dict(values)
     kind = values.pop("kind", None)
     config_class = coupling_class(kind).Config

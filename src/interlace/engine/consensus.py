@@ -31,11 +31,8 @@ _PATIENCE = 0.01
 class Consensus:
     """One group's question after each step: is the majority settled?
 
-    Args:
-        rows: Rows of the group; their tokens say when each has ended.
-        read: The user's function from a finished text to its answer.
-        text_of: Text of a finished row.
-        ask: Function that begins to answer a question.
+    `read` is the user's function from a finished text to its answer, and `ask` begins to answer a
+    question. The rows' tokens say when each has ended.
 
     Attributes:
         known: Steps after which the answer is known.
@@ -57,12 +54,8 @@ class Consensus:
         self._asked: Future[bool] | None = None  # after the first step that is not known
 
     def settled(self, steps: int, wait: bool) -> int | None:
-        """The number of steps after which the majority was settled, once that is known.
-
-        Args:
-            steps: Steps that the group has taken.
-            wait: Whether to wait for an answer.
-        """
+        """The number of the group's steps after which the majority was settled, once that is known,
+        or perhaps waited for."""
         while self.known < steps:
             patience = 0.0
             if self._asked is None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interlace.engine.backends.base import Backend, is_out_of_memory
+from interlace.engine.backends.hf import HFBackend
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.request import Request
 from interlace.engine.sampling import Workspace
@@ -34,6 +34,7 @@ from interlace.engine.state import (
     ahead_of,
     draw,
     drawing_of,
+    is_out_of_memory,
     needs_host,
 )
 from interlace.engine.types import EngineStats, GroupOutput, Step
@@ -89,7 +90,7 @@ class EngineCore:
         outbox: Events that nobody has taken yet.
     """
 
-    def __init__(self, backend: Backend, tokenizer: Any, limits: Callable[[], Limits]) -> None:
+    def __init__(self, backend: HFBackend, tokenizer: Any, limits: Callable[[], Limits]) -> None:
         self.backend = backend
         self._tokenizer = tokenizer
         self._ask_limits = limits
@@ -451,12 +452,8 @@ class EngineCore:
 
     def _take(self, drawing: Drawing, wait: bool) -> None:
         """Give the rows their tokens, and settle what that means: the stream, a settled majority,
-        rows and groups that ended.
-
-        Args:
-            drawing: Drawn tokens.
-            wait: Whether there is nothing to do until a majority is known.
-        """
+        rows and groups that ended; `wait` where there is nothing to do until a majority is
+        known."""
         for row, drawn in drawing.tokens.items():
             try:
                 row.append(drawn)
@@ -563,12 +560,8 @@ def budget_for(device: torch.device) -> int:
 
 def default_rows(model: nn.Module, cuda: bool) -> int:
     """Rows in one pass. A step of a small model is all calls, which cost the same for any number of
-    rows; in a large one more rows bring nothing and have single groups wait.
-
-    Args:
-        model: Model, which may be on the meta device.
-        cuda: Whether it runs on a GPU.
-    """
+    rows; in a large one more rows bring nothing and have single groups wait. The model may be on
+    the meta device, and run on a GPU."""
     if cuda:
         return _CUDA_ROWS
     weights = sum(parameter.numel() for parameter in model.parameters())

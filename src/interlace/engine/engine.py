@@ -20,7 +20,6 @@ from weakref import WeakValueDictionary
 from torch import nn
 
 from interlace.engine.backends import choose_backend
-from interlace.engine.backends.base import Backend
 from interlace.engine.core import EngineCore, Event, Limits, budget_for, default_rows
 from interlace.engine.request import Request, encode, list_of_prompts, make_requests
 from interlace.engine.types import (
@@ -90,7 +89,7 @@ class Engine:
         self._max_rows = max_rows
         self._last = EngineStats()
         self._last_here = threading.local()
-        self._backend: Backend = choose_backend(backend, model, prefill_chunk)
+        self._backend = choose_backend(backend, model, prefill_chunk)
         self.core = EngineCore(self._backend, tokenizer, self._limits)
         self._sharing = SharedCore(self.core)
 

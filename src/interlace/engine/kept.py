@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interlace.coupling.reach import turned, turns
-from interlace.engine.kv import Slot, attend_partially, grown
+from interlace.engine.kv import Slot, additive, attend_partially, grown
 from interlace.rows import Kept, Reads
 
 
@@ -46,20 +46,14 @@ class KeptKeys(Kept):
     """What the blocks of a model keep; one for all of its layers.
 
     Args:
-        reads: Reach of the blocks; with "position" nothing is kept.
+        reads: Reach of the blocks, "finished" or "history".
         bytes_per_entry: Number of bytes that one position of one row takes, in all layers.
         features: Number of features of a head that positions turn; None for all.
     """
 
-    def __init__(
-        self,
-        reads: Reads = "position",
-        bytes_per_entry: int = 0,
-        features: int | None = None,
-    ) -> None:
-        self._features = features
-        self._keeps, self._ended_only = reads != "position", reads == "finished"
-        self._bytes = bytes_per_entry
+    def __init__(self, reads: Reads, bytes_per_entry: int, features: int | None) -> None:
+        self._features, self._bytes = features, bytes_per_entry
+        self._ended_only = reads == "finished"
         self._groups: dict[int, _Group] = {}  # by owner, in the order of their places
         self._layers: dict[int, Tensor] = {}  # [places, room, 2 G, C], keys before values
         self._rows: list[Slot] = []  # of the step in hand
@@ -69,7 +63,7 @@ class KeptKeys(Kept):
 
     def open(self, rows: Sequence[Slot]) -> None:
         """Keep what the rows of a new group write, unless it is one row, which nobody reads."""
-        if self._keeps and len(rows) > 1:
+        if len(rows) > 1:
             self._groups[rows[0].owner] = _Group(len(self._groups), list(rows), len(rows))
 
     def finish(self, row: Slot) -> None:
@@ -212,13 +206,11 @@ class KeptKeys(Kept):
     def _blocks(
         self, step: _Step, spread: Float[Tensor, "N M B G Q C"]
     ) -> Float[Tensor, "N 1 B U"]:
-        """0 where an entry is of a row's block; elsewhere finite, as in `_mask`."""
+        """0 where an entry is of a row's block; elsewhere as in `_mask`."""
         if "blocks" not in step.once:
             writers = self._writers(step.longest)
-            other = writers[:, None] != torch.arange(spread.shape[2])[:, None]
-            mask = torch.zeros(other.shape, dtype=spread.dtype)
-            mask = mask.masked_fill_(other, torch.finfo(spread.dtype).min / 4)
-            step.once["blocks"] = mask.unsqueeze(1).to(spread.device)
+            same = writers[:, None] == torch.arange(spread.shape[2])[:, None]
+            step.once["blocks"] = additive(same, spread.dtype).unsqueeze(1).to(spread.device)
         return step.once["blocks"]
 
     def _writers(self, longest: int, gap: int = -1) -> Int[Tensor, "N U"]:
@@ -277,17 +269,14 @@ class KeptKeys(Kept):
         longest: int,
         like: Tensor,
     ) -> Float[Tensor, "N M U"]:
-        """0 where a row reads an entry; elsewhere finite, so that a part of which nothing is seen
-        keeps a finite weight, which the merge then makes exactly zero."""
+        """0 where a row reads an entry; elsewhere finite, see `additive`."""
         column = torch.arange(longest)
         seen = (column < torch.tensor([g.readable for g in groups])[:, None])[:, None]
         if not self._ended_only:
             writers = self._writers(longest)
             readers = torch.tensor([own + [-1] * (most - len(own)) for own in numbers])
             seen = seen & (writers[:, None] != readers[..., None])
-        seen = seen.expand(-1, most, -1)
-        mask = torch.zeros(seen.shape, dtype=like.dtype)
-        return mask.masked_fill_(~seen, torch.finfo(like.dtype).min / 4).to(like.device)
+        return additive(seen.expand(-1, most, -1), like.dtype).to(like.device)
 
     # The memory -----------------------------------------------------------------------------------
 

@@ -59,6 +59,20 @@ class Slot:
     unseen: frozenset[Slot] = frozenset()
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What a backend needs to know of a row to go on with it by itself: the token that comes next,
+    the number of tokens that it was fed, the key of its uniforms (as a signed number), its
+    temperature, the tokens that it never gets, and those that end it."""
+
+    token: int
+    length: int
+    key: int
+    temperature: float
+    forbidden: list[int]
+    stops: list[int]
+
+
 def hidden_pairs(rows: Sequence[Slot]) -> Bool[Tensor, "R R"] | None:
     """True where a live row does not see another of its group; None where all see all."""
     if not any(row.unseen for row in rows):
@@ -134,6 +148,9 @@ class SharedCache(Cache):
         self.rows += added
         prompt.users += len(added)
         return added
+
+    def hide(self, added: Sequence[Slot]) -> None:
+        """Nothing: a step asks the rows whom they do not see."""
 
     def remove_row(self, row: Slot) -> None:
         """Drop a live row; the last row takes its place."""
@@ -297,15 +314,8 @@ class SharedCache(Cache):
         self._given = None
 
     def check_asked(self, base: PreTrainedModel, kept: Sequence[int]) -> None:
-        """Refuse what the first step shows.
-
-        Args:
-            base: Model that computed it.
-            kept: Window that the prefill's cache keeps for each layer.
-
-        Raises:
-            GenerationError: if a layer did not ask, or with another window than the cache's.
-        """
+        """Refuse what the first step shows: a layer that did not ask, or with another window than
+        the prefill's cache has kept for it."""
         for layer, window in enumerate(kept):
             if layer not in self.asked:
                 raise not_shareable(
@@ -490,12 +500,9 @@ class StepLayout:
 
     def own_mask(self, window: int, dtype: torch.dtype) -> Float[Tensor, "R 1 1 T"] | None:
         """Which of its completion's positions a row sees; None when all."""
-        key = ("own", window)
-        if key not in self._masks:
-            self._masks[key] = self._own_mask(window, dtype)
-        return self._masks[key]
-
-    def _own_mask(self, window: int, dtype: torch.dtype) -> Tensor | None:
+        if ("own", window) in self._masks:
+            return self._masks["own", window]
+        self._masks["own", window] = None
         if self.own_length is not None and not 0 < window < self.longest:
             return None
         column = torch.arange(self.longest, device=self.device)
@@ -503,32 +510,32 @@ class StepLayout:
         seen = column <= now
         if window:
             seen &= column > now - window
-        return _additive(seen, dtype)[:, None, None]
+        self._masks["own", window] = mask = additive(seen, dtype)[:, None, None]
+        return mask
 
     def shared_mask(
         self, window: int, dtype: torch.dtype, per_kv: int
     ) -> Float[Tensor, "N 1 MQ U"] | None:
         """Which of their prompt's positions the rows see; None when all."""
-        key = ("shared", window)
-        if key not in self._masks:
-            self._masks[key] = self._shared_mask(window, dtype, per_kv)
-        return self._masks[key]
-
-    def _shared_mask(self, window: int, dtype: torch.dtype, per_kv: int) -> Tensor | None:
+        if ("shared", window) in self._masks:
+            return self._masks["shared", window]
+        self._masks["shared", window] = None
         windowed = 0 < window < self.longest_prompt + self.longest
         if self._even_prompts and not windowed:
             return None
         column = torch.arange(self.longest_prompt, device=self.device)
         seen: Bool[Tensor, "N M U"] = (column < self.prompt_lengths[:, None])[:, None]
-        if not windowed:
-            return _additive(seen, dtype)[:, None]
-        now = self.prompt_lengths[self.row_prompts] + self.own_lengths
-        rows = self.rows[None] if self.prompt_rows is None else self.prompt_rows
-        seen = seen & (column > (now[rows] - window)[..., None])
-        return _additive(seen, dtype)[:, None].repeat_interleave(per_kv, dim=2)
+        if windowed:
+            now = self.prompt_lengths[self.row_prompts] + self.own_lengths
+            rows = self.rows[None] if self.prompt_rows is None else self.prompt_rows
+            seen = seen & (column > (now[rows] - window)[..., None])
+        mask = additive(seen, dtype)[:, None]
+        mask = mask.repeat_interleave(per_kv, dim=2) if windowed else mask
+        self._masks["shared", window] = mask
+        return mask
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where seen; elsewhere finite, so that a part of which nothing is seen keeps a finite
     weight, which the merge then makes exactly zero."""
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min / 4)

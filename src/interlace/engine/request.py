@@ -23,9 +23,9 @@ from jaxtyping import Int, UInt64
 from torch import Tensor
 
 from interlace.chat import chat_ids
-from interlace.engine.backends.base import Backend
+from interlace.engine.backends.hf import HFBackend
 from interlace.engine.types import EngineStats, Prompt, SamplingParams
-from interlace.errors import GenerationError
+from interlace.errors import GenerationError, shown
 
 
 @dataclass(eq=False)
@@ -80,7 +80,7 @@ def row_keys(
 
 
 def make_requests(
-    backend: Backend,
+    backend: HFBackend,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     params: SamplingParams | Sequence[SamplingParams] | None,
@@ -106,11 +106,7 @@ def make_requests(
 
 
 def list_of_prompts(prompts: Any) -> list[Prompt]:
-    """The prompts of a call.
-
-    Raises:
-        GenerationError: for a single prompt, an encoding or an array.
-    """
+    """The prompts of a call; a single prompt, an encoding and an array are refused."""
     if isinstance(prompts, Mapping) and "input_ids" in prompts:
         raise GenerationError(
             f"prompts is a list of prompts; got {type(prompts).__name__}. Pass the texts "
@@ -133,11 +129,7 @@ def list_of_prompts(prompts: Any) -> list[Prompt]:
 
 
 def one_each(params: Any, count: int) -> list[SamplingParams]:
-    """Parameters for each prompt of a call.
-
-    Raises:
-        GenerationError: for what is none, or of another length.
-    """
+    """Parameters for each prompt of a call."""
     if params is None:
         params = SamplingParams()
     each = [params] * count if isinstance(params, SamplingParams) else params
@@ -170,7 +162,7 @@ def _of_length(name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 def _request(
-    backend: Backend,
+    backend: HFBackend,
     tokenizer: Any,
     index: int,
     prompt: Prompt,
@@ -243,22 +235,28 @@ def encode(prompt: Prompt, index: int, tokenizer: Any) -> list[int]:
 
 
 def _ids(prompt: Any, index: int, tokenizer: Any) -> list[int]:
-    if isinstance(prompt, str):
-        return _from_text(prompt, index, _tokenizer(tokenizer, index))
-    if all(isinstance(item, Mapping) for item in prompt):
-        return _from_messages(list(prompt), index, _tokenizer(tokenizer, index))
+    is_chat = all(isinstance(item, Mapping) for item in prompt)
+    if isinstance(prompt, str) or is_chat:
+        if tokenizer is None:
+            raise GenerationError(
+                f"Prompt {index} is not a list of token ids, and this Engine has no tokenizer: "
+                "pass one, Engine(model, tokenizer)."
+            )
+        return (_from_messages if is_chat else _from_text)(prompt, index, tokenizer)
     if all(isinstance(item, str) for item in prompt):
         raise GenerationError(
             f"Prompt {index} is a list of texts: they are one prompt each, for generate(texts); "
-            f"got {_short(prompt)}."
+            f"got {shown(prompt, 80)}."
         )
     try:
-        return [_token_id(item) for item in prompt]
+        if any(isinstance(item, bool) for item in prompt):
+            raise TypeError
+        return [operator.index(item) for item in prompt]
     except TypeError:
         raise GenerationError(
             f"Prompt {index} is a list of mixed things: it is a text, a list of token ids, or a "
             "list of messages like {'role': 'user', 'content': ...}; "
-            f"got {_short(prompt)}."
+            f"got {shown(prompt, 80)}."
         ) from None
 
 
@@ -289,48 +287,28 @@ def _as_list(prompt: Any, index: int) -> Sequence[Any]:
     return prompt
 
 
-def _token_id(item: Any) -> int:
-    if isinstance(item, bool):
-        raise TypeError
-    return operator.index(item)
-
-
 def _from_text(text: str, index: int, tokenizer: Any) -> list[int]:
     try:
         return list(tokenizer(text)["input_ids"])
     except Exception as error:  # tokenizers raise bare exceptions
         raise GenerationError(
-            f"The tokenizer does not take prompt {index}, {_short(text)}: {error}"
+            f"The tokenizer does not take prompt {index}, {shown(text, 80)}: {error}"
         ) from error
 
 
-def _from_messages(messages: list[Any], index: int, tokenizer: Any) -> list[int]:
+def _from_messages(messages: Sequence[Any], index: int, tokenizer: Any) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise GenerationError(
             f"Prompt {index} is a list of messages, but this tokenizer has no chat template. Pass "
             "a text, or set tokenizer.chat_template."
         )
     try:
-        return chat_ids(messages, tokenizer)
+        return chat_ids(list(messages), tokenizer)
     except GenerationError as error:
         raise GenerationError(
-            f"The chat template does not take prompt {index}, {_short(messages)}: {error}. Change "
-            "the messages, pass a text, or set another tokenizer.chat_template."
+            f"The chat template does not take prompt {index}, {shown(messages, 80)}: {error}. "
+            "Change the messages, pass a text, or set another tokenizer.chat_template."
         ) from error
-
-
-def _tokenizer(tokenizer: Any, index: int) -> Any:
-    if tokenizer is None:
-        raise GenerationError(
-            f"Prompt {index} is not a list of token ids, and this Engine has no tokenizer: pass "
-            "one, Engine(model, tokenizer)."
-        )
-    return tokenizer
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def stop_ids_of(model: Any, tokenizer: Any, params: SamplingParams) -> frozenset[int]:

@@ -56,18 +56,11 @@ def sample(
     histories: Sequence[Sequence[int]] | None = None,
     workspace: Workspace | None = None,
 ) -> Sampled:
-    """Draw one token for each row.
+    """Draw one token for each row, from logits in any float type.
 
     The order is Hugging Face's: repetition penalty, logits processors, temperature, top-k, top-p,
     min-p; forbidden tokens are out from the beginning, and `logprobs` are taken before all of it.
-
-    Args:
-        logits: Logits of the model, in any float type.
-        uniform: Random number in [0, 1) for each row.
-        params: Parameters of sampling, the same for all these rows.
-        forbidden: Tokens that are never drawn.
-        histories: Prompt and completion ids of each row, if `needs_history(params)`.
-        workspace: Memory kept from step to step by whoever samples; None takes some anew.
+    `histories`, prompt and completion ids of each row, are there if `needs_history(params)`.
     """
     workspace, uniform = workspace or Workspace(), torch.as_tensor(uniform, device=logits.device)
     if logits.dtype == torch.float64 and histories is None:
@@ -259,16 +252,8 @@ def draw_on_device(
     workspace: Workspace,
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
     """A token for each row, its log-probability at temperature 1, and that under the distribution
-    that was drawn from: what `sample` gives without filters. No value is looked at, and
-    nothing comes from the host, so that it can be captured.
-
-    Args:
-        logits: Logits of the model.
-        uniform: Random number in [0, 1) for each row.
-        temperature: Divisor of each row's logits; 0 is greedy.
-        forbidden: Tokens that each row never gets; negative numbers are gaps.
-        workspace: Memory.
-    """
+    that was drawn from: what `sample` gives without filters. Negative forbidden tokens are gaps. No
+    value is looked at, and nothing comes from the host, so that it can be captured."""
     vocabulary = logits.shape[1]
     _, normaliser = weights_of(logits, workspace)
     scores = torch.nn.functional.pad(logits.float(), (0, 1))  # a column for the gaps

@@ -140,10 +140,10 @@ class SlotCache:
         self.slots: list[Slot | None] = []
         self.shape = Shape()
         self.version = 0
-        self.fields: Fields | None = None
-        # Keys of a layer before its values.
-        self.own: Float[Tensor, "LL R G T C"] | None = None
-        self.shared: Float[Tensor, "LL N G U C"] | None = None
+        # Made with the first prompt; keys of a layer before its values.
+        self.fields: Fields
+        self.own: Float[Tensor, "LL R G T C"]
+        self.shared: Float[Tensor, "LL N G U C"]
 
     @property
     def rows(self) -> list[Slot]:
@@ -167,8 +167,6 @@ class SlotCache:
         prompt = StoredPrompt(_free(self.prompts), length, logits)
         needed = shape_for(1, 1, max(prompt.place + 1, len(self.prompts)), length)
         self._make_room(needed, keys_values[0][0], 2 * len(keys_values))
-        assert self.shared is not None
-        assert self.fields is not None
         for n, both in enumerate(keys_values):
             for half, part in enumerate(both):
                 self.shared[2 * n + half, prompt.place, :, :length] = part[0]
@@ -178,7 +176,6 @@ class SlotCache:
 
     def add_rows(self, prompt: StoredPrompt, owner: int, maxima: Sequence[int]) -> list[Slot]:
         """Give slots to rows that answer a stored prompt: one for each maximum of tokens."""
-        assert self.own is not None
         alone = len(maxima) == 1
         added = [Slot(-1, prompt, owner, n, most, alone) for n, most in enumerate(maxima)]
         for slot in added:
@@ -187,7 +184,6 @@ class SlotCache:
         needed = shape_for(len(self.slots), max(maxima), 1, 1)
         self._make_room(needed, self.own[0], len(self.own))
         prompt.users += len(added)
-        assert self.fields is not None
         places = self._places(added)
         self.fields.lengths[places] = 0
         self.fields.owners[places] = owner
@@ -197,7 +193,6 @@ class SlotCache:
 
     def hide(self, added: Sequence[Slot]) -> None:
         """Note which siblings the rows of a new group do not see."""
-        assert self.fields is not None
         self.fields.hidden[self._places(added)] = False
         for slot in added:
             for sibling in slot.unseen:
@@ -205,7 +200,6 @@ class SlotCache:
 
     def remove_row(self, row: Slot) -> None:
         """Let go of a live row; its slot stays where it is."""
-        assert self.fields is not None
         self.fields.owners[row.place] = NOBODY
         self.fields.lengths[row.place] = 0
         self.fields.prompt[row.place] = 0  # which there is in every step
@@ -219,7 +213,7 @@ class SlotCache:
     def clear(self) -> None:
         """Let go of all rows and prompts; the memory stays, since captured steps know it."""
         self.prompts, self.slots = [], []
-        if self.fields is not None:
+        if self.version:
             self.fields.owners.fill_(NOBODY)
             self.fields.lengths.zero_()
             self.fields.prompt.zero_()
@@ -244,7 +238,7 @@ class SlotCache:
         return self._bytes_of(self.shape)
 
     def _bytes_of(self, shape: Shape) -> int:
-        if self.own is None:
+        if not self.version:
             return 0
         layers, _, heads, _, dim = self.own.shape
         positions = shape.rows * shape.positions + shape.prompts * shape.prompt_positions
@@ -252,13 +246,11 @@ class SlotCache:
 
     def stage(self, name: str, slots: Sequence[Slot], values: Sequence[int | float]) -> None:
         """Write a field of some rows."""
-        assert self.fields is not None
         field: Tensor = getattr(self.fields, name)
         field[self._places(slots)] = torch.tensor(values, dtype=field.dtype).to(field.device)
 
     def stage_lists(self, name: str, slots: Sequence[Slot], values: Sequence[list[int]]) -> None:
         """Write a field that has a list for each row, of one size or less."""
-        assert self.fields is not None
         field: Tensor = getattr(self.fields, name)
         if (most := max(map(len, values))) > field.shape[1]:
             wider = field.new_full((len(field), power_of_two(most)), NOBODY)
@@ -269,7 +261,6 @@ class SlotCache:
         field[self._places(slots)] = torch.tensor(filled).to(field.device)
 
     def _places(self, slots: Sequence[Slot]) -> Tensor:
-        assert self.fields is not None
         return torch.tensor([slot.place for slot in slots]).to(self.fields.ids.device)
 
     def _make_room(self, needed: Shape, like: Tensor, both: int) -> None:
@@ -280,13 +271,13 @@ class SlotCache:
             return
         heads, dim = like.shape[1], like.shape[3]
         widths = (1, 1)
-        if self.fields is not None:
+        if self.version:
             widths = self.fields.forbidden.shape[1], self.fields.stops.shape[1]
         # Zeros, because masked places take part in products with weight zero, and 0 * NaN is NaN.
         own = like.new_zeros(both, shape.rows, heads, shape.positions, dim)
         shared = like.new_zeros(both, shape.prompts, heads, shape.prompt_positions, dim)
         made = Fields.empty(shape, *widths, device=like.device)
-        if self.own is not None and self.shared is not None and self.fields is not None:
+        if self.version:
             own[tuple(map(slice, self.own.shape))] = self.own
             shared[tuple(map(slice, self.shared.shape))] = self.shared
             made.copy_from(self.fields)
@@ -312,13 +303,8 @@ def _drop(places: list[Any], place: int) -> None:
 
 
 class SlotAttention:
-    """Attention of every slot's new token to its prompt and its own completion, in one softmax.
-
-    Args:
-        fields: Fields of the slots that the step looks at.
-        own: Keys and values of their completions.
-        shared: Keys and values of the prompts.
-    """
+    """Attention of every slot's new token to its prompt (`shared`) and its own completion, in one
+    softmax."""
 
     def __init__(
         self,

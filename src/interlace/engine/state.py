@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interlace.engine.backends.base import Ahead, is_out_of_memory
 from interlace.engine.consensus import Ask, Consensus
-from interlace.engine.kv import Slot
+from interlace.engine.kv import Ahead, Slot
 from interlace.engine.request import Request
 from interlace.engine.sampling import Workspace, needs_history, sample, uniforms
 from interlace.engine.types import Completion, FinishReason, GroupOutput, Step
@@ -33,10 +33,6 @@ class RowText:
 
     The text goes on only when a character is complete, and ends before a stop string. What it
     emits is never taken back: an end of the text that a stop string may begin with is held back.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        stop: Strings that finish a row.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
@@ -184,14 +180,7 @@ class Row:
 
 
 class RunningGroup:
-    """A group between its admission and its last token.
-
-    Args:
-        ticket: Request that it answers.
-        tokenizer: Tokenizer of the model; None without texts.
-        ask: Function that begins to find out whether a majority is settled; see `Consensus`.
-        mixes: Whether its rows are fed mixtures of their embeddings.
-    """
+    """A group between its admission and its last token; see `Consensus` for `ask`."""
 
     def __init__(self, ticket: Ticket, tokenizer: Any, ask: Ask, mixes: bool = False) -> None:
         self.ticket = ticket
@@ -232,11 +221,7 @@ class RunningGroup:
         return ended and (self._consensus is None or self._consensus.known == self.steps)
 
     def settle(self, wait: bool) -> None:
-        """End the group where its majority was settled, as far as that is known by now.
-
-        Args:
-            wait: Whether to wait until it is known.
-        """
+        """End the group where its majority was settled, as far as that is known, or waited for."""
         if self._consensus is None:
             return
         steps = self._consensus.settled(self.steps, wait)
@@ -288,13 +273,8 @@ class RunningGroup:
     def note_attention(
         self, weights: Float[np.ndarray, "L R N"], live: Sequence[Row], places: Sequence[int]
     ) -> None:
-        """Keep who attended to whom in a step, the rows in their own order.
-
-        Args:
-            weights: Attention of all live rows, as `Backend.decode` returns it.
-            live: All live rows, in the order of `weights`.
-            places: Where this group's are among them.
-        """
+        """Keep who attended to whom in a step, the rows in their own order, of the attention of all
+        live rows, among which this group's stand at `places`."""
         order = [live[place].index for place in places]
         width = len(self.rows)
         full = np.zeros((weights.shape[0], width, width), dtype=np.float32)
@@ -373,6 +353,16 @@ class Drawing:
 
     tokens: dict[Row, Drawn] = field(default_factory=dict)
     failed: dict[RunningGroup, Exception] = field(default_factory=dict)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "out of memory" in text
+    )
 
 
 def draw(rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace) -> Drawing:

@@ -1,8 +1,8 @@
 """Figures of a report, as they go into a paper: vector files and PNG, a column wide.
 
 Colours are told apart by colour-blind eyes (Okabe and Ito), arms also differ by marker and line,
-and a legend below names them. matplotlib is imported when a
-figure is made, and never through pyplot, so that no display is needed and no global state left.
+and a legend below names them. matplotlib is imported when a figure is made, and never through
+pyplot, so that no display is needed and no global state left.
 """
 
 from __future__ import annotations
@@ -194,13 +194,8 @@ def write_figures(
     distinct answers against width), `latency` (seconds of a group against width, where some were
     timed). With several tasks the task's name comes first.
 
-    Args:
-        report: Report to draw; one loaded from JSON will do.
-        folder: Folder to write into; made if missing.
-        formats: File types that matplotlib writes.
-
     Returns:
-        The files written.
+        The files written, in all `formats`.
     """
     import matplotlib as mpl
 

@@ -21,7 +21,7 @@ from interlace.errors import DataFileError, MetricError
 from interlace.evaluation.intervals import LEVEL
 from interlace.evaluation.metrics import mg_pass_at_k, pass_at_k, refuse_subset, upper_tails
 from interlace.evaluation.records import GroupRecord, Timing, check_records
-from interlace.evaluation.results import ArmResult, Measurement, estimate_values
+from interlace.evaluation.results import ArmResult, Measurement, estimate_values, set_sizes
 from interlace.evaluation.votes import (
     NO_ANSWER,
     answer_entropy,
@@ -156,8 +156,7 @@ def measure(
 
     Raises:
         DataFileError: for records that do not belong together or are incomplete.
-        MetricError: if `ks` asks for parts of coupled groups.
-        MetricError: if `ks` asks for more rows than were sampled.
+        MetricError: if `ks` asks for parts of coupled groups, or for more rows than were sampled.
     """
     check_records(records)
     by_task: dict[str, list[GroupRecord]] = defaultdict(list)
@@ -216,7 +215,7 @@ def _refuse_other_sizes(ks: Sequence[int] | None, widths: list[int]) -> None:
 
 def _subset_sizes(ks: Sequence[int] | None, n: int) -> list[int]:
     if ks is None:
-        return sorted({n, *(2**power for power in range(n.bit_length()) if 2**power <= n)})
+        return set_sizes(n)
     if any(not 1 <= k <= n for k in ks):
         raise MetricError(
             f"Sets of independent rows hold 1 to n = {n} rows, what was sampled of each problem; "
@@ -243,13 +242,8 @@ def row_metrics(rows: Rows) -> Iterator[tuple[str, Float[np.ndarray, "E"]]]:
 
 
 def set_metrics(rows: Rows, draws: Int[np.ndarray, "D k"]) -> Iterator[Found]:
-    """Every set metric at k: metric, width, k, threshold, `[E]` values, rows of a problem.
-
-    Args:
-        rows: Rows of a task at a width, all of them.
-        draws: Rows of a problem that make up each set; the values are means over sets. For
-            coupled rows these are the groups themselves.
-    """
+    """Every set metric at k, as means over the sets that `draws` makes of a problem's rows: of
+    coupled ones the groups themselves."""
     k = draws.shape[1]
     yield from _with_place(_votes(rows, draws), k, k, rows.count)
     yield from _pass_family(rows, k)
@@ -311,11 +305,8 @@ def _diversity(
 
 
 def with_latency(result: ArmResult, timings: Sequence[Timing], level: float) -> ArmResult:
-    """The result with the seconds of groups that ran alone, where there are any.
-
-    Returns:
-        The result; the `values` of its seconds are those of the timed problems, in their order.
-    """
+    """The result with the seconds of groups that ran alone, where there are any; their `values` are
+    those of the timed problems, in their order."""
     if not timings:
         return result
     seconds: dict[int, dict[str, float]] = {}

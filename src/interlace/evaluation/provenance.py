@@ -97,12 +97,8 @@ def describe_task(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def describe_sampling(params: SamplingParams) -> dict[str, Any]:
-    """How rows are sampled, without the width and the seed.
-
-    Raises:
-        ConfigError: for parameters under which the widths of a run, or its rows, would not be
-            comparable.
-    """
+    """How rows are sampled, without the width and the seed; refused where the widths of a run, or
+    its rows, would not be comparable."""
     if not isinstance(params.max_new_tokens, int):
         raise ConfigError(
             "An evaluation runs several widths, so max_new_tokens is one number for all rows; got "

@@ -123,8 +123,7 @@ class GroupRecord:
                 f'A record is a JSON object with "v": {RECORD_VERSION}; got {line[:80]!r}. '
                 "Read files of another version with the release that wrote them."
             )
-        values = _fields(cls, values)
-        return cls(**values)
+        return cls(**_fields(cls, values))
 
     def _refuse(self, rule: str, got: object) -> None:
         raise DataFileError(
@@ -165,11 +164,7 @@ def read_records(path: str | Path, *, drop_partial: bool = False) -> list[GroupR
 
 
 def check_records(records: Iterable[GroupRecord]) -> None:
-    """Raise unless every group occurs once, and all records of a task are coupled or none is.
-
-    Raises:
-        DataFileError: naming the group that occurs twice, or the task that mixes.
-    """
+    """Refuse a group that occurs twice, and a task of which only some records are coupled."""
     seen = set()
     kinds: dict[str, bool] = {}
     for record in records:
@@ -188,11 +183,7 @@ def check_records(records: Iterable[GroupRecord]) -> None:
 
 
 def _fields(kind: type[GroupRecord | Timing], values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass in JSON values, lists as tuples.
-
-    Raises:
-        DataFileError: for a field that is unknown, missing or of another type.
-    """
+    """The fields of a dataclass in JSON values, lists as tuples; refused if they do not fit."""
     hints = get_type_hints(kind)
     for name in values:
         if name not in hints:
@@ -249,11 +240,7 @@ class Timing:
 
 
 def read_timings(path: Path) -> list[Timing]:
-    """The timings of a file; none if it is missing.
-
-    Raises:
-        DataFileError: for a damaged line.
-    """
+    """The timings of a file; none if it is missing."""
     if not path.exists():
         return []
     found = []

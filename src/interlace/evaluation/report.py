@@ -13,8 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.evaluation.compare import ArmRow, Comparison, average_seeds, compare
-from interlace.evaluation.efficiency import ParallelEfficiency, parallel_efficiency
+from interlace.evaluation.compare import (
+    ArmRow,
+    Comparison,
+    ParallelEfficiency,
+    average_seeds,
+    compare,
+    parallel_efficiency,
+)
 from interlace.evaluation.intervals import Estimate
 from interlace.evaluation.results import (
     QUANTITIES,
@@ -170,11 +176,7 @@ def _without_seconds(result: ArmResult) -> ArmResult:
 
 
 def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
-    """The report's tables, and its figures by their paths.
-
-    Returns:
-        Markdown. Shares are in per cent; brackets hold intervals.
-    """
+    """The report's tables, and its figures by their paths, in Markdown."""
     parts = ["# Evaluation", _bullets(f"{key}: {v}" for key, v in report.provenance.items())]
     for name, tables in tables_by_section(report).items():
         parts.append(f"## {_alone(name)}")

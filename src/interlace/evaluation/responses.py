@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from interlace.errors import ConfigError, DataFileError, nearest
+from interlace.evaluation.results import set_sizes
 from interlace.jsonl import read
 
 if TYPE_CHECKING:
@@ -164,8 +165,7 @@ class RecordedResponses:
             )
         found = sorted(each[first])
         if not self.coupled:  # smaller sets follow from the largest
-            most = found[0]
-            found = sorted({most, *(2**n for n in range(most.bit_length()) if 2**n <= most)})
+            found = set_sizes(found[0])
         return found, counts.pop()
 
 

@@ -45,8 +45,7 @@ class Measurement:
         k: Number of rows that the metric looks at: 1, or the set's size.
         threshold: Number of correct rows that `g_pass` asks for, 1 to k; None for other metrics.
         estimate: Mean over problems, with its interval over problems.
-        values: `[E]` the problems' values, in the order of the result's `example_ids`; None where
-            only the mean is known, which can be drawn and not paired.
+        values: `[E]` the problems' values, in the order of the result's `example_ids`.
         rows: Number of rows sampled of each problem, n.
     """
 
@@ -55,7 +54,7 @@ class Measurement:
     k: int
     threshold: int | None
     estimate: Estimate
-    values: Float[np.ndarray, "E"] | None
+    values: Float[np.ndarray, "E"]
     rows: int
 
     @property
@@ -167,6 +166,15 @@ class ArmResult:
             "measurements": [entry.to_json() for entry in self.measurements],
             "provenance": dict(self.provenance),
         }
+
+
+def set_sizes(rows: int) -> list[int]:
+    """The sizes of sets of independent rows that are looked at: powers of two up to all of them.
+
+    >>> set_sizes(6)
+    [1, 2, 4, 6]
+    """
+    return sorted({rows, *(2**power for power in range(rows.bit_length()))})
 
 
 def estimate_values(metric: str, values: Float[np.ndarray, "E"], level: float = LEVEL) -> Estimate:

@@ -29,7 +29,7 @@ from interlace.evaluation.measure import measure, with_latency
 from interlace.evaluation.provenance import summary
 from interlace.evaluation.records import GroupRecord, Timing, read_records, read_timings
 from interlace.evaluation.report import Report, make_report, to_markdown
-from interlace.evaluation.results import ArmResult
+from interlace.evaluation.results import ArmResult, set_sizes
 from interlace.jsonl import BadLineError, Store, parse, read_object
 
 CONFIG, RECORDS, TIMINGS = "config.json", "records.jsonl", "timings.jsonl"
@@ -169,11 +169,7 @@ class RunFolder:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The `settings` and `environments` of a run folder.
-
-    Raises:
-        RunError: if there is none, or it cannot be read.
-    """
+    """The `settings` and `environments` of a run folder."""
     target = Path(path) / CONFIG
     try:
         values = read_object(
@@ -246,22 +242,11 @@ def result_of(
     ks: Sequence[int] | None = None,
     level: float = LEVEL,
 ) -> ArmResult:
-    """What a complete run measured.
-
-    Args:
-        settings: Settings of the run.
-        environments: Environments in which it was sampled.
-        records: Records of all its groups.
-        timings: Groups that were timed alone.
-        ks: Sizes of sets of independent rows; by default those of the run, and powers of two.
-        level: Coverage of the intervals.
-    """
+    """What a complete run measured; by default at the set sizes of the run, and powers of two."""
     kept = list(records)
     if not settings["coupled"] and ks is None:
         ((width, count),) = settings["groups"].items()
-        rows = int(width) * count
-        doubling = [2**power for power in range(rows.bit_length()) if 2**power <= rows]
-        ks = sorted({*settings["widths"], *doubling, rows})
+        ks = sorted({*settings["widths"], *set_sizes(int(width) * count)})
     (result,) = measure(
         kept,
         settings["arm"],
@@ -283,13 +268,7 @@ def report_of(result: ArmResult) -> Report:
 
 
 def write_report(path: Path, report: Report, formats: Sequence[str] = FORMATS) -> None:
-    """Write `result.json`, `report.md` and the figures into a folder, all of them or none.
-
-    Args:
-        path: Path of the folder; made if missing.
-        report: Report to write.
-        formats: File types of the figures; none draws none.
-    """
+    """Write `result.json`, `report.md` and the figures, if any, into a folder: all or nothing."""
     shown = next((kind for kind in ("png", "svg") if kind in formats), None)
     with files.writing(path, remove=() if formats else (FIGURES,)) as stage:
         drawn = write_figures(report, stage / FIGURES, formats) if formats else []

@@ -29,7 +29,6 @@ import numpy as np
 from jaxtyping import Float
 
 from interlace.errors import MetricError, require
-from interlace.evaluation.compare import values_of
 from interlace.evaluation.intervals import LEVEL, PSEUDO_PROBLEMS, Estimate, resampled_means
 from interlace.evaluation.results import QUANTITIES, ArmResult
 
@@ -154,7 +153,7 @@ def fit_scaling(
             f" a residual; {result.arm!r} has {metric} at {[width for width, _ in series]}. "
             "Measure more widths, fix alpha or leave out the floor."
         )
-    failures = 1 - np.stack([values_of(entry) for _, entry in series], axis=1)
+    failures = 1 - np.stack([entry.values for _, entry in series], axis=1)
     errors = _standard_errors(failures)
     own = search.from_anywhere(failures.mean(axis=0), errors)
     resampled = [
@@ -193,13 +192,7 @@ def _standard_errors(failures: Float[np.ndarray, "E K"]) -> Float[np.ndarray, "K
 
 
 class _Search:
-    """Least squares over the free parameters of a law.
-
-    Args:
-        form: Name of the law.
-        fixed: Parameters that keep their value.
-        widths: Widths of the curves.
-    """
+    """Least squares over the parameters of a law that are not `fixed`."""
 
     def __init__(self, form: Form, fixed: Parameters, widths: Float[np.ndarray, "K"]) -> None:
         self.law, _ = LAWS[form]

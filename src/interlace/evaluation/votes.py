@@ -24,10 +24,8 @@ NO_ANSWER = -1
 
 @lru_cache(maxsize=256)
 def subset_draws(n: int, k: int, most: int, seed: int) -> Int[np.ndarray, "D k"]:
-    """k-subsets of n exchangeable rows, each in row order.
-
-    All of them where there are at most `most`; else `most` random ones, the same for the same seed.
-    """
+    """k-subsets of n exchangeable rows, each in row order: all of them where there are at most
+    `most`; else `most` random ones, the same for the same seed."""
     if comb(n, k) <= most:
         draws = np.array(list(combinations(range(n), k)))
     else:

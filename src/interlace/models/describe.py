@@ -93,15 +93,8 @@ def describe(
     trust_remote_code: bool = False,
     token: str | None = None,
 ) -> tuple[Description, PreTrainedModel]:
-    """Describe a model without its weights.
-
-    Args:
-        source: Source that `resolve` found.
-        config: Blocks that would be attached; by default `BridgeConfig()`, or what is saved.
-        base: Place of the base model of saved blocks, if not where they say.
-        dtype: Data type of the weights; by default the checkpoint's.
-        trust_remote_code: Whether to run configuration and model code that comes with a repository.
-        token: Hub token.
+    """Describe a model without its weights, with the blocks that it has, or that `config` would
+    attach (by default `BridgeConfig()`).
 
     Returns:
         The description, and the model on the meta device, blocks attached.

@@ -140,11 +140,7 @@ def _load(
 def base_of(
     saved: SavedBlocks, base: str | os.PathLike[str] | None = None, token: str | None = None
 ) -> HubModel | GgufFile:
-    """Where the base model of saved blocks is: as the caller says, in the save, or as recorded.
-
-    Raises:
-        LoadError: if the base model came from memory, or is no longer where it was.
-    """
+    """Where the base model of saved blocks is: as the caller says, in the save, or as recorded."""
     if base is None:
         if (own := saved.own_base()) is not None:
             return own

@@ -218,11 +218,7 @@ def _adapter_message(name: str) -> str:
 
 
 def check_safetensors(path: Path, name: str) -> None:
-    """Refuse a folder whose weights would have to be unpickled.
-
-    Raises:
-        LoadError: if its weights are there in pickled form only, or not at all.
-    """
+    """Refuse a folder whose weights would have to be unpickled."""
     if any(path.glob("*.safetensors")):
         return
     pickled = sorted(f.name for p in ("*.bin", "*.pt", "*.pth") for f in path.glob(p))
@@ -232,11 +228,7 @@ def check_safetensors(path: Path, name: str) -> None:
 
 
 def check_folder_sizes(source: HubModel) -> None:
-    """`check_sizes` of a folder's configuration and its safetensors files.
-
-    Raises:
-        LoadError: with the size.
-    """
+    """`check_sizes` of a folder's configuration and its safetensors files."""
     folder = Path(source.location)
     check_entries(folder)
     files = list(folder.glob("*.safetensors"))
@@ -255,11 +247,7 @@ def check_folder_sizes(source: HubModel) -> None:
 
 def check_entries(folder: Path) -> None:
     """Refuse a folder that leads its reader to a device or a pipe, which never ends, or to files of
-    another folder.
-
-    Raises:
-        LoadError: with the entry.
-    """
+    another folder."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.exists() and not entry.is_file() and not entry.is_dir():
             raise LoadError(f"{entry} is a device or a pipe; a model's folder holds files only.")
@@ -277,11 +265,7 @@ def check_entries(folder: Path) -> None:
 
 def check_sizes(name: str, config: dict[str, Any], tensors: int, values: int) -> None:
     """Refuse a configuration that asks for far more than its weights hold: building such a model
-    takes all memory, or forever, before anything can be compared.
-
-    Raises:
-        LoadError: with the size.
-    """
+    takes all memory, or forever, before anything can be compared."""
     for part in (config, *config.values()):
         for key, size in part.items() if isinstance(part, dict) else ():
             if not isinstance(size, (int, float)) or not (key in SIZES or key.startswith("num_")):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +137,12 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     """The fingerprint of the base model inside `model`: without blocks, and without the adapters of
     PEFT."""
     config = model.config.get_text_config(decoder=True)
-    weights = dict(_base_weights(model))
-    extra = sum(p.numel() for p in _extra_parameters(model).values())
+    extra = _extra_parameters(model)
+    weights = {  # under the names that they had before PEFT wrapped layers
+        name.replace(".base_layer.", "."): parameter.detach()
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in extra
+    }
     digest = hashlib.sha256()
     samples: dict[str, list[float]] = {}
     hashed = 0
@@ -155,7 +158,7 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     step = HASHED_VALUES // SHOWN_VALUES
     return Fingerprint(
         architecture=type(model).__name__.removeprefix("FSDP"),
-        parameters=int(model.num_parameters()) - extra,
+        parameters=int(model.num_parameters()) - sum(p.numel() for p in extra.values()),
         sizes={k: getattr(config, k, None) for k in SIZES},
         dtype=str(model.dtype).removeprefix("torch."),
         quantised=_quantisation(model),
@@ -163,14 +166,6 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
         sha256=digest.hexdigest(),
         values={n: [float(f"{v:.9g}") for v in samples[n][::step]] for n in shown if n in samples},
     )
-
-
-def _base_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The base model's weights under the names they had before PEFT wrapped layers."""
-    extra = _extra_parameters(model)
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in extra:
-            yield name.replace(".base_layer.", "."), parameter.detach()
 
 
 def _extra_parameters(model: PreTrainedModel) -> dict[int, nn.Parameter]:

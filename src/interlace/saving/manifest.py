@@ -92,11 +92,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a folder of saved blocks.
-
-        Raises:
-            CheckpointError: if there is none, or it cannot be read, is too new or incomplete.
-        """
+        """The manifest of a folder of saved blocks."""
         path = locate(folder, MANIFEST)
         if not path.is_file():
             raise CheckpointError(

@@ -93,12 +93,7 @@ def export_for_vllm(
 
 
 def refuse_for_vllm(base: PreTrainedModel) -> Attachment:
-    """The blocks of a model that vLLM can carry.
-
-    Raises:
-        AttachError: if it has none.
-        CheckpointError: if vLLM could not carry these blocks or this base.
-    """
+    """The blocks of a model that vLLM can carry."""
     attachment = get_attachment(base)
     _check_blocks(attachment)
     _check_base(base)

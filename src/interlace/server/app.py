@@ -47,12 +47,7 @@ _REPLIES: dict[str, type[BaseModel]] = {
 
 
 def build_app(engine: Engine, settings: ServerSettings) -> FastAPI:
-    """The application; `app.state.service` is what it stands on.
-
-    Args:
-        engine: Engine that the server owns from now on.
-        settings: Limits and names.
-    """
+    """The application; `app.state.service` is what it stands on."""
     service = Service(engine, settings)
 
     @asynccontextmanager
@@ -205,9 +200,7 @@ def _model(service: Service) -> dict[str, Any]:
         "created": service.born,
         "owned_by": "interlace",
         "max_model_len": service.context,
-        "coupling": service.coupling,
-        "couples": service.couples,
-        "chat": service.chats,
+        **service.facts,
     }
 
 
@@ -253,11 +246,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 class Heads:
-    """HEAD is answered as GET is; uvicorn sends no body then.
-
-    Args:
-        app: The application.
-    """
+    """HEAD is answered as GET is; uvicorn sends no body then."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -269,12 +258,7 @@ class Heads:
 
 
 class BodyLimit:
-    """Ends a request whose body is too large before it is read whole.
-
-    Args:
-        app: The application.
-        most: Number of bytes.
-    """
+    """Ends a request whose body is too large before it is read whole."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._most = app, most

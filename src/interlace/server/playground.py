@@ -50,13 +50,7 @@ class VerdictRequest(BaseModel):
 def add_playground(
     app: FastAPI, service: Service, guard: Callable[[Request], Awaitable[None]]
 ) -> None:
-    """Add the page's routes.
-
-    Args:
-        app: The application.
-        service: Service that answers it.
-        guard: Check that every endpoint that computes runs first.
-    """
+    """Add the page's routes; `guard` runs before those that compute."""
     folder = files("interlace.server") / "static"
     task = service.settings.task
     problems = {} if task is None else _problems(task)
@@ -140,10 +134,8 @@ def _facts(service: Service) -> dict[str, Any]:
     settings = service.settings
     return {
         "model": settings.name,
-        "coupling": service.coupling,
-        "couples": service.couples,
+        **service.facts,
         "reads": service.reads,
-        "chat": service.chats,
         "task": None if settings.task is None else type(settings.task).__name__,
         "max_width": settings.max_width,
         "max_tokens": settings.max_tokens,

@@ -257,11 +257,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 def parse(kind: type[Body], body: bytes) -> Body:
-    """The request that a body holds.
-
-    Raises:
-        ApiError: (400) for a body that is none, or a field that cannot be carried out.
-    """
+    """The request that a body holds."""
     try:
         request = kind.model_validate_json(body)
     except ValidationError as error:
@@ -276,15 +272,7 @@ def parse(kind: type[Body], body: bytes) -> Body:
 
 
 def sampling_params(request: SamplingRequest, longest: int) -> SamplingParams:
-    """What the engine is asked for.
-
-    Args:
-        request: The request.
-        longest: Most tokens that the server lets a row have.
-
-    Raises:
-        ApiError: for more tokens than that.
-    """
+    """What the engine is asked for."""
     name = "max_tokens"
     if getattr(request, "max_completion_tokens", None) is not None:
         name = "max_completion_tokens"

@@ -17,18 +17,14 @@ from typing import Any
 from interlace.answers import Aggregate
 from interlace.engine.state import RowText
 from interlace.engine.types import Completion, GroupOutput, Step
+from interlace.server.logits import Scored, Token
 from interlace.server.protocol import ChatRequest, SamplingRequest
-from interlace.server.scoring import Scored, Token
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
-    """The text and the bytes of single tokens.
-
-    Args:
-        tokenizer: Tokenizer of the model, used by one thread.
-    """
+    """The text and the bytes of single tokens; its tokenizer is used by one thread."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -72,12 +68,8 @@ _BYTES_OF = _byte_level()
 
 
 class Places:
-    """Where the tokens of one choice stand in its text; parts of a character, where it stands.
-
-    Args:
-        tokenizer: Tokenizer of the model, used by one thread.
-        start: Length of the text before.
-    """
+    """Where the tokens of one choice stand in its text, which begins at `start`; parts of a
+    character, where it stands."""
 
     def __init__(self, tokenizer: Any, start: int = 0) -> None:
         self._text, self._start = RowText(tokenizer, ()), start
@@ -91,13 +83,7 @@ class Places:
 
 @dataclass
 class Replier:
-    """Makes the objects of one reply.
-
-    Args:
-        request: Request of the client.
-        model: Name of the served model.
-        tokens: The tokenizer's tokens, one by one.
-    """
+    """Makes the objects of one reply."""
 
     request: SamplingRequest
     model: str
@@ -118,14 +104,8 @@ class Replier:
         aggregates: Sequence[Aggregate] | None = None,
         generated: bool = True,
     ) -> dict[str, Any]:
-        """The unstreamed reply.
-
-        Args:
-            groups: One group a prompt.
-            scored: Log-probabilities of the prompts, where the request echoes them.
-            aggregates: One answer a group.
-            generated: False where only the prompt was to be scored.
-        """
+        """The unstreamed reply: of prompts with their log-probabilities where the request echoes
+        them, and without what was `generated` where only the prompt was to be scored."""
         width = self.request.width
         choices = []
         for number, group in enumerate(groups):
@@ -168,12 +148,8 @@ class Replier:
                 yield self._delta(index, delta, None, None)
 
     def step(self, first: int, step: Step) -> Iterator[dict[str, Any]]:
-        """One choice for each row that got a token.
-
-        Args:
-            first: Index of the group's first choice.
-            step: The step.
-        """
+        """One choice for each row that got a token; `first` is the index of the group's first
+        choice."""
         for row, token in enumerate(step.tokens):
             if token is None:
                 continue

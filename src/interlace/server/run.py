@@ -27,11 +27,6 @@ _MOST_HEADERS = 64 * 2**10  # bytes
 class DrainingServer(uvicorn.Server):
     """A server that lets running requests end before it does.
 
-    Args:
-        config: Configuration of uvicorn.
-        service: Service that answers.
-        ready: Function called once it listens.
-
     Attributes:
         is_cutting_off: Whether requests are ended before they are done.
     """
@@ -127,11 +122,7 @@ def configured(app: FastAPI, log_level: str) -> uvicorn.Config:
 
 
 def listen(settings: ServerSettings) -> socket.socket:
-    """A socket at the address.
-
-    Raises:
-        ConfigError: for an address that cannot be listened on.
-    """
+    """A socket at the address."""
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(found[0], socket.SOCK_STREAM)

@@ -34,8 +34,8 @@ from interlace.engine.engine import Engine
 from interlace.engine.request import Request
 from interlace.engine.types import GroupOutput, Prompt
 from interlace.errors import AggregationError, GenerationError, InterlaceError
+from interlace.server.logits import Scored, scored_tokens, with_penalties
 from interlace.server.metrics import Metrics
-from interlace.server.penalties import with_penalties
 from interlace.server.protocol import (
     AggregateOptions,
     ApiError,
@@ -46,7 +46,6 @@ from interlace.server.protocol import (
     sampling_params,
 )
 from interlace.server.replies import Replier, TokenTexts, attention_json, usage
-from interlace.server.scoring import Scored, scored_tokens
 from interlace.server.settings import ServerSettings
 from interlace.server.worker import Job, SlowReaderError, Worker, assembled
 from interlace.user_code import blame
@@ -58,12 +57,8 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Stream(EventSourceResponse):
-    """Server-sent events that let go of what they stand for, however they end.
-
-    Args:
-        content: Events of the stream.
-        opened: Contexts to close, also if nobody asks for the first event.
-    """
+    """Server-sent events that close what they have opened, however they end, and also if nobody
+    asks for the first."""
 
     def __init__(self, content: AsyncIterator[bytes], opened: contextlib.ExitStack) -> None:
         super().__init__(content, ping=_PING, sep="\n", send_timeout=_SEND_TIMEOUT)
@@ -80,12 +75,7 @@ class Stream(EventSourceResponse):
 
 
 class Service:
-    """A model behind a worker, with its limits.
-
-    Args:
-        engine: Engine that the server owns from now on.
-        settings: Limits and names.
-    """
+    """A model behind a worker, with its limits; from now on the engine is its own."""
 
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
@@ -104,16 +94,15 @@ class Service:
         return self.engine.core.backend.context[0]
 
     @property
-    def coupling(self) -> str | None:
-        """Kind of the blocks that the model has."""
-        model = self.engine.model
-        return get_attachment(model).coupling.kind if is_attached(model) else None
-
-    @property
-    def couples(self) -> bool:
-        """Whether rows of a group see each other."""
-        model = self.engine.model
-        return is_attached(model) and get_attachment(model).coupling.couples
+    def facts(self) -> dict[str, Any]:
+        """What clients are told of the model: the kind of its blocks, whether rows of a group see
+        each other, and whether messages are taken."""
+        model, kind, couples = self.engine.model, None, False
+        if is_attached(model):
+            coupling = get_attachment(model).coupling
+            kind, couples = coupling.kind, coupling.couples
+        chats = bool(getattr(self._tokenizer, "chat_template", None))
+        return {"coupling": kind, "couples": couples, "chat": chats}
 
     @property
     def reads(self) -> str | None:
@@ -122,22 +111,13 @@ class Service:
         return get_attachment(model).config.reads if is_attached(model) else None
 
     @property
-    def chats(self) -> bool:
-        """Whether messages are taken."""
-        return bool(getattr(self._tokenizer, "chat_template", None))
-
-    @property
     def vocabulary(self) -> int:
         """Tokens of the model."""
         weight = self.engine.core.backend.base.get_input_embeddings().weight
         return int(weight.shape[0])
 
     async def tokenize(self, request: TokenizeRequest, _: HttpRequest) -> Response:
-        """The token ids of a text or of messages.
-
-        Raises:
-            ApiError: for a prompt that cannot be encoded.
-        """
+        """The token ids of a text or of messages."""
         if (request.prompt is None) == (request.messages is None):
             raise ApiError(400, "Give either prompt or messages.", param="prompt")
         try:
@@ -147,11 +127,7 @@ class Service:
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self.context})
 
     async def answer(self, request: SamplingRequest, http: HttpRequest) -> Response:
-        """The reply to a request of either endpoint.
-
-        Raises:
-            ApiError: for a request that is not carried out.
-        """
+        """The reply to a request of either endpoint."""
         if self.draining:
             raise ApiError(503, "The server is shutting down.", code="draining")
         if not self.worker.is_working:

@@ -85,11 +85,7 @@ class Job:
         return self.unread > (MOST_UNREAD if is_waiting else BOUND)
 
     async def mail(self) -> AsyncIterator[tuple[int, Event]]:
-        """What comes of the job, to its end.
-
-        Raises:
-            Exception: what the job failed with.
-        """
+        """What comes of the job, to its end."""
         while (item := await self.mailbox.get()) is not None:
             if isinstance(item, Exception):
                 raise item
@@ -103,12 +99,7 @@ class Job:
 
 
 class Worker:
-    """The thread, its inbox, and the jobs that it works for.
-
-    Args:
-        engine: Engine that nobody else uses from now on.
-        metrics: Metrics that it counts in.
-    """
+    """The thread, its inbox, and the jobs that it works for; from now on the engine is its own."""
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self.engine, self.metrics = engine, metrics

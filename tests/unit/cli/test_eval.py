@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from interlace.cli.main import main
+from interlace.evaluation.evaluate import Recorder
 from interlace.evaluation.records import read_records
-from interlace.evaluation.sampler import Recorder
 from support.text import number_folder
 
 Eval = Callable[..., tuple[int, str, str]]

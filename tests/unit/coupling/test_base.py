@@ -89,7 +89,6 @@ def test_a_step_of_its_own_serves_decode_steps_alone() -> None:
     x = torch.zeros(2, 1, D)
     assert (Own()(x, Groups(2)) == 1).all()
     assert (Own()(x, Owners([0, 0])) == 2).all()
-    assert (Own().added(x, Groups(2)) == 1).all()
     assert Own().attention_weights(x, Groups(2)) is None
 
 

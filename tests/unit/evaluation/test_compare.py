@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -219,14 +217,6 @@ def test_the_base_must_be_there():
         compare([arm("Bridge", 0.1)], "base", width=4)
     with pytest.raises(MetricError, match="no maj at width 4"):
         compare([arm("base", 0), arm("Bridge", 0.1)], "base", metric="maj", width=4)
-
-
-def test_results_without_values_of_problems_cannot_be_paired():
-    whole = arm("base", 0)
-    bare = tuple(replace(entry, values=None) for entry in whole.measurements)
-    loaded = replace(whole, measurements=bare)
-    with pytest.raises(MetricError, match="Measure the records again"):
-        compare([loaded, arm("Bridge", 0.1)], "base", width=4)
 
 
 def test_two_tasks_are_not_one() -> None:

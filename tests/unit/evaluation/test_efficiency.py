@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from interlace.errors import MetricError
-from interlace.evaluation.efficiency import first_crossing, parallel_efficiency
+from interlace.evaluation.compare import first_crossing, parallel_efficiency
 from interlace.jsonl import to_json
 from support.evaluation import made
 

@@ -9,8 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from interlace.evaluation.compare import compare
-from interlace.evaluation.efficiency import parallel_efficiency
+from interlace.evaluation.compare import compare, parallel_efficiency
 from interlace.evaluation.figures import FIGURES, write_figures
 from interlace.evaluation.measure import measure
 from interlace.evaluation.report import SCHEMA, Report, make_report, to_markdown

@@ -7,7 +7,6 @@ import os
 from torch import nn
 
 from interlace.attached import base_model_of
-from interlace.engine.backends.base import Backend
 from interlace.engine.backends.cpu import CPUBackend, why_not_packed
 from interlace.engine.backends.graph import GraphBackend
 from interlace.engine.backends.hf import HFBackend
@@ -19,13 +18,8 @@ BACKENDS: dict[str, type[HFBackend]] = {
 }
 
 
-def choose_backend(name: str, model: nn.Module, prefill_chunk: int) -> Backend:
-    """The backend of this name for a model.
-
-    Args:
-        name: Name of a backend, or "auto" for the fastest that can run the model here.
-        model: Model to run.
-        prefill_chunk: Number of prompt positions in one pass.
+def choose_backend(name: str, model: nn.Module, prefill_chunk: int) -> HFBackend:
+    """The backend of this name for a model; "auto" is the fastest that can run the model here.
 
     Raises:
         GenerationError: for a name that is none, or a model that the backend cannot run.

@@ -31,6 +31,7 @@ from interlace.engine.backends.flat import (
     Product,
     eps_of,
     flatten,
+    joined_bias,
     normalised,
     why_not_flat,
 )
@@ -136,8 +137,11 @@ class PackedWeights:
         """One product of linears and the norm before them."""
         norms = [] if norm is None else list(norm.parameters())
         weights = [p for linear in linears for p in linear.parameters()] + norms
-        made: Product = self.of(name, weights, lambda: PackedProduct(linears, norm))
+        made: Product = self.of(name, weights, lambda: self._pack(linears, norm))
         return made
+
+    def _pack(self, linears: Sequence[nn.Linear], norm: nn.Module | None) -> Product:
+        return PackedProduct(linears, norm)
 
     def refresh(self, model: nn.Module, blocks_only: bool = False) -> list[Patch]:
         """Packed copies for the modules of `model`, or for its blocks alone, and what has them use
@@ -185,14 +189,7 @@ class PackedProduct(Product):
             weight = weight * norm.weight.detach()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._eps = None if norm is None else eps_of(norm)
-        biases = [None if linear.bias is None else linear.bias.detach() for linear in linears]
-        self._bias = None
-        if any(bias is not None for bias in biases):
-            filled = (
-                linear.weight.new_zeros(len(linear.weight)) if bias is None else bias
-                for linear, bias in zip(linears, biases, strict=True)
-            )
-            self._bias = torch.cat(list(filled))
+        self._bias = joined_bias([n.weight for n in linears], [n.bias for n in linears])
 
     @property
     def packed(self) -> tuple[Tensor]:

@@ -77,6 +77,14 @@ class OwnProduct(Product):
         return out if residual is None else residual + out
 
 
+def joined_bias(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:
+    """The biases of linears side by side, zeros where one has none; None where all have none."""
+    if all(bias is None for bias in biases):
+        return None
+    each = zip(weights, biases, strict=True)
+    return torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in each]).detach()
+
+
 @dataclass(frozen=True)
 class FlatLayer:
     """One decoder layer.
@@ -120,12 +128,8 @@ class FlatModel:
     ) -> Float[Tensor, "N D"]:
         """Hidden states after the last layer, before the last norm, which is the head's.
 
-        Args:
-            ids: Tokens.
-            positions: Position of each.
-            attend: Function that stores a layer's keys and values, and gives the mixed values of
-                its queries, heads concatenated.
-            couple: Function that computes a layer's coupling; None goes by them.
+        `attend` stores a layer's keys and values, and gives the mixed values of its queries, heads
+        concatenated; `couple` computes a layer's coupling, and None goes by them.
         """
         x = self.embedding(ids).flatten(0, 1)  # the module itself, so that its hooks are called
         cos, sin = self.turns(x, positions)
@@ -173,12 +177,8 @@ def number_eps(norm: Any) -> float:
 
 
 def flatten(base: PreTrainedModel, make: MakeProduct) -> FlatModel:
-    """The model as one function.
-
-    Args:
-        base: Model for which `why_not_flat` finds nothing.
-        make: Function that makes, under a name, a product of linears and the norm before them.
-    """
+    """A model for which `why_not_flat` finds nothing as one function, of products that `make` makes
+    under a name of linears and the norm before them."""
     decoder: Any = base.get_decoder()
     head: Any = base.get_output_embeddings()
     used = decoder.layers[: decoder.config.num_hidden_layers]

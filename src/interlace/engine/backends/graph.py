@@ -21,10 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interlace.engine.backends.base import Ahead
 from interlace.engine.backends.flat import FlatBackend, OwnProduct, flatten, why_not_flat
 from interlace.engine.backends.hf import Twin, can_have_twin
-from interlace.engine.kv import Slot, StoredPrompt
+from interlace.engine.kv import Ahead, Slot, StoredPrompt
 from interlace.engine.sampling import Workspace, draw_on_device, uniforms_on_device
 from interlace.engine.slots import Fields, Shape, SlotAttention, SlotCache
 from interlace.errors import GenerationError
@@ -95,16 +94,6 @@ class GraphBackend(FlatBackend):
         self._cache.clear()
         self._staged, self._flight = set(), None
 
-    def open(
-        self,
-        prompt: StoredPrompt,
-        maxima: Sequence[int],
-        hidden: Sequence[tuple[int, int]] = (),
-    ) -> list[Slot]:
-        slots = super().open(prompt, maxima, hidden)
-        self._cache.hide(slots)
-        return slots
-
     def release(self, gone: Slot | StoredPrompt) -> None:
         super().release(gone)
         if isinstance(gone, Slot):
@@ -119,11 +108,7 @@ class GraphBackend(FlatBackend):
         self._staged.clear()
         self._cache.stage("ids", slots, tokens)
         self._cache.stage("lengths", slots, [slot.length for slot in slots])
-        self._seen = [] if recording else None
-        host = self._fresh_host()
-        if recording and self._recording is not host:
-            host.patch(self._recorders(host.model))
-            self._recording = host
+        self._record(recording, self._fresh_host())
         try:
             (logits,) = self._play(draws=False)
         finally:
@@ -233,9 +218,6 @@ class GraphBackend(FlatBackend):
         token and its two log-probabilities, and all is ready for the next step."""
         cache = self._cache
         assert self._flat is not None
-        assert cache.fields is not None
-        assert cache.own is not None
-        assert cache.shared is not None
         part = cache.fields.part(shape)
         attend = SlotAttention(
             part,

@@ -1,4 +1,4 @@
-"""The model's own Hugging Face forward: the portable backend.
+"""What computes a model for the engine: its Hugging Face forward; other backends derive from it.
 
 Axes: B prompts, R live rows, S positions, V vocabulary, L layers with blocks, U prompt positions,
 C head dim, E positions whose logits are wanted.
@@ -38,10 +38,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from interlace.attached import SHARDED, Attachment, base_model_of
 from interlace.coupling.attention import PREFIX
 from interlace.coupling.base import Coupling, Seat, check_carried
-from interlace.engine.backends.base import Backend
 from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import (
     ATTENTION,
+    Ahead,
     SharedCache,
     Slot,
     StoredPrompt,
@@ -59,10 +59,32 @@ AttentionInterface.register(ATTENTION, shared_attention)
 _MOST_PADDING = 2  # a prompt goes with others of at most so many times the shortest one's length
 
 
-class HFBackend(Backend):
-    """Hugging Face's modules with our attention; keys and values in a `SharedCache`."""
+class HFBackend:
+    """Hugging Face's modules with our attention; keys and values in a `SharedCache`.
 
-    name = "hf"
+    The core decides which groups run and what their rows get; a backend computes logits and owns
+    keys and values. The core knows a stored prompt and a live row by what the backend gave it for
+    them, and asks nothing else of those.
+
+    Args:
+        model: Hugging Face causal language model, attached or not, or PEFT's wrapper of one.
+        prefill_chunk: Number of prompt positions computed in one pass.
+
+    Attributes:
+        name: Name by which a user chooses it.
+        seats: Seats of couplings that it carries; a coupling at another seat is refused.
+        reads: Reaches of blocks that it carries beside the paper's; another is refused.
+        draws: Whether it can draw tokens itself, by `draw`.
+        base: Hugging Face model itself.
+        context: Number of positions that the model gets at most, if there is such a number, and its
+            reason.
+
+    Raises:
+        GenerationError: for a model or a coupling that it cannot run.
+    """
+
+    name: ClassVar[str] = "hf"
+    draws: ClassVar[bool] = False
     seats: ClassVar[tuple[Seat, ...]] = (
         *("input", "attention", "attended", "layer", "streams", "head"),
     )
@@ -72,7 +94,7 @@ class HFBackend(Backend):
         self.model = model
         self.base: PreTrainedModel = base_model_of(model)
         self._base_path = next(path for path, m in model.named_modules() if m is self.base)
-        self.context = check_model(model, self.base)
+        self.context: tuple[int | None, str] = check_model(model, self.base)
         self._attachment: Attachment | None = None  # what was found carried
         self._coupling: type[Coupling] | None = None
         self._check_coupling()
@@ -93,10 +115,12 @@ class HFBackend(Backend):
 
     @property
     def device(self) -> torch.device:
+        """Where token ids go in and logits come out."""
         device: torch.device = self.base.device
         return device
 
     def refresh(self) -> None:
+        """Follow weights, blocks and modules that have changed; a call begins with it."""
         check_attention(self.base)
         self._check_coupling()
         if not self._cache.rows:
@@ -117,11 +141,14 @@ class HFBackend(Backend):
 
     @property
     def skips_alone(self) -> bool:
+        """Whether rows that are groups of width 1 are the base model's, and their prompts, too."""
         self._check_coupling()
         return self._attachment is not None and self._attachment.config.skips_alone
 
     @property
     def mixes(self) -> bool:
+        """Whether rows are fed mixtures of their siblings' embeddings. Then `decode` returns the
+        weights in any case, since training needs them."""
         return self._coupling is not None and self._coupling.mixes
 
     @property
@@ -153,7 +180,8 @@ class HFBackend(Backend):
     # Prompts --------------------------------------------------------------------------------------
 
     def passes(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Short prompts of like length together, as many as make one chunk."""
+        """Which prompts of these lengths go into one pass, by their places: short ones of like
+        length, as many as make one chunk."""
         if self._has_windows():
             return [[place] for place in range(len(lengths))]
         passes: list[list[int]] = []
@@ -175,7 +203,18 @@ class HFBackend(Backend):
     def prefill(
         self, prompts: Sequence[Sequence[int]], alone: Sequence[bool] = ()
     ) -> Generator[None, None, list[StoredPrompt]]:
-        """Chunk by chunk, with the attention that the model was loaded with. Equation (12)."""
+        """Compute and store prompts, of one pass, at width 1, by the attention that the model was
+        loaded with. Equation (12).
+
+        Width 1 is exact for every width: all rows of a group hold the same prompt (METHOD.md).
+        Nothing is stored if any of them fails. Between chunks of long ones it yields, and rows may
+        be decoded meanwhile.
+
+        Args:
+            prompts: Token ids of each.
+            alone: For each whether groups of width 1 answer it, where those skip blocks; by
+                default none does.
+        """
         lengths = [len(prompt) for prompt in prompts]
         longest, ends = max(lengths), sorted({length - 1 for length in lengths})
         # Padded at their ends: no token sees those after it, so no mask is needed.
@@ -242,10 +281,13 @@ class HFBackend(Backend):
         maxima: Sequence[int],
         hidden: Sequence[tuple[int, int]] = (),
     ) -> list[Slot]:
+        """The rows of a new group, which see each other: one for each maximum of tokens; not where
+        `hidden` has the pair (row, sibling)."""
         self._owners = None
         slots = self._cache.add_rows(prompt, next(self._group_numbers), maxima)
         for row, sibling in hidden:
             slots[row].unseen |= {slots[sibling]}
+        self._cache.hide(slots)
         if self._kept is not None:
             self._kept.open(slots)
         return slots
@@ -254,6 +296,16 @@ class HFBackend(Backend):
     def decode(
         self, tokens: Sequence[int], slots: Sequence[Slot], recording: bool = False
     ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "L R N"] | None]:
+        """Feed each live row its next token; the logits after it, and on request who attended to
+        whom. It counts only once `advance` says so, so that a step can be done again.
+
+        Args:
+            tokens: Tokens, one for each slot.
+            slots: All rows that are open; in the order of their places nothing is gathered.
+            recording: Whether to return the couplings' attention, averaged over heads: to the rows
+                of the step in the order of the slots, then, where earlier positions are read, to
+                the rows of the reader's group there, by number.
+        """
         cache = self._cache
         if self._owners is None:
             owners, alone = [r.owner for r in cache.rows], [r.alone for r in cache.rows]
@@ -283,10 +335,7 @@ class HFBackend(Backend):
         if not in_order:
             ids = torch.empty_like(ids).index_copy_(0, torch.tensor(places, device=ids.device), ids)
         host = self._fresh_host()
-        if recording and self._recording is not host:
-            host.patch(self._recorders(host.model))
-            self._recording = host
-        self._seen = [] if recording else None
+        self._record(recording, host)
         couples = self._coupling is not None and self._coupling.couples
         cache.notes_further = recording and couples and "attention" in seats
         cache.further = []
@@ -327,13 +376,37 @@ class HFBackend(Backend):
         return logits
 
     def advance(self) -> None:
+        """Count the tokens that `decode` has just fed."""
         self._said = self._saying
         if self._kept is not None:
             self._kept.end_step()
         self._cache.end_step()
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it has begun a step by itself, of which `draw` gives the tokens next."""
+        return False
+
+    def draw(
+        self, slots: Sequence[Slot], tell: Callable[[Slot], Ahead], go_on: bool
+    ) -> tuple[list[Slot], list[list[float]]]:
+        """`decode`, `advance` and the choice of tokens in one. A backend that `draws` may be one
+        step ahead; it then ends rows by itself.
+
+        Args:
+            slots: All rows that are open.
+            tell: Function that tells what the backend needs to know of a row.
+            go_on: Whether to begin another step.
+
+        Returns:
+            Rows that have a token, and of each the token and its log-probabilities, at temperature
+            1 and under the distribution that was drawn from.
+        """
+        raise NotImplementedError
+
     @torch.inference_mode()
     def release(self, gone: Slot | StoredPrompt) -> None:
+        """Let go of a row, or of a prompt that no row answers any more."""
         if isinstance(gone, StoredPrompt):
             self._cache.remove_prompt(gone)
         else:
@@ -343,11 +416,15 @@ class HFBackend(Backend):
             self._owners = None
 
     def clear(self) -> None:
+        """Let go of everything."""
         self._cache, self._kept = SharedCache(), self._new_kept()
         self._owners, self._said = None, {}
 
     @torch.inference_mode()
     def room(self, maxima: Sequence[int], prompts: Sequence[int], memory: int) -> bool:
+        """Whether further rows of these maxima and prompts of these lengths fit into `memory`
+        bytes beside those that are there; gives back what those that are gone have left, where
+        that is needed."""
         needed, at_most = self._cache.bytes_with(maxima, prompts)
         if self._kept is not None:
             of_blocks = self._kept.bytes_with(maxima)
@@ -360,13 +437,21 @@ class HFBackend(Backend):
 
     @property
     def nbytes(self) -> int:
+        """What keys and values take, in bytes."""
         return self._cache.nbytes + (0 if self._kept is None else self._kept.nbytes)
 
     # Who attends to whom --------------------------------------------------------------------------
 
+    def _record(self, recording: bool, host: Twin | Borrowed) -> None:
+        """Have blocks note their attention in the step that begins, or not."""
+        if recording and self._recording is not host:
+            host.patch(self._recorders(host.model))
+            self._recording = host
+        self._seen = [] if recording else None
+
     def _recorders(self, model: nn.Module) -> list[Patch]:
         """Blocks that note their attention, averaged over heads, in a step that is recorded."""
-        steps = {"input": "input_step", "layer": "step", "attended": "attended_step"}
+        steps = {"input": "input_step", "layer": "step", "attended": "attended"}
         steps |= {"attention": "attention_step"}
         noted = {"attention_step": self._noted_further}
         return [
@@ -577,11 +662,7 @@ def keys_and_values(
     base: PreTrainedModel, cache: Any, streams: int = 1
 ) -> list[tuple[Tensor, Tensor]]:
     """What a prefill has left in Hugging Face's cache, for each layer; the streams of a prompt as
-    heads of it.
-
-    Raises:
-        GenerationError: if it is something else than keys and values of one size.
-    """
+    heads of it."""
     stored = []
     for n, layer in enumerate(cache.layers):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
@@ -603,21 +684,11 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def check_model(model: nn.Module, base: PreTrainedModel) -> tuple[int | None, str]:
-    """Refuse what the configuration shows.
+    """The `context` of a backend, for a model whose configuration shows that the engine can run it.
 
     The engine can run models whose attention is what the shared cache computes. Another would
     sample wrong tokens in silence, so it is refused: by what its configuration says, by what its
     prefill leaves in the cache, and by what its layers ask for in the first step of a call.
-
-    Args:
-        model: Model as the user gave it, perhaps PEFT's wrapper.
-        base: Hugging Face model in it.
-
-    Returns:
-        The `context` of a backend.
-
-    Raises:
-        GenerationError: if the engine cannot run it.
     """
     if not type(base)._supports_attention_backend:
         raise not_shareable(base, "does not go through Hugging Face's attention interface")
@@ -637,11 +708,8 @@ def check_model(model: nn.Module, base: PreTrainedModel) -> tuple[int | None, st
 
 
 def check_attention(base: PreTrainedModel) -> None:
-    """Refuse an attention of the user's own, which no decode step would call.
-
-    Raises:
-        GenerationError: if the model's is none of Hugging Face's, of the hub's kernels or of ours.
-    """
+    """Refuse an attention of the user's own, which no decode step would call: what is none of
+    Hugging Face's, of the hub's kernels or of ours."""
     name = str(base.config._attn_implementation).removeprefix(PREFIX)  # beside a coupling's part
     function = ALL_ATTENTION_FUNCTIONS.get(name)
     if function is not None and "/" not in name and not is_of_libraries(function):

@@ -34,7 +34,14 @@ from torch import Tensor, nn
 from interlace.coupling.base import Coupling
 from interlace.coupling.bridge import BridgeBlock
 from interlace.engine.backends.cpu import CPUBackend, PackedWeights
-from interlace.engine.backends.flat import FlatLayer, FlatModel, Product, number_eps, why_not_flat
+from interlace.engine.backends.flat import (
+    FlatLayer,
+    FlatModel,
+    Product,
+    joined_bias,
+    number_eps,
+    why_not_flat,
+)
 from interlace.engine.backends.hf import Borrowed, Patch, Twin
 from interlace.engine.kv import Slot, Store
 
@@ -64,11 +71,8 @@ def library() -> ctypes.CDLL | str:
 
 
 def build(flags: Sequence[str] = (), folder: Path | None = None) -> Path:
-    """The code compiled for this processor, from the folder where it was left before.
-
-    Args:
-        flags: Flags for the compiler beside the usual ones.
-        folder: Folder to keep it in; by default the user's.
+    """The code compiled for this processor, with further `flags`, from the folder where it was left
+    before; by default the user's.
 
     Raises:
         OSError: if there is no compiler, or it fails.
@@ -178,28 +182,16 @@ class _Step(Structure):
 
 
 class NativeProduct(Product):
-    """Linears of one input in blocks of 16 outputs, and the norm before them.
-
-    Args:
-        weights: Weight of each linear.
-        biases: Bias of each, or None.
-        norm: Norm before them.
-    """
+    """Linears of one input in blocks of 16 outputs, and the norm before them."""
 
     def __init__(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], norm: Any
     ) -> None:
         self._weight = torch.cat([_packed(weight.detach()).flatten() for weight in weights])
         self._type = weights[0].dtype
-        self._bias = self._norm = None
-        if any(bias is not None for bias in biases):
-            filled = [
-                w.new_zeros(len(w)) if b is None else b
-                for w, b in zip(weights, biases, strict=True)
-            ]
-            self._bias = torch.cat(filled).detach().float()
-        if norm is not None:
-            self._norm = norm.weight.detach().float()
+        bias = joined_bias(weights, biases)
+        self._bias = None if bias is None else bias.float()
+        self._norm = None if norm is None else norm.weight.detach().float()
         self.outputs = sum(len(weight) for weight in weights)
         self.c = _Product(
             *(_pointer(t) for t in (self._weight, self._bias, self._norm)),
@@ -247,15 +239,8 @@ class NativeWeights(PackedWeights):
 
     blocks: dict[nn.Module, tuple[NativeProduct, NativeProduct]]
 
-    def product(self, name: str, linears: Sequence[nn.Linear], norm: nn.Module | None) -> Product:
-        norms = [] if norm is None else list(norm.parameters())
-        weights = [p for linear in linears for p in linear.parameters()] + norms
-        made: Product = self.of(
-            name,
-            weights,
-            lambda: NativeProduct([n.weight for n in linears], [n.bias for n in linears], norm),
-        )
-        return made
+    def _pack(self, linears: Sequence[nn.Linear], norm: nn.Module | None) -> Product:
+        return NativeProduct([n.weight for n in linears], [n.bias for n in linears], norm)
 
     def refresh(self, model: nn.Module, blocks_only: bool = False) -> list[Patch]:
         if not blocks_only:
@@ -278,12 +263,7 @@ class NativeWeights(PackedWeights):
 
 
 class NativeModel:
-    """What the compiled code is told of a model.
-
-    Args:
-        flat: Model as one function, its products those of `weights`.
-        weights: Packed weights.
-    """
+    """What the compiled code is told of a flat model, whose products are those of `weights`."""
 
     def __init__(self, flat: FlatModel, weights: NativeWeights) -> None:
         self.flat = flat
