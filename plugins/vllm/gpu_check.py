@@ -1,8 +1,9 @@
 """The first thing to run on a GPU: does vLLM's Model Runner V2, with graphs, give what Interlace
-gives, and what do the blocks cost? Also runs on a CPU, with Runner V1, to see that it runs.
+gives, and what do the blocks cost?
 
     python plugins/vllm/gpu_check.py                 # a random model of 0.5 B parameters' shape
     python plugins/vllm/gpu_check.py --model out/    # one of yours
+    python plugins/vllm/gpu_check.py --small         # what a CPU can: Runner V1, without graphs
 
 Ends in one line of JSON, and with status 1 if a check failed.
 """
@@ -34,9 +35,10 @@ sys.path.insert(0, str(Path(__file__).parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from common.models import attach_random
 
-from compare import gaps
+from compare import apart, gaps
 
 WIDTH = 8
+V2 = "vllm.v1.worker.gpu.model_runner"
 # Mean and largest difference of a log-probability; bfloat16 rounds every layer's output.
 BOUNDS = {"float32": (1e-5, 1e-3), "bfloat16": (2e-2, 3e-1)}
 
@@ -124,14 +126,18 @@ def check(model: Any, folder: Path, sizes: Sizes, dtype: str, **options: Any) ->
     ]
     outputs = llm.generate(few, params, use_tqdm=False)
     found = gaps(model, outputs)
-    mean, largest = sum(found) / len(found), max(found)
+    alone = gaps(model, apart(outputs[-1]))
+    mean, largest, mean_alone = sum(found) / len(found), max(found), sum(alone) / len(alone)
     bounds = BOUNDS[dtype]
     speed = tokens_per_second(llm, asked(sizes, vocabulary, sizes.groups), sizes, WIDTH)
     result = {
         "runner": f"{type(runner).__module__}.{type(runner).__name__}",
         "mean gap": mean,
         "largest gap": largest,
+        "mean gap if rows were alone": mean_alone,
         "equal": mean < bounds[0] and largest < bounds[1],
+        "would see rows alone": mean_alone > 2 * bounds[0],
+        "is V2": type(runner).__module__ == V2 or not torch.cuda.is_available(),
         "tokens/s": round(speed, 1),
     }
     del llm, runner
@@ -147,10 +153,15 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="A tiny model, to see that it runs.")
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
+    if not on_gpu and not options.small:
+        parser.error("there is no CUDA device here; --small runs what a CPU can")
     sizes = LARGE if on_gpu and not options.small else SMALL
     warnings.filterwarnings("ignore", message="The blocks add")
     if options.model:
-        model, _ = interlace.load(options.model, dtype=options.dtype)
+        try:
+            model, _ = interlace.load(options.model, dtype=options.dtype)
+        except interlace.InterlaceError as error:
+            parser.error(str(error))
         if not is_attached(model):
             parser.error(f"{options.model} has no blocks")
     else:
@@ -168,8 +179,12 @@ def main() -> int:
         prompts = asked(sizes, vocabulary, sizes.groups)
         base = engine(plain, options.dtype, enforce_eager=not on_gpu, model_impl="transformers")
         results["base tokens/s"] = round(tokens_per_second(base, prompts, sizes, WIDTH), 1)
+    checks = ("equal", "would see rows alone", "is V2")
     failed = [
-        label for label in ("graphs", "eager") if not results.get(label, {"equal": 1})["equal"]
+        f"{label}: {check}"
+        for label in ("graphs", "eager")
+        for check in checks
+        if not results.get(label, {check: True})[check]
     ]
     print(json.dumps(results | {"failed": failed}))
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -57,3 +58,37 @@ def gaps(model: PreTrainedModel, outputs: list[Any], **options: Any) -> list[flo
 def largest_gap(model: PreTrainedModel, outputs: list[Any], **options: Any) -> float:
     """The largest of the differences."""
     return max(gaps(model, outputs, **options))
+
+
+def apart(output: Any) -> list[Any]:
+    """The rows of a group as groups of width 1."""
+    return [
+        SimpleNamespace(prompt_token_ids=output.prompt_token_ids, outputs=[choice])
+        for choice in output.outputs
+    ]
+
+
+def narrowed_gap(
+    model: PreTrainedModel,
+    prompt: list[int],
+    rows: list[list[int]],
+    steps: list[list[dict[int, float]]],
+) -> float:
+    """The largest difference under a grammar, which leaves some tokens of each step.
+
+    Args:
+        model: Model with its blocks.
+        prompt: Tokens of the prompt.
+        rows: Tokens of each row.
+        steps: Log-probabilities of the whole vocabulary at each step of each row.
+    """
+    scores, found, narrowed = scores_of(model, prompt, rows), [0.0], False
+    for w, row in enumerate(steps):
+        for at, step in enumerate(row):
+            allowed = [token for token, value in step.items() if value > -9e3]
+            narrowed |= len(allowed) < scores.shape[2]
+            wanted = scores[w, at, allowed].log_softmax(-1)
+            given = torch.tensor([step[token] for token in allowed])
+            found.append(float((given - wanted).abs().max()))
+    assert narrowed
+    return max(found)

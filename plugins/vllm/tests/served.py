@@ -41,6 +41,13 @@ def exported(
     folder: Path, name: str = "llama", sizes: dict[str, Any] | None = None, **blocks: Any
 ) -> PreTrainedModel:
     """A tiny attached model, written to `folder` as vLLM serves it."""
+    model = unsure(name, sizes, **blocks)
+    export_for_vllm(model, folder, tiny_tokenizer())
+    return model
+
+
+def unsure(name: str = "llama", sizes: dict[str, Any] | None = None, **blocks: Any) -> Any:
+    """A tiny attached model that samples many tokens."""
     # vLLM goes by the number alone, whether or not a model has windows.
     sizes = (sizes or {}) | ({"sliding_window": 40} if name in SLIDING else {})
     if name == "gpt_neox":  # whose heads make up the hidden size
@@ -48,7 +55,6 @@ def exported(
     model = attached(name, sizes, **blocks)
     with torch.no_grad():  # a random model is sure of itself, and would repeat a token for ever
         model.get_output_embeddings().weight.mul_(0.4)
-    export_for_vllm(model, folder, tiny_tokenizer())
     return model
 
 

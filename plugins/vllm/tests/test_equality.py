@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from compare import largest_gap
+from compare import apart, largest_gap
 from served import ENDS, TOLERANCE, exported, prompts, sampled, scheduler_of, served
 
 WIDTHS = [1, 8, 2, 4, 1, 8, 4, 2, 8, 1]
@@ -32,18 +32,8 @@ def test_rows_do_read_their_siblings(llama: tuple[Any, Any]) -> None:
     """Else equality with independent rows would pass, too."""
     model, llm = llama
     output = sampled(llm, prompts(1), [8])[0]
-    alone = largest_gap(model, _apart(output))
+    alone = largest_gap(model, apart(output))
     assert alone > 0.1
-
-
-def _apart(output: Any) -> list[Any]:
-    """The rows of a group as groups of width 1."""
-
-    class One:
-        def __init__(self, choice: Any) -> None:
-            self.prompt_token_ids, self.outputs = output.prompt_token_ids, [choice]
-
-    return [One(choice) for choice in output.outputs]
 
 
 def test_prefixes_are_shared_and_answers_are_not(llama: tuple[Any, Any]) -> None:

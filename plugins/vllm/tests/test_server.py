@@ -1,4 +1,7 @@
-"""vLLM's OpenAI server, in processes of its own: many clients, some of whom leave."""
+"""vLLM's OpenAI server, in processes of its own: many clients, some of whom leave.
+
+It runs from wheels, in an environment outside the checkout, on what `interlace export` wrote.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +20,43 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
 
-from compare import logprobs_of
-from served import ENDS, TOLERANCE, exported, prompts
+import interlace
+from compare import logprobs_of, narrowed_gap
+from served import ENDS, TOLERANCE, exported, prompts, unsure
+from support.text import EOS, VOCAB, byte_tokenizer
 
+ROOT = Path(__file__).parents[3]
 CLIENTS, REQUESTS = 16, 200
+
+
+def wheels_alone(folder: Path) -> Path:
+    """The programs of an environment that has both wheels, and all else of this one."""
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    for source in (ROOT, ROOT / "plugins/vllm"):
+        own = ["--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheels", source]
+        subprocess.run([*pip, "wheel", *own], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    programs = folder / "venv/bin"
+    wheels = list((folder / "wheels").glob("*.whl"))
+    pip += ["--python", str(programs / "python")]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", *wheels], check=True)
+    # Of a folder that is named here the .pth files are not read: they lead back to the checkout.
+    (packages,) = (folder / "venv/lib").glob("python*/site-packages")
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return programs
 
 
 class Server:
     """A running server, its model as Interlace has it, and its log."""
 
-    def __init__(self, folder: Path, more: str = "") -> None:
-        self.model, self.log = exported(folder), folder / "log.txt"
+    def __init__(
+        self, model: Any, folder: Path, more: str = "", python: str = sys.executable
+    ) -> None:
+        self.model, self.log = model, folder / "log.txt"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -39,10 +66,11 @@ class Server:
             f"--kv-cache-memory-bytes {4 * 2**20} {more}"
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()],
+            [python, "-m", "vllm.entrypoints.openai.api_server", *options.split()],
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
-            env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            cwd=folder,
+            env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": ""},
         )
         self.name = str(folder)
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=None)
@@ -54,10 +82,10 @@ class Server:
             except httpx.TransportError:
                 time.sleep(1)
 
-    def ask(self, prompt: list[int], n: int, **options: Any) -> httpx.Response:
+    def ask(self, prompt: Any, n: int, **options: Any) -> httpx.Response:
         return self.http.post("/v1/completions", json=self.body(prompt, n, **options))
 
-    def body(self, prompt: list[int], n: int, **options: Any) -> dict[str, Any]:
+    def body(self, prompt: Any, n: int, **options: Any) -> dict[str, Any]:
         asked = {"max_tokens": 24, "temperature": 2.0, "logprobs": 0, "stop_token_ids": ENDS}
         asked["return_token_ids"] = True
         return {"model": self.name, "prompt": prompt, "n": n} | asked | options
@@ -78,7 +106,22 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+    folder = tmp_path_factory.mktemp("server")
+    programs = wheels_alone(folder)
+    model = unsure(sizes={"vocab_size": VOCAB, "eos_token_id": EOS})
+    saved = interlace.save(model, folder / "saved", full=True, tokenizer=byte_tokenizer())
+    export = [programs / "interlace", "export", saved, folder / "served", "--to", "vllm"]
+    apart: Any = {"cwd": folder, "env": os.environ | {"PYTHONPATH": ""}, "check": True}
+    subprocess.run(export, **apart)
+    where = "import interlace, interlace_vllm as p; print(interlace.__file__, p.__file__)"
+    found = subprocess.run([programs / "python", "-c", where], stdout=subprocess.PIPE, **apart)
+    assert all(path.startswith(str(folder)) for path in found.stdout.decode().split())
+    server = Server(
+        model,
+        folder / "served",
+        "--max-logprobs -1 --enable-auto-tool-choice --tool-call-parser pythonic",
+        str(programs / "python"),
+    )
     yield server
     server.close()
 
@@ -102,6 +145,87 @@ def test_n_choices_are_one_group(server: Server) -> None:
         answer = server.ask(prompt, n, seed=seed).json()
         assert len(answer["choices"]) == n
         assert gap_of(server, prompt, answer) < TOLERANCE
+
+
+def test_a_client_of_openais_gets_one_group(server: Server) -> None:
+    client = openai.OpenAI(base_url=f"{server.http.base_url}/v1", api_key="any")
+    answer = client.chat.completions.create(
+        model=server.name,
+        messages=[{"role": "user", "content": "3 7 12 > 16:"}],
+        n=8,
+        logprobs=True,
+        temperature=2.0,
+        max_tokens=24,
+        extra_body={"return_token_ids": True, "stop_token_ids": ENDS},
+    ).model_dump()
+    rows = [choice["token_ids"] for choice in answer["choices"]]
+    assert len(rows) == 8
+    wanted = logprobs_of(server.model, answer["prompt_token_ids"], rows)
+    found = [[step["logprob"] for step in c["logprobs"]["content"]] for c in answer["choices"]]
+    steps = [
+        abs(a - b)
+        for mine, theirs in zip(found, wanted, strict=True)
+        for a, b in zip(mine, theirs, strict=True)
+    ]
+    assert max(steps) < TOLERANCE
+    assert len({len(row) for row in rows}) > 1
+
+
+NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": NUMBER},
+            }
+        },
+        {
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": NUMBER}}],
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+        },
+    ],
+)
+def test_choices_of_one_form_are_one_group(server: Server, asked: dict[str, Any]) -> None:
+    body = {
+        "model": server.name,
+        "messages": [{"role": "user", "content": "A number, please."}],
+        "n": 4,
+        "max_tokens": 40,
+        "logprobs": True,
+        "top_logprobs": VOCAB,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+    answer = server.http.post("/v1/chat/completions", json=body | asked)
+    assert answer.status_code == 200, answer.text
+    choices = answer.json()["choices"]
+    rows = [choice["token_ids"] for choice in choices]
+    steps = [
+        [
+            {int(other["token"].split(":")[1]): other["logprob"] for other in step["top_logprobs"]}
+            for step in choice["logprobs"]["content"]
+        ]
+        for choice in choices
+    ]
+    prompt = answer.json()["prompt_token_ids"]
+    assert narrowed_gap(server.model, prompt, rows, steps) < TOLERANCE
+    for row in rows:
+        text = byte_tokenizer().decode(row, skip_special_tokens=True)
+        if row[-1] == EOS:
+            assert isinstance(json.loads(text)["a"], int)
+
+
+def test_prompts_of_one_request_are_groups_of_their_own(server: Server) -> None:
+    two = prompts(2, 9, 40, seed=5)
+    choices = server.ask(two, 3).json()["choices"]
+    assert len(choices) == 6
+    for number, prompt in enumerate(two):
+        own = {"choices": choices[3 * number : 3 * number + 3]}
+        assert gap_of(server, prompt, own) < TOLERANCE
 
 
 def test_choices_that_are_streamed_are_one_group(server: Server) -> None:
@@ -138,7 +262,7 @@ def test_choices_that_are_streamed_are_one_group(server: Server) -> None:
 def test_a_group_stays_on_one_rank(tmp_path: Path) -> None:
     """vLLM's balancing sends each request to the rank that has least to do; the rows of a group
     would wait on both of them for ever."""
-    server = Server(tmp_path, "--data-parallel-size 2")
+    server = Server(exported(tmp_path), tmp_path, "--data-parallel-size 2")
     try:
         jobs = list(zip(prompts(24, longest=60, seed=3), [4, 1, 3, 8] * 6, strict=True))
         with ThreadPoolExecutor(6) as pool:
@@ -159,7 +283,8 @@ def test_a_group_stays_on_one_rank(tmp_path: Path) -> None:
     ("options", "why"),
     [
         ({"n": 25}, "at most 24 rows here"),
-        ({"n": 3, "stop": ["w9"]}, "Stop strings"),
+        ({"n": 3, "stop": ["9"]}, "Stop strings"),
+        ({"n": 3, "use_beam_search": True}, "Beams would read none"),
         ({"n": 24, "max_tokens": 200}, "needs room for all its tokens"),
         ({"n": 2, "vllm_xargs": {"interlace": "mine"}}, "the server's own"),
     ],
