@@ -114,6 +114,7 @@ def params(n: int, **options: Any) -> Any:
         "logprobs": 0,
         "detokenize": False,
         "stop_token_ids": ENDS,
+        "ignore_eos": True,  # one engine has a tokenizer, others have none
     }
     return SamplingParams(**(settings | options))
 

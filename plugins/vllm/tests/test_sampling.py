@@ -129,7 +129,8 @@ def test_rows_of_structured_outputs_are_one_group(
     """Log-probabilities are those among the tokens that the grammar allows."""
     model, llm = llama
     asked = prompts(3, longest=90, seed=22)
-    options: dict[str, Any] = {"logprobs": -1, "stop_token_ids": [], "temperature": 1.0}
+    options: dict[str, Any] = {"logprobs": -1, "temperature": 1.0}
+    options |= {"stop_token_ids": [], "ignore_eos": False}
     options["structured_outputs"] = StructuredOutputsParams(**grammar)
     outputs = sampled(llm, asked, [8, 1, 4], **options)
     for output in outputs:
