@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
@@ -38,11 +38,8 @@ from interlace.errors import CheckpointError, ConfigError, RunError
 from interlace.files import locked_folder, writing
 from interlace.jsonl import read_object
 from interlace.saving.checkpoint import save
-from interlace.training import checkpoints
 from interlace.training.arguments import GroupArguments, Train
-from interlace.training.weights import (
-    Skeleton,
-)
+from interlace.training.weights import Skeleton
 
 SEAL = "checksums.json"
 SCHEMA = "interlace.training-checkpoint/1"
@@ -85,11 +82,6 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return [entry for _, entry in sorted(found, reverse=True)]
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder has a checkpoint's name."""
-    return _NAME.fullmatch(folder.name) is not None
-
-
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
@@ -122,41 +114,27 @@ def best_checkpoint(folder: Path, model: nn.Module | None) -> Path | None:
     Raises:
         CheckpointError: if there are checkpoints and all are damaged.
     """
-    faults: list[str] = []
-    damaged: list[Path] = []
+    damaged: dict[Path, str] = {}
     for checkpoint in all_checkpoints(folder):
         fault = _fault_of(checkpoint, model)
-        if fault is None:
-            for entry, reason in zip(damaged, faults, strict=True):
-                target = folder / f"damaged-{entry.name}"
-                shutil.rmtree(target, ignore_errors=True)
-                entry.rename(target)
-                warnings.warn(
-                    f"{reason}. It is now {target.name}, and the run goes on from "
-                    f"{checkpoint.name}.",
-                    stacklevel=2,
-                )
-            return checkpoint
-        damaged.append(checkpoint)
-        faults.append(f"The checkpoint {checkpoint} is damaged: {fault}")
-    if faults:
+        if fault is not None:
+            damaged[checkpoint] = f"The checkpoint {checkpoint} is damaged: {fault}"
+            continue
+        for entry, reason in damaged.items():
+            target = folder / f"damaged-{entry.name}"
+            shutil.rmtree(target, ignore_errors=True)
+            entry.rename(target)
+            warnings.warn(
+                f"{reason}. It is now {target.name}, and the run goes on from {checkpoint.name}.",
+                stacklevel=2,
+            )
+        return checkpoint
+    if damaged:
         raise CheckpointError(
-            f"{'; '.join(faults)}. There is no other to go on from: begin anew with --restart, "
-            "which moves the folder aside, or choose another output_dir."
+            f"{'; '.join(damaged.values())}. There is no other to go on from: begin anew with "
+            "--restart, which moves the folder aside, or choose another output_dir."
         )
     return None
-
-
-def check(checkpoint: Path, model: nn.Module | None) -> None:
-    """Raise unless a checkpoint is whole.
-
-    Raises:
-        CheckpointError: naming what is damaged.
-    """
-    if fault := _fault_of(checkpoint, model):
-        raise CheckpointError(
-            f"The checkpoint {checkpoint} is damaged: {fault}. Go on from another one."
-        )
 
 
 def _fault_of(checkpoint: Path, model: nn.Module | None) -> str | None:
@@ -327,44 +305,19 @@ def _merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class ResumableTrainer(Trainer):
-    """The part of a trainer that concerns runs and checkpoints; see this module's head.
-
-    Args:
-        model: Model, attached or not; it trains in place.
-        tokenizer: Tokenizer, saved beside the result.
-        args: Options.
-        callbacks: Hugging Face callbacks to add.
-        optimizers: Optimizer and schedule of your own, or None for each.
-        eval_dataset: Problems to measure on.
-    """
+    """The part of a trainer that concerns runs and checkpoints; see this module's head."""
 
     args: GroupArguments
     model: PreTrainedModel
+    tokenizer: Any
+    skeleton: Skeleton | None = None  # of a model that is sharded
+    folder_is_held = False
+    _owes_checkpoint = False
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        args: GroupArguments,
-        *,
-        callbacks: Sequence[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        eval_dataset: Any = None,
-    ) -> None:
-        base: Any = super()
-        base.__init__(
-            model=model,
-            args=args,
-            processing_class=tokenizer,
-            eval_dataset=eval_dataset,
-            callbacks=list(callbacks or ()),
-            optimizers=optimizers,
-        )
-        self.tokenizer = tokenizer
-        self.folder = Path(str(args.output_dir))
-        self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
-        self._owes_checkpoint = False
-        self.folder_is_held = False
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(str(self.args.output_dir))
 
     # What a trainer says.
 
@@ -391,7 +344,7 @@ class ResumableTrainer(Trainer):
             CheckpointError: if there are checkpoints, and none is whole.
         """
         with self._holding_folder():
-            self.train(resume_from_checkpoint=bool(checkpoints.all_checkpoints(self.folder)))
+            self.train(resume_from_checkpoint=bool(all_checkpoints(self.folder)))
             return self.save_model()
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -413,7 +366,7 @@ class ResumableTrainer(Trainer):
 
     def _train(self, last: Path | None, *args: Any, **kwargs: Any) -> Any:
         self.prepare()
-        step = 0 if last is None else checkpoints.step_of(last)
+        step = 0 if last is None else step_of(last)
         if self.args.max_steps < step:
             raise ConfigError(
                 f"{self.folder} holds checkpoint-{step}, beyond the {self.args.max_steps} steps of "
@@ -433,7 +386,7 @@ class ResumableTrainer(Trainer):
         if self.folder_is_held or not self.is_world_process_zero():
             yield
             return
-        with checkpoints.held(self.folder):
+        with held(self.folder):
             self.folder_is_held = True
             try:
                 yield
@@ -445,7 +398,7 @@ class ResumableTrainer(Trainer):
         said: list[str | None] = [None, None]
         if self.is_world_process_zero():
             try:
-                best = checkpoints.best_checkpoint(self.folder, self._whole_model())
+                best = best_checkpoint(self.folder, self._whole_model())
                 said[0] = None if best is None else str(best)
             except CheckpointError as error:
                 said[1] = str(error)
@@ -458,18 +411,17 @@ class ResumableTrainer(Trainer):
     def _checkpoint(self, wanted: Any) -> Path | None:
         if not wanted:
             return None
-        if wanted is True:
-            found = self._last_checkpoint()
-        else:
-            found = Path(wanted)
-            if found.is_dir() and checkpoints.is_checkpoint(found):
-                checkpoints.check(found, self._whole_model())
-        if found is None or not found.is_dir() or not checkpoints.is_checkpoint(found):
-            known = checkpoints.all_checkpoints(self.folder)
+        found = self._last_checkpoint() if wanted is True else Path(wanted)
+        if found is None or not found.is_dir() or not _NAME.fullmatch(found.name):
+            known = all_checkpoints(self.folder)
             raise ConfigError(
                 f"resume_from_checkpoint is a folder checkpoint-N, or True for the last one in "
                 f"output_dir; got {str(wanted)!r}, and {self.folder} "
                 + ("has some." if known else "has none.")
+            )
+        if wanted is not True and (fault := _fault_of(found, self._whole_model())):
+            raise CheckpointError(
+                f"The checkpoint {found} is damaged: {fault}. Go on from another one."
             )
         return found
 
@@ -500,7 +452,7 @@ class ResumableTrainer(Trainer):
             return base.save_model(output_dir, _internal_call=True)
         chosen = None if output_dir is None else Path(output_dir)
         if chosen is None or chosen.resolve() == self.folder.resolve():
-            chosen = self.folder / checkpoints.RESULT
+            chosen = self.folder / RESULT
         return self._save_result(chosen)
 
     def _save_result(self, folder: Path) -> Path:
@@ -510,7 +462,7 @@ class ResumableTrainer(Trainer):
             model = self.skeleton.filled(model, keep=first)
         if first:
             try:
-                checkpoints.save_result(model, folder, self.args.train, self.tokenizer)
+                save_result(model, folder, self.args.train, self.tokenizer)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
                     f"The trained model could not be written into {folder}: {error}. Make room and "
@@ -535,15 +487,15 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
-        unfinished = self.folder / f"{checkpoints.PARTIAL}{name}"
+        unfinished = self.folder / f"{PARTIAL}{name}"
         try:
             self._write_checkpoint(str(unfinished))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoints.publish(unfinished, self.folder / name)
+                publish(unfinished, self.folder / name)
         except (OSError, RuntimeError, SafetensorError) as error:  # as each file's writer has it
             shutil.rmtree(unfinished, ignore_errors=True)  # it would go on filling the disk
-            kept = checkpoints.all_checkpoints(self.folder)
+            kept = all_checkpoints(self.folder)
             raise CheckpointError(
                 f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
                 f"The last good one is {kept[0].name if kept else 'none'}; make room and run the "
@@ -571,14 +523,14 @@ class ResumableTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Sharded weights are saved and read with their optimizer, by accelerate.
         if self.args.should_save and output_dir is not None and not self.is_fsdp_enabled:
-            checkpoints.write_trained(self.model, Path(output_dir))
+            write_trained(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             base: Any = super()
             base._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            checkpoints.read_trained(self.model, Path(resume_from_checkpoint))
+            read_trained(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         base: Any = super()
@@ -600,7 +552,7 @@ def _reading(checkpoint: str | None) -> Iterator[None]:
         yield
     except Exception as error:
         raise CheckpointError(
-            f"The run cannot go on from {checkpoint}: {checkpoints.first_line(error)}. "
+            f"The run cannot go on from {checkpoint}: {first_line(error)}. "
             "Move it away to go on from the one before, or begin anew with --restart."
         ) from error
 

@@ -106,12 +106,8 @@ class RowsTask(Task):
 
 
 def as_task(source: Any, split: Split, tokenizer: Any) -> Task:
-    """The task that problems are drawn from.
-
-    Args:
-        source: Task, name of one, `datasets.Dataset`, or list of mappings.
-        split: Part of a task that is named: "train" or "test".
-        tokenizer: Tokenizer of the model; without a chat template a named task's prompts are text.
+    """The task that problems are drawn from; of one that is named, this split, with prompts as text
+    where the tokenizer has no chat template.
 
     Raises:
         ConfigError: for something else.
@@ -154,46 +150,25 @@ SIGNATURE = "f(prompts, completions, **columns) -> list of numbers"
 
 @dataclass(frozen=True)
 class NamedReward:
-    """One term of the reward.
+    """One term of the reward."""
 
-    Attributes:
-        name: Name in the log: the recipe's name, of a function of your own without its place.
-        weight: Weight in the sum.
-        function: Function with TRL's signature.
-    """
-
-    name: str
+    name: str  # in the log: the recipe's name, of a function of your own without its place
     weight: float
     function: RewardFunction
-
-
-def named_rewards(
-    weights: Mapping[str, float], task: Task, *, warn: bool = True
-) -> list[NamedReward]:
-    """The rewards that a recipe names.
-
-    Args:
-        weights: Weights by name; `module:function` and `file.py:function` are imported.
-        task: Task that judges, for those that need it.
-        warn: Whether a self-consistency reward warns that it stands alone; one of several processes
-            does.
-
-    Raises:
-        ConfigError: for a name that is not known or cannot be imported.
-    """
-    return given_rewards(list(weights), list(weights.values()), task, warn=warn)
 
 
 def given_rewards(
     functions: Any, weights: Sequence[float] | None, task: Task, *, warn: bool = True
 ) -> list[NamedReward]:
-    """The rewards that a trainer is given, in TRL's way.
+    """The rewards that a trainer is given, in TRL's way, or that a recipe names.
 
     Args:
-        functions: Function with TRL's signature, name of a reward, or list of them.
+        functions: Function with TRL's signature, name of a reward (`module:function` and
+            `file.py:function` are imported), or list of them.
         weights: Numbers, one for each; None for 1 each.
-        task: Task as in `named_rewards`.
-        warn: Choice as in `named_rewards`.
+        task: Task that judges, for those that need it.
+        warn: Whether a self-consistency reward warns that it stands alone; one of several processes
+            does.
 
     Raises:
         ConfigError: for something that is no reward, or weights of another number.
@@ -213,7 +188,12 @@ def given_rewards(
             numbered = f"{name}-{names[: place + 1].count(name)}"
             own = function if isinstance(function, str) else numbered
         found.append(NamedReward(own, float(weight), _reward(function, task)))
-    return _together(found, warn)
+    # Tells a self-consistency reward whether correctness stands beside it; else it warns.
+    CombinedReward([r.function for r in found], [r.weight for r in found])
+    for reward in found:
+        if isinstance(reward.function, SelfConsistency) and not warn:
+            reward.function.mixed = True
+    return found
 
 
 def _name_of(function: Any) -> str:
@@ -231,15 +211,6 @@ def _reward(function: Any, task: Task) -> RewardFunction:
             f"{type(function).__name__}. Call a reward model inside a function of your own."
         )
     return function  # type: ignore[no-any-return]
-
-
-def _together(found: list[NamedReward], warn: bool) -> list[NamedReward]:
-    # Tells a self-consistency reward whether correctness stands beside it; else it warns.
-    CombinedReward([r.function for r in found], [r.weight for r in found])
-    for reward in found:
-        if isinstance(reward.function, SelfConsistency) and not warn:
-            reward.function.mixed = True
-    return found
 
 
 def _named(name: str, task: Task) -> RewardFunction:

@@ -40,91 +40,51 @@ STATES = {"sgd": 0.0, "adafactor": 0.01, "lion": 1.0, "rmsprop": 1.0, "adagrad":
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as an estimate sees it; bytes in the data types of its weights.
+    """A model as an estimate sees it; bytes in the data types of its weights."""
 
-    Args:
-        old_parameters: Number of the base's parameters, tied weights once.
-        new_parameters: Number of the blocks' parameters.
-        trained_old: Number of old ones that train (adapters included).
-        trained_new: Number of new ones that train.
-        weight_bytes: Bytes of all weights.
-        trained_bytes: Bytes of those that train.
-        linear_bytes: Bytes of the linear layers, which the CPU engine packs.
-        layers: Number of decoder layers.
-        hidden_size: D.
-        vocabulary: V.
-        itemsize: Bytes of a number, as weights have it.
-        per_position: Bytes kept for the backward pass, a row and position: a.
-        per_square: Bytes kept for each pair of positions: b.
-        eager: Whether attention runs eagerly, so that b counts.
-        cache_per_position: Bytes of one row's keys and values at one position.
-        tied_bytes: Bytes that the backward pass takes at its end if tied embeddings train: a
-            gradient of their use as embeddings and one of their use as head.
-    """
-
-    old_parameters: int
-    new_parameters: int
-    trained_old: int
+    old_parameters: int  # of the base, tied weights once
+    new_parameters: int  # of the blocks
+    trained_old: int  # adapters included
     trained_new: int
     weight_bytes: int
     trained_bytes: int
-    linear_bytes: int
+    linear_bytes: int  # of the linear layers, which the CPU engine packs
     layers: int
     hidden_size: int
     vocabulary: int
-    itemsize: int
-    per_position: float
-    per_square: float
-    eager: bool
-    cache_per_position: float
+    itemsize: int  # bytes of a number, as weights have it
+    per_position: float  # bytes kept for the backward pass, a row and position: a
+    per_square: float  # bytes kept for each pair of positions: b
+    eager: bool  # attention runs eagerly, so that b counts
+    cache_per_position: float  # bytes of one row's keys and values at one position
+    # What the backward pass takes at its end if tied embeddings train: a gradient of their use as
+    # embeddings and one of their use as head.
     tied_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What memory depends on, beside the model.
+    """What memory depends on, beside the model."""
 
-    Args:
-        micro_rows: Number of rows of one forward pass that trains, at most: R.
-        live_rows: Number of rows that the engine advances together.
-        group_rows: Number of rows of the widest group.
-        prompt: Number of positions of the longest prompt.
-        completion: T.
-        mixed: Whether passes run in 16 bits over wider weights.
-        checkpointing: Whether activations are computed again.
-        optimizer: Name of the optimizer.
-        reference: Whether a frozen copy is kept.
-        processes: Number of processes that share the work.
-        sharded: Whether FSDP shards weights, gradients and states over them.
-        cpu: Whether it runs on the CPU.
-        guard: Whether the guard of invariant I7 runs.
-    """
-
-    micro_rows: int
-    live_rows: int
-    group_rows: int
-    prompt: int
-    completion: int
-    mixed: bool
-    checkpointing: bool
+    micro_rows: int  # of one forward pass that trains, at most: R
+    live_rows: int  # that the engine advances together
+    group_rows: int  # of the widest group
+    prompt: int  # positions of the longest one
+    completion: int  # T
+    mixed: bool  # passes run in 16 bits over wider weights
+    checkpointing: bool  # activations are computed again
     optimizer: str
-    reference: bool
+    reference: bool  # a frozen copy is kept
     processes: int = 1
-    sharded: bool = False
+    sharded: bool = False  # weights, gradients and states, over the processes
     cpu: bool = False
     guard: bool = False
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of each process, by part.
-
-    Attributes:
-        fixed: Bytes that stay all the time.
-        sampling: Bytes on top while sampling.
-        training: Bytes on top in the largest forward and backward pass.
-        least: Bytes that sampling needs at least: one group at a time.
-    """
+    """Bytes of each process, by part: all the time, on top while sampling, and on top in the
+    largest forward and backward pass; and what sampling needs at least, one group at a time."""
 
     fixed: dict[str, int]
     sampling: dict[str, int]
@@ -143,11 +103,6 @@ def plan(options: Any, stage: str, problems: int) -> dict[str, int]:
 
     In a warm-up that is counted in epochs there are at most so many optimizer steps, since problems
     without enough correct responses are left out.
-
-    Args:
-        options: Options of the stage, as `Recipe.options` gives them.
-        stage: "warmup" or "grpo".
-        problems: Number of problems that the task has.
     """
     if stage == "warmup":
         used = min(options.problems or problems, problems)
@@ -197,16 +152,7 @@ def setting(
     sharded: bool,
     cpu: bool,
 ) -> Setting:
-    """What memory depends on, from a stage's options.
-
-    Args:
-        options: Options as `Recipe.options` gives them.
-        stage: "warmup" or "grpo".
-        model: Model that samples, which may be on the meta device.
-        prompt: Number of positions of the longest prompt.
-        processes: Number of processes that train.
-        sharded: Whether FSDP shards over them.
-        cpu: Whether they run on the CPU.
+    """What memory depends on, from a stage's options as `Recipe.options` gives them.
 
     Raises:
         ConfigError: if the processes cannot share the work evenly.
@@ -251,12 +197,7 @@ def probe(
 ) -> Subject:
     """Measure a model on the meta device, `requires_grad` set as it will train.
 
-    Args:
-        model: Model with or without blocks.
-        width: W, of its forward pass.
-        eager: Whether it will run eager attention.
-        mixed: Whether its passes will run in 16 bits over wider weights; they keep about what those
-            of a model in 16 bits keep.
+    Passes in 16 bits over wider weights (`mixed`) keep about what those of a model in 16 bits keep.
     """
     dtype = torch.bfloat16 if mixed else model.dtype
     new = {id(p) for _, p in new_parameters(model)} if is_attached(model) else set()

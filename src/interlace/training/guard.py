@@ -46,13 +46,8 @@ SUSPICIOUS, WRONG = 3.0, 10.0
 
 @dataclass(frozen=True)
 class Gap:
-    """Sampled against recomputed log-probabilities, over the tokens that count.
-
-    Attributes:
-        largest: Largest absolute difference, in nats.
-        mean: Mean absolute difference.
-        tokens: Number of tokens that were compared.
-    """
+    """Absolute differences of sampled and recomputed log-probabilities, in nats, over the tokens
+    that count."""
 
     largest: float
     mean: float
@@ -105,9 +100,6 @@ def is_suspicious(gap: Gap, clean: Gap) -> bool:
 def check_finite(model: nn.Module) -> None:
     """Raise if a block's weights are not finite: its outputs may be, and mean nothing.
 
-    Args:
-        model: Model that is about to sample, with or without blocks.
-
     Raises:
         GuardError: with the first such weight.
     """
@@ -125,9 +117,6 @@ def check_record(batch: GroupBatch) -> None:
     siblings seeing each until its last token was sampled.
 
     No rounding hides a fault here, in any precision.
-
-    Args:
-        batch: Groups that train, with the engine's outputs that they were collated from.
 
     Raises:
         GuardError: with the first row that differs.
@@ -159,16 +148,8 @@ def sample_again(
     pad_token_id: int,
 ) -> Gap:
     """Where noise hides a late mask: the gap of a group that is sampled again, with both passes in
-    a wider type.
-
-    Args:
-        engine: Engine, such as samples the rollouts, of a copy in fp32 of a model in lower
-            precision, or in float64 of one in fp32.
-        group: One of the rollout's groups, for its prompt and parameters.
-        temperature: Temperature of sampling.
-        forbidden: Token ids that sampling excludes.
-        pad_token_id: Token id of padding.
-    """
+    a wider type: the engine's model is a copy in fp32 of one in lower precision, or in float64 of
+    one in fp32."""
     again = engine.generate([group.prompt_token_ids], group.params)
     batch = collate(again, pad_token_id).to(next(engine.model.parameters()).device)
     return measure_gap(engine.model, batch, temperature=temperature, forbidden=forbidden)

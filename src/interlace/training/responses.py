@@ -37,12 +37,7 @@ _SHOWN_FROM = 16  # problems sampled to show some
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt with its responses: one group.
-
-    Attributes:
-        prompt: Token ids.
-        completions: Token ids, the end token included.
-    """
+    """One prompt with its responses, as token ids, end tokens included: one group."""
 
     prompt: list[int]
     completions: list[list[int]]
@@ -148,19 +143,12 @@ def _sample(
 
 @dataclass(frozen=True)
 class Response:
-    """A row to judge.
+    """A row to judge."""
 
-    Attributes:
-        ids: Token ids, the end token included.
-        text: Text that the verifier reads.
-        finished: Whether the row ended by itself, or was given an end.
-        spliced: Column from which on it was rewritten; None for a row as it was sampled.
-    """
-
-    ids: list[int]
+    ids: list[int]  # the end token included
     text: str
-    finished: bool
-    spliced: int | None = None
+    finished: bool  # it ended by itself, or was given an end
+    spliced: int | None = None  # column from which on it was rewritten
 
 
 def splice_group(
@@ -171,16 +159,8 @@ def splice_group(
     args: WarmupConfig,
     number: int = 0,
 ) -> list[Response]:
-    """A group's rows, rewritten by the task if the options say so.
-
-    Args:
-        tokenizer: Tokenizer of the model; it has an end token.
-        task: Task of the problem.
-        example: The problem.
-        rows: Rows as they were sampled.
-        args: Options; `splice` and `seed` count.
-        number: Number of the group among the problem's.
-    """
+    """A group's rows, rewritten by the task if the options say so; `number` is the group's among
+    the problem's. The tokenizer has an end token."""
     plain = [Response(r.token_ids, r.text, r.finish_reason == "stop") for r in rows]
     if not args.splice:
         return plain
@@ -205,14 +185,8 @@ def splice_group(
 def spliced_groups(
     engine: Engine, task: Task, args: WarmupConfig, count: int
 ) -> Iterator[tuple[Example, list[Response]]]:
-    """The first groups of the warm-up into which something is copied, at most `count`.
-
-    Args:
-        engine: Engine of the base model.
-        task: Task of the problems.
-        args: Options of the warm-up.
-        count: Number of groups; few problems are sampled, so there may be fewer.
-    """
+    """The first groups of the warm-up into which something is copied, at most `count`; few problems
+    are sampled, so there may be fewer."""
     order = draw_indices(int(args.seed), len(task), 0, min(_SHOWN_FROM, len(task)))
     chunk = [task[index] for index in order]
     for example, own in zip(chunk, _sample(engine, task, args, chunk), strict=True):

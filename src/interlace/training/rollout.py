@@ -71,14 +71,8 @@ def draw_width(seed: int, rollout: int, position: int, widths: Sequence[int]) ->
 def draw_hidden(
     seed: int, place: tuple[int, int, int], width: int, probability: float
 ) -> list[tuple[int, int]]:
-    """Pairs (row, sibling) of a group of which the row does not see the sibling.
-
-    Args:
-        seed: Seed of the run.
-        place: Number of the rollout, the prompt's position in it, and the group's number.
-        width: W.
-        probability: Probability of each pair.
-    """
+    """Pairs (row, sibling) of a group of which the row does not see the sibling; its place is the
+    rollout's number, the prompt's position in it, and the group's number."""
     draw = random.Random(f"{seed}:hidden:{place}")
     pairs = itertools.permutations(range(width), 2)
     return [pair for pair in pairs if draw.random() < probability] if probability else []
@@ -106,33 +100,20 @@ class Sampler(Protocol):
 
 @dataclass
 class Requests:
-    """Groups to sample, as the engine takes them, and whose they are.
-
-    Attributes:
-        prompts: Prompts, one a group.
-        params: Parameters of each.
-        sample_ids: Ids from which the uniforms follow.
-        owners: Position of each group's prompt in the rollout, and its problem.
-    """
+    """Groups to sample, as the engine takes them, and whose they are."""
 
     prompts: list[Prompt] = field(default_factory=list)
     params: list[SamplingParams] = field(default_factory=list)
-    sample_ids: list[str] = field(default_factory=list)
+    sample_ids: list[str] = field(default_factory=list)  # from which the uniforms follow
+    # Position of each group's prompt in the rollout, and its problem.
     owners: list[tuple[int, Example]] = field(default_factory=list)
 
 
 def draw(
     task: Task, args: GRPOConfig, number: int, positions: Sequence[int], widths: Sequence[int]
 ) -> Requests:
-    """What the engine is asked for in a rollout, a prompt's groups one after the other.
-
-    Args:
-        task: Problems.
-        args: Options.
-        number: Number of the rollout.
-        positions: Positions of this process's prompts in it.
-        widths: Widths that a prompt's is drawn from, repeats counted.
-    """
+    """What the engine is asked for in a rollout, a prompt's groups one after the other: of the
+    prompts at this process's positions, each with one of the widths, drawn with their repeats."""
     seed, count = int(args.seed), args.prompts_per_rollout
     indices = draw_indices(seed, len(task), number * count, (number + 1) * count)
     found = Requests()
@@ -161,27 +142,16 @@ def draw(
 
 @dataclass
 class RolledGroup:
-    """A group that was sampled and judged.
+    """A group that was sampled and judged; its lists and columns have W values."""
 
-    Attributes:
-        position: Position of its prompt in the rollout.
-        example: Problem that it answers.
-        group: Group as the engine gave it.
-        verdicts: `[W]`; None where nothing judges the rows.
-        rewards: `[W]`.
-        advantages: `[W]`; None until `weigh`.
-        kept: Whether it stays; False if it is left out for want of variance.
-        extras: Columns that rewards logged, `[W]` each.
-    """
-
-    position: int
+    position: int  # of its prompt in the rollout
     example: Example
     group: GroupOutput
-    verdicts: list[Verdict] | None
+    verdicts: list[Verdict] | None  # None where nothing judges the rows
     rewards: list[float]
-    advantages: Float[Tensor, " W"] | None = None
-    kept: bool = True
-    extras: dict[str, list[Any]] = field(default_factory=dict)
+    advantages: Float[Tensor, " W"] | None = None  # None until `weigh`
+    kept: bool = True  # False if it is left out for want of variance
+    extras: dict[str, list[Any]] = field(default_factory=dict)  # columns that rewards logged
 
     @property
     def width(self) -> int:
@@ -249,14 +219,8 @@ class Judge:
         tally: Tally,
         state: Any = None,
     ) -> list[RolledGroup]:
-        """The groups with verdicts and rewards.
-
-        Args:
-            groups: Groups as the engine gave them.
-            owners: Position and problem of each group.
-            tally: Tally that the rewards go to.
-            state: Trainer's state, for rewards that read it.
-        """
+        """The groups, each with its position and problem, its verdicts and rewards; the rewards go
+        to the tally, and read the trainer's state."""
         self._verdicts.forget()
         texts = [completion.text for group in groups for completion in group.completions]
         if not isinstance(self._verdicts.task, RowsTask):  # whose rows nothing but rewards judge
@@ -497,17 +461,7 @@ def measure(
     tally: Tally,
     state: object = None,
 ) -> None:
-    """Tally what the model says of all problems at a width, of this process's share of them.
-
-    Args:
-        sampler: Sampler of the model that trains.
-        task: Problems to measure on.
-        judge: Judge of what is sampled.
-        args: Options: `num_generations_eval`, and how to sample.
-        width: W.
-        tally: Tally that the metrics go to.
-        state: Trainer's state, for rewards that read it.
-    """
+    """Tally what the model says of all problems at a width, of this process's share of them."""
     groups = max((args.num_generations_eval or width) // width, 1)
     mine = range(args.process_index, len(task), args.world_size)
     owners = [(place, task[place]) for place in mine for _ in range(groups)]

@@ -28,18 +28,13 @@ from interlace.files import LOCK, is_complete, locate, move_aside, write_text
 from interlace.models.loading import load
 from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT, held
-from interlace.training.data import named_rewards
+from interlace.training.data import given_rewards
 from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
 from interlace.training.recipe_sections import OPERATIONAL, SECTIONS
 from interlace.training.trl_fields import RENAMED
 
 RECIPE = "recipe.yaml"
 _CONSTANT = ("constant", "constant_with_warmup")
-# What a run did whose recipe was written before these options were there.
-LATER: dict[str, dict[str, Any]] = {
-    "warmup": {"splice": 0.0, "splice_by": "task"},
-    "grpo": {"sibling_dropout": 0.0},
-}
 Note = Callable[[str], object]
 
 
@@ -193,9 +188,6 @@ def _read(path: Path) -> dict[str, Any]:
     for section in filter(lambda own: isinstance(own, dict), values.values()):
         for old in RENAMED.keys() & section.keys():  # as version 0.1 wrote it
             section[RENAMED[old]] = section.pop(old)
-    for name, options in LATER.items():
-        if isinstance(section := values.get(name), dict):
-            values[name] = options | section
     return values
 
 
@@ -323,7 +315,8 @@ def check_rewards(recipe: Recipe, stage: Stage, task: Task) -> None:
         ConfigError: for a name that is not known or cannot be imported.
     """
     if stage == "grpo":
-        named_rewards(recipe.options(stage).rewards, task)
+        rewards = recipe.options(stage).rewards
+        given_rewards(list(rewards), list(rewards.values()), task)
 
 
 def _refuse_empty_processes() -> None:

@@ -53,12 +53,8 @@ FORBIDDEN = -1e30
 
 @dataclass(frozen=True)
 class Tail:
-    """What a model does with what its head gives: z -> cap tanh(scale z / cap), or scale z.
-
-    Args:
-        scale: Factor of the logits.
-        cap: Bound that the logits are softly held to; infinite for none.
-    """
+    """What a model does with what its head gives: z -> cap tanh(scale z / cap), or scale z where
+    the cap is infinite."""
 
     scale: float = 1.0
     cap: float = math.inf
@@ -72,19 +68,11 @@ class Tail:
 
 @dataclass(frozen=True)
 class Distribution:
-    """What is sampled from, given the head's output.
+    """What is sampled from, given the head's output, and what is asked of it."""
 
-    Args:
-        tail: Steps of the model after its head.
-        temperature: Divisor of the logits, above 0.
-        forbidden: Token ids that are not sampled, sorted or not.
-        entropy: Whether entropies are wanted.
-        entropy_gradients: Whether gradients flow through them.
-    """
-
-    tail: Tail = Tail()
+    tail: Tail = Tail()  # steps of the model after its head
     temperature: float = 1.0
-    forbidden: tuple[int, ...] = ()
+    forbidden: tuple[int, ...] = ()  # token ids that are not sampled
     entropy: bool = False
     entropy_gradients: bool = False
 
@@ -106,15 +94,8 @@ def sampled_logprobs(
     ids: Int[Tensor, " N"],
     distribution: Distribution,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Each token's log-probability and its position's entropy (zeros where it is not asked for).
-
-    Args:
-        hidden: Hidden states that the head is given.
-        weight: Weight of the head.
-        bias: Bias of the head, if it has one.
-        ids: Tokens that were sampled.
-        distribution: Distribution that they were sampled from.
-    """
+    """Each token's log-probability and its position's entropy (zeros where it is not asked for),
+    from the hidden states that a head of this weight and bias is given."""
     logprobs, entropy = _FromHidden.apply(hidden, weight, bias, ids, distribution)
     return logprobs, entropy if distribution.entropy_gradients else entropy.detach()
 

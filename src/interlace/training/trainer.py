@@ -44,13 +44,13 @@ from interlace.training.data import (
     check_call,
     given_rewards,
     model_and_tokenizer,
-    named_rewards,
     settled_args,
     take_adapters,
 )
 from interlace.training.logging import Journal
 from interlace.training.rollout import Judge, Sampler, Verdicts, measure
 from interlace.training.weights import (
+    Skeleton,
     choose_parameters,
     gathered,
     optimizer_groups,
@@ -135,122 +135,10 @@ def _reduced(values: list[float], how: str, reduce: Reduce) -> list[float]:
     return reduce(torch.tensor(values, dtype=torch.float64), how).tolist() if values else []
 
 
-class SamplingTrainer(ResumableTrainer):
-    """See this module's head.
-
-    Attributes:
-        eval_tasks: Problems to measure on by name; one without a name has "".
-    """
-
-    eval_tasks: dict[str, Task]
-
-    @abstractmethod
-    def reduce(self, values: Tensor, how: str) -> Tensor:
-        """Values summed or maximised over all processes."""
-
-    def take_rewards(self, reward_funcs: Any) -> None:
-        """Keep what a user gave as rewards; they are built for each set of problems."""
-        self._reward_funcs = reward_funcs
-        self._sampler: Sampler | None = None
-
-    def take_evaluation(self, args: GroupArguments, given: Any, tokenizer: Any) -> None:
-        """Keep the problems to measure on, and check that they can be.
-
-        Raises:
-            ConfigError: if there are none and the options ask to measure, or rewards do not fit.
-        """
-        named = given if isinstance(given, dict) else {} if given is None else {"": given}
-        self.eval_tasks = {n: as_task(own, "test", tokenizer) for n, own in named.items()}
-        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
-        if strategy != "no" and not named:
-            raise ConfigError(
-                f"eval_strategy={strategy} needs eval_dataset: problems to measure on."
-            )
-        # Also before training, so that a reward that does not fit shows here.
-        self._eval_judges = {n: self.judge_of(t, args) for n, t in self.eval_tasks.items()}
-
-    def _rewards(self, task: Task, args: GroupArguments) -> list[NamedReward]:
-        first = args.process_index == 0
-        if self._reward_funcs is None:
-            named = getattr(args, "rewards", {"correctness": 1.0})  # the warm-up names none
-            return named_rewards(named, task, warn=first)
-        weights = getattr(args, "reward_weights", None)
-        return given_rewards(self._reward_funcs, weights, task, warn=first)
-
-    def judge_of(self, task: Task, args: GroupArguments) -> Judge:
-        """Verdicts and rewards for what is sampled of these problems."""
-        verdicts = Verdicts(task)
-        correct = args.correct_reward if isinstance(task, RowsTask) else None
-        return Judge(verdicts, self._rewards(verdicts.task, args), correct)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """pass@1, votes, coverage and rewards at `eval_widths`, logged and returned.
-
-        Args:
-            eval_dataset: Problems instead of the trainer's, as there.
-            ignore_keys: Not read.
-            metric_key_prefix: Beginning of every metric's name.
-
-        Raises:
-            ConfigError: if there is nothing to measure on.
-        """
-        if eval_dataset is not None:
-            self.take_evaluation(self.args, eval_dataset, self.tokenizer)
-        if not self.eval_tasks:
-            raise ConfigError("An evaluation needs eval_dataset: problems to measure on.")
-        found: dict[str, float] = {}
-        for name, task in self.eval_tasks.items():
-            if len(task) < self.args.world_size:
-                raise ConfigError(
-                    "An evaluation needs a problem for each process; got "
-                    f"{len(task)} problems for {self.args.world_size} processes."
-                )
-            with self.sampling_model() as model:
-                sampler, judge = self.sampler(model), self._eval_judges[name]
-                for width in self.args.eval_widths or self.args.widths:
-                    tally = Tally()
-                    measure(sampler, task, judge, self.args, width, tally, self.state)
-                    parts = (metric_key_prefix, name, f"width_{width}/")
-                    head = "_".join(filter(None, parts))
-                    found |= {head + k: value for k, value in tally.collect(self.reduce).items()}
-        self.log(dict(found))
-        base: Any = self
-        base.control = base.callback_handler.on_evaluate(self.args, self.state, base.control, found)
-        return found
-
-    # Sampling.
-
-    def sampler(self, model: nn.Module) -> Sampler:
-        """What samples from the modules that train, as they are now."""
-        if self._sampler is None:
-            self._sampler = self.new_sampler(model)
-        return self._sampler
-
-    def new_sampler(self, model: nn.Module) -> Sampler:
-        """The engine on the modules that train."""
-        return self.new_engine(model)
-
-    def new_engine(self, model: nn.Module) -> Engine:
-        """An engine of Interlace's on a model."""
-        return Engine(model, self.tokenizer, max_rows=self.args.max_rows)
-
-    @contextlib.contextmanager
-    def sampling_model(self) -> Iterator[nn.Module]:
-        """The very modules that train, whole, and without the autocast that accelerate wraps around
-        their forward pass: the engine's packed products take the weights' own type."""
-        model, nothing = unwrapped(self.model), contextlib.nullcontext()
-        casts = self.args.device.type == "cpu" and self.accelerator.mixed_precision != "no"
-        plain = without_autocast(model) if casts else nothing
-        with plain, gathered(self.model) if dist.is_initialized() else nothing:
-            yield model
-
-
 METRICS = "metrics.jsonl"
 
 
-class GroupTrainer(SamplingTrainer):
+class GroupTrainer(ResumableTrainer):
     """Base of the trainers; see this module's head. Names and order of the arguments are TRL's.
 
     Args:
@@ -276,6 +164,8 @@ class GroupTrainer(SamplingTrainer):
 
     config_class: type[GroupArguments]
     optimizer: Any
+    eval_tasks: dict[str, Task]  # problems to measure on by name; one without a name has ""
+    _sampler: Sampler | None = None
 
     def __init__(
         self,
@@ -298,23 +188,25 @@ class GroupTrainer(SamplingTrainer):
         model, tokenizer = model_and_tokenizer(model, processing_class)
         self.task = as_task(train_dataset, "train", tokenizer)
         self.tally = Tally()
-        self.take_rewards(reward_funcs)
-        self.take_evaluation(args, eval_dataset, tokenizer)
+        self._reward_funcs = reward_funcs
+        self._take_evaluation(args, eval_dataset, tokenizer)
         take_adapters(args, peft_config)
         choose_parameters(model, args)
         self._by_epochs = args.max_steps <= 0
         self.settle_steps(args)
         # On several GPUs one process would get Hugging Face's DataParallel, which splits groups.
         args._n_gpu = min(int(args.n_gpu), 1)
-        super().__init__(
-            model,
-            tokenizer,
-            args,
-            callbacks=callbacks,
-            optimizers=optimizers,
+        base: Any = super()
+        base.__init__(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
             eval_dataset=self.eval_tasks or None,
+            callbacks=list(callbacks or ()),
+            optimizers=optimizers,
         )
-        self.train_dataset = train_dataset
+        self.tokenizer, self.train_dataset = tokenizer, train_dataset
+        self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
         # DeepSpeed, and accelerate's FSDP in mixed precision, keep weights of 32 bits of their own.
         wide = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
         if self.is_world_process_zero() and not (self.is_deepspeed_enabled or wide):
@@ -470,6 +362,101 @@ class GroupTrainer(SamplingTrainer):
         tensors = [*self.model.parameters(), *(t for state in states for t in state.values())]
         plain = [t for t in tensors if type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu"]
         huge_pages.collapse([(t.data_ptr(), t.nbytes) for t in plain])
+
+    # Rewards and evaluation.
+
+    def _take_evaluation(self, args: GroupArguments, given: Any, tokenizer: Any) -> None:
+        """Keep the problems to measure on, and check that they can be.
+
+        Raises:
+            ConfigError: if there are none and the options ask to measure, or rewards do not fit.
+        """
+        named = given if isinstance(given, dict) else {} if given is None else {"": given}
+        self.eval_tasks = {n: as_task(own, "test", tokenizer) for n, own in named.items()}
+        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+        if strategy != "no" and not named:
+            raise ConfigError(
+                f"eval_strategy={strategy} needs eval_dataset: problems to measure on."
+            )
+        # Also before training, so that a reward that does not fit shows here.
+        self._eval_judges = {n: self.judge_of(t, args) for n, t in self.eval_tasks.items()}
+
+    def _rewards(self, task: Task, args: GroupArguments) -> list[NamedReward]:
+        first = args.process_index == 0
+        if self._reward_funcs is None:
+            named = getattr(args, "rewards", {"correctness": 1.0})  # the warm-up names none
+            return given_rewards(list(named), list(named.values()), task, warn=first)
+        weights = getattr(args, "reward_weights", None)
+        return given_rewards(self._reward_funcs, weights, task, warn=first)
+
+    def judge_of(self, task: Task, args: GroupArguments) -> Judge:
+        """Verdicts and rewards for what is sampled of these problems."""
+        verdicts = Verdicts(task)
+        correct = args.correct_reward if isinstance(task, RowsTask) else None
+        return Judge(verdicts, self._rewards(verdicts.task, args), correct)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """pass@1, votes, coverage and rewards at `eval_widths`, logged and returned.
+
+        Args:
+            eval_dataset: Problems instead of the trainer's, as there.
+            ignore_keys: Not read.
+            metric_key_prefix: Beginning of every metric's name.
+
+        Raises:
+            ConfigError: if there is nothing to measure on.
+        """
+        if eval_dataset is not None:
+            self._take_evaluation(self.args, eval_dataset, self.tokenizer)
+        if not self.eval_tasks:
+            raise ConfigError("An evaluation needs eval_dataset: problems to measure on.")
+        found: dict[str, float] = {}
+        for name, task in self.eval_tasks.items():
+            if len(task) < self.args.world_size:
+                raise ConfigError(
+                    "An evaluation needs a problem for each process; got "
+                    f"{len(task)} problems for {self.args.world_size} processes."
+                )
+            with self.sampling_model() as model:
+                sampler, judge = self.sampler(model), self._eval_judges[name]
+                for width in self.args.eval_widths or self.args.widths:
+                    tally = Tally()
+                    measure(sampler, task, judge, self.args, width, tally, self.state)
+                    parts = (metric_key_prefix, name, f"width_{width}/")
+                    head = "_".join(filter(None, parts))
+                    found |= {head + k: value for k, value in tally.collect(self.reduce).items()}
+        self.log(dict(found))
+        base: Any = self
+        base.control = base.callback_handler.on_evaluate(self.args, self.state, base.control, found)
+        return found
+
+    # Sampling.
+
+    def sampler(self, model: nn.Module) -> Sampler:
+        """What samples from the modules that train, as they are now."""
+        if self._sampler is None:
+            self._sampler = self.new_sampler(model)
+        return self._sampler
+
+    def new_sampler(self, model: nn.Module) -> Sampler:
+        """The engine on the modules that train."""
+        return self.new_engine(model)
+
+    def new_engine(self, model: nn.Module) -> Engine:
+        """An engine of Interlace's on a model."""
+        return Engine(model, self.tokenizer, max_rows=self.args.max_rows)
+
+    @contextlib.contextmanager
+    def sampling_model(self) -> Iterator[nn.Module]:
+        """The very modules that train, whole, and without the autocast that accelerate wraps around
+        their forward pass: the engine's packed products take the weights' own type."""
+        model, nothing = unwrapped(self.model), contextlib.nullcontext()
+        casts = self.args.device.type == "cpu" and self.accelerator.mixed_precision != "no"
+        plain = without_autocast(model) if casts else nothing
+        with plain, gathered(self.model) if dist.is_initialized() else nothing:
+            yield model
 
     # Several processes.
 

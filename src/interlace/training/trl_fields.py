@@ -25,24 +25,14 @@ SHOWN = 2  # groups of a rollout that log_completions=True writes
 
 @dataclass(frozen=True)
 class Accepted:
-    """A field with the same name here.
-
-    Attributes:
-        note: Difference to what it does in TRL, if there is one.
-    """
+    """A field with the same name here, and how it differs from TRL's."""
 
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """A field that has another name or other values here.
-
-    Attributes:
-        to: Name of the option here.
-        values: Values here by TRL's values; None hands the value on.
-        note: Remark on it.
-    """
+    """A field that has another name here, or other values: those here by TRL's."""
 
     to: str
     values: Mapping[Any, Any] | None = None
@@ -67,41 +57,37 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Refused:
-    """A field that these trainers cannot honour.
-
-    Attributes:
-        reason: Reason, and what to do instead.
-        neutral: Values that ask for nothing, which are passed over.
-    """
+    """A field that these trainers cannot honour: why, and what to do instead; values that ask for
+    nothing are passed over."""
 
     reason: str
     neutral: tuple[Any, ...] = (None,)
+
+
+Entry = Accepted | Mapped | Refused
+
+
+def _each(names: str, entry: Entry) -> dict[str, Entry]:
+    """Fields of which the same is to be said."""
+    return dict.fromkeys(names.split(), entry)
 
 
 _SAMPLES = (
     "rows are sampled from the whole distribution at temperature, or sampled and trained "
     "log-probabilities would differ (invariant I7)"
 )
-_VLLM = Refused(
-    "vLLM samples in the process that trains, with rollout_options, as vllm.LLM has them"
-)
+_VLLM = "vLLM samples in the process that trains, with rollout_options, as vllm.LLM has them"
 _BATCHES = Refused("the engine batches rows by itself", (False, None))
-_SAPO = Refused("of loss_type='sapo', which is not implemented")
-_VESPO = Refused("of loss_type='vespo', which is not implemented")
-_ADAPTIVE = Refused("of use_adaptive_entropy; the entropy bonus has a fixed weight, entropy_coef")
-_REFERENCE = Refused("of sync_ref_model; the reference stays the model as it was at the start")
-_CLIPPED = Refused("of vLLM's importance sampling; old_logprobs says which log-probabilities count")
+_ADAPTIVE = "of use_adaptive_entropy; the entropy bonus has a fixed weight, entropy_coef"
+_REFERENCE = "of sync_ref_model; the reference stays the model as it was at the start"
+_CLIPPED = "of vLLM's importance sampling; old_logprobs says which log-probabilities count"
 _LOAD = "load the model yourself, interlace.load(name, ...), and pass it"
 _BATCH = Mapped(
     "prompts_per_rollout",
     note="per_device_train_batch_size x gradient_accumulation_steps x processes rows are an "
     "optimizer step; divided by num_generations, its prompts",
 )
-_UNREAD = Accepted("no effect: no data loader is used")
-_UNSCORED = Accepted("no effect: an evaluation samples, it computes no loss")
-_UNPUSHED = Accepted("no effect: nothing is pushed while training")
 
-Entry = Accepted | Mapped | Refused
 FIELDS: dict[str, Entry] = {
     # The model.
     "model_init_kwargs": Refused(_LOAD),
@@ -127,17 +113,14 @@ FIELDS: dict[str, Entry] = {
     "auto_find_batch_size": Refused("micro_rows bounds the rows of a forward pass", (False,)),
     "train_sampling_strategy": Refused("groups are drawn in an order of the seed", ("random",)),
     "data_seed": Refused("seed orders the problems, too"),
-    "dataloader_drop_last": _UNREAD,
-    "dataloader_num_workers": _UNREAD,
-    "dataloader_pin_memory": _UNREAD,
-    "dataloader_persistent_workers": _UNREAD,
-    "dataloader_prefetch_factor": _UNREAD,
-    "dataloader_multiprocessing_context": _UNREAD,
-    "dataloader_in_order": _UNREAD,
+    **_each(
+        "dataloader_drop_last dataloader_num_workers dataloader_pin_memory "
+        "dataloader_persistent_workers dataloader_prefetch_factor "
+        "dataloader_multiprocessing_context dataloader_in_order "
+        "label_names length_column_name ignore_data_skip",
+        Accepted("no effect: no data loader is used"),
+    ),
     "remove_unused_columns": Accepted("no effect: every column reaches the rewards"),
-    "label_names": _UNREAD,
-    "length_column_name": _UNREAD,
-    "ignore_data_skip": _UNREAD,
     # Sampling.
     "temperature": Accepted(),
     "top_p": Refused(_SAMPLES, (1.0,)),
@@ -156,23 +139,20 @@ FIELDS: dict[str, Entry] = {
     "use_vllm": Mapped(
         "rollout_backend", {False: "engine", True: "vllm"}, "see [Serve with vLLM](vllm.md)"
     ),
-    "vllm_mode": Refused(_VLLM.reason, (None, "colocate")),
-    "vllm_model_impl": _VLLM,
-    "vllm_enable_sleep_mode": _VLLM,
-    "vllm_structured_outputs_regex": _VLLM,
-    "vllm_server_base_url": _VLLM,
-    "vllm_server_host": _VLLM,
-    "vllm_server_port": _VLLM,
-    "vllm_server_timeout": _VLLM,
-    "vllm_group_port": _VLLM,
-    "vllm_gpu_memory_utilization": _VLLM,
-    "vllm_max_model_length": _VLLM,
-    "vllm_tensor_parallel_size": _VLLM,
-    "vllm_importance_sampling_correction": Refused(_CLIPPED.reason, (True, False)),
-    "vllm_importance_sampling_mode": _CLIPPED,
-    "vllm_importance_sampling_clip_max": _CLIPPED,
-    "vllm_importance_sampling_clip_min": _CLIPPED,
-    "vllm_importance_sampling_cap": _CLIPPED,
+    "vllm_mode": Refused(_VLLM, (None, "colocate")),
+    **_each(
+        "vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex "
+        "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout "
+        "vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length "
+        "vllm_tensor_parallel_size",
+        Refused(_VLLM),
+    ),
+    "vllm_importance_sampling_correction": Refused(_CLIPPED, (True, False)),
+    **_each(
+        "vllm_importance_sampling_mode vllm_importance_sampling_clip_max "
+        "vllm_importance_sampling_clip_min vllm_importance_sampling_cap",
+        Refused(_CLIPPED),
+    ),
     # The loss.
     "loss_type": Mapped(
         "loss", {"dapo": "token", "grpo": "sequence", "dr_grpo": "dr_grpo"}, "others are refused"
@@ -194,22 +174,22 @@ FIELDS: dict[str, Entry] = {
     ),
     "use_bias_correction_kl": Mapped("kl_corrected"),
     "entropy_coef": Mapped("entropy_weight", note="normalised as the loss is"),
-    "use_adaptive_entropy": Refused(_ADAPTIVE.reason, (False,)),
-    "entropy_coef_min": _ADAPTIVE,
-    "entropy_coef_max": _ADAPTIVE,
-    "entropy_coef_delta": _ADAPTIVE,
-    "entropy_target": _ADAPTIVE,
+    "use_adaptive_entropy": Refused(_ADAPTIVE, (False,)),
+    **_each(
+        "entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target", Refused(_ADAPTIVE)
+    ),
     "top_entropy_quantile": Refused("the loss counts every token", (1.0,)),
     "off_policy_mask_threshold": Refused("the loss counts every row; the ratio is clipped"),
-    "sync_ref_model": Refused(_REFERENCE.reason, (False,)),
-    "ref_model_mixup_alpha": _REFERENCE,
-    "ref_model_sync_steps": _REFERENCE,
-    "sapo_temperature_neg": _SAPO,
-    "sapo_temperature_pos": _SAPO,
-    "vespo_k_pos": _VESPO,
-    "vespo_lambda_pos": _VESPO,
-    "vespo_k_neg": _VESPO,
-    "vespo_lambda_neg": _VESPO,
+    "sync_ref_model": Refused(_REFERENCE, (False,)),
+    **_each("ref_model_mixup_alpha ref_model_sync_steps", Refused(_REFERENCE)),
+    **_each(
+        "sapo_temperature_neg sapo_temperature_pos",
+        Refused("of loss_type='sapo', which is not implemented"),
+    ),
+    **_each(
+        "vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg",
+        Refused("of loss_type='vespo', which is not implemented"),
+    ),
     "label_smoothing_factor": Refused("the losses have none", (0, 0.0)),
     "neftune_noise_alpha": Refused("noise would train another model than the one that samples"),
     "use_liger_kernel": Refused("its kernels do not know groups", (False,)),
@@ -224,15 +204,12 @@ FIELDS: dict[str, Entry] = {
     "num_completions_to_print": Refused("log_completions is the number of groups written"),
     "log_unique_prompts": Refused("log_completions writes whole groups, a prompt once", (False,)),
     "log_completions_hub_repo": Refused("completions.jsonl stays in output_dir"),
-    "prediction_loss_only": _UNSCORED,
-    "per_device_eval_batch_size": _UNSCORED,
-    "eval_accumulation_steps": _UNSCORED,
-    "eval_do_concat_batches": _UNSCORED,
-    "eval_use_gather_object": _UNSCORED,
-    "include_for_metrics": _UNSCORED,
-    "batch_eval_metrics": _UNSCORED,
-    "bf16_full_eval": _UNSCORED,
-    "fp16_full_eval": _UNSCORED,
+    **_each(
+        "prediction_loss_only per_device_eval_batch_size eval_accumulation_steps "
+        "eval_do_concat_batches eval_use_gather_object include_for_metrics batch_eval_metrics "
+        "bf16_full_eval fp16_full_eval",
+        Accepted("no effect: an evaluation samples, it computes no loss"),
+    ),
     "save_only_model": Refused(
         "it has no effect: a run goes on from its checkpoints, so they hold the optimizer, too. "
         "save_total_limit bounds how many are kept; save_model writes the model alone",
@@ -242,19 +219,16 @@ FIELDS: dict[str, Entry] = {
         "a run ends with the model of its last step; a callback may call save_model on the way",
         (False,),
     ),
-    "metric_for_best_model": Refused("of load_best_model_at_end"),
-    "greater_is_better": Refused("of load_best_model_at_end"),
+    **_each("metric_for_best_model greater_is_better", Refused("of load_best_model_at_end")),
     "push_to_hub": Refused(
         "Nothing is pushed while training. Push the result afterwards: "
         "interlace.save(model, folder, push_to='user/name')",
         (False,),
     ),
-    "hub_token": _UNPUSHED,
-    "hub_private_repo": _UNPUSHED,
-    "hub_model_id": _UNPUSHED,
-    "hub_strategy": _UNPUSHED,
-    "hub_always_push": _UNPUSHED,
-    "hub_revision": _UNPUSHED,
+    **_each(
+        "hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
+        Accepted("no effect: nothing is pushed while training"),
+    ),
 }
 
 _DEVICE, _ACCUMULATE = "per_device_train_batch_size", "gradient_accumulation_steps"

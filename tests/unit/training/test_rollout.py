@@ -18,7 +18,7 @@ import torch
 
 from interlace.errors import ConfigError, RewardError
 from interlace.tasks.base import Example, Verdict
-from interlace.training.data import NAMED, NamedReward, given_rewards, named_rewards
+from interlace.training.data import NAMED, NamedReward, given_rewards
 from interlace.training.rollout import Verdicts, add_up
 from support.training import Evens, grpo, metrics
 
@@ -42,7 +42,9 @@ def ids(prompts, completions, completion_ids, **columns):
 def parts_of(weights: dict[str, float]) -> tuple[list[float], dict[str, list[float | None]]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return add_up(named_rewards(weights, TASK), ["?"] * 4, TEXTS, COLUMNS)
+        return add_up(
+            given_rewards(list(weights), list(weights.values()), TASK), ["?"] * 4, TEXTS, COLUMNS
+        )
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -98,13 +100,13 @@ def test_a_run_logs_a_function_by_its_short_name(tmp_path: Path) -> None:
 )
 def test_wrong_names(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        named_rewards({name: 1.0}, TASK)
+        given_rewards([name], None, TASK)
 
 
 def test_a_file_with_an_error_in_it(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def f(:\n")
     with pytest.raises(ConfigError, match="cannot be imported"):
-        named_rewards({f"{tmp_path / 'bad.py'}:f": 1.0}, TASK)
+        given_rewards([f"{tmp_path / 'bad.py'}:f"], None, TASK)
 
 
 @pytest.mark.parametrize(
