@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-SECONDS_BETWEEN_LOOKS, SECONDS_TO_END = 1.0, 5.0
+SECONDS_BETWEEN_LOOKS = 1.0
 SHOWN_LINES = 200
 ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
          "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
@@ -227,12 +227,22 @@ def run_lanes(folder: Path, settings: Settings, console: Console) -> None:
     if not jobs:
         return
     (folder / "logs").mkdir(exist_ok=True)
+    # -P: a json.py of the current folder is not the one that is meant.
+    program = [sys.executable, "-P", "-c", "from interlace.cli.demo.work import main; main()"]
     with watching(console, jobs) as look, ExitStack() as ends:
         processes = {}
         for lane in (0, 1):
             log = folder / "logs" / f"{lane + 1}.log"
-            processes[log] = _start(folder, lane, log)
-            ends.callback(_end, processes[log])
+            processes[log] = subprocess.Popen(
+                [*program, str(folder), str(lane)],
+                stdin=subprocess.PIPE,  # closes with this process, however it ends
+                stdout=ends.enter_context(log.open("wb")),
+                stderr=subprocess.STDOUT,
+                env=os.environ | ALONE,
+                start_new_session=True,  # Ctrl-C goes to the parent alone, which ends them
+            )
+            ends.enter_context(processes[log])
+            ends.callback(processes[log].kill)  # jobs survive that
         at_work = True
         while at_work:
             at_work = any(process.poll() is None for process in processes.values())
@@ -242,30 +252,6 @@ def run_lanes(folder: Path, settings: Settings, console: Console) -> None:
             look()
             if at_work:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _start(folder: Path, lane: int, log: Path) -> subprocess.Popen[bytes]:
-    # -P: a json.py of the current folder is not the one that is meant.
-    program = [sys.executable, "-P", "-c", "from interlace.cli.demo.work import main; main()"]
-    with log.open("wb") as stream:
-        return subprocess.Popen(
-            [*program, str(folder), str(lane)],
-            stdin=subprocess.PIPE,  # closes with this process, however it ends
-            stdout=stream,
-            stderr=stream,
-            env=os.environ | ALONE,
-            start_new_session=True,  # Ctrl-C goes to the parent alone, which ends them
-        )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        process.wait(SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _failure(log: Path, status: int) -> str:

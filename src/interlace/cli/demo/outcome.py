@@ -204,28 +204,17 @@ def _judged(task: Task, example_id: str, text: str) -> Try:
 
 
 class Found:
-    """The tries of a group's rows.
-
-    Args:
-        task: Task that judges them.
-        example: Problem of the group.
-        texts: Responses of the rows.
-        coupled: Whether the rows saw each other.
-
-    Attributes:
-        rows: Tries of each row.
-        marks: What each of them is: keys of `MARKS`.
-    """
+    """The tries of a group's rows, and what each of them is: keys of `MARKS`."""
 
     def __init__(
         self, task: Task, example: Example, texts: Sequence[str], coupled: bool = True
     ) -> None:
-        self.coupled = coupled
         self.rows = [
             [_judged(task, example.id, one) for one in tries_of(text)[:TRIES]] for text in texts
         ]
         # The place of each row's first find: what comes after it is no search any more.
         self._finds = [next((k for k, t in enumerate(row) if t.hit), TRIES) for row in self.rows]
+        self._again = "same" if coupled else "unseen"
         self.marks = [
             [self._mark(b, k) for k in range(len(row))] for b, row in enumerate(self.rows)
         ]
@@ -239,9 +228,8 @@ class Found:
         if find == min(self._finds):
             return "first"
         others = [other for b, other in enumerate(self.rows) if b != row]
-        if not any(t.hit and t.form == one.form for other in others for t in other[:k]):
-            return "own"
-        return "same" if self.coupled else "unseen"
+        is_same = any(t.hit and t.form == one.form for other in others for t in other[:k])
+        return self._again if is_same else "own"
 
     def count(self, *marks: str) -> int:
         """How many tries are of these marks."""
@@ -254,12 +242,8 @@ def _share_same(groups: Sequence[Found]) -> float:
 
 
 class GroupView:
-    """The group that shows best how a find spreads, and what is counted over all groups.
-
-    Args:
-        together: Responses of rows that saw each other, by problem, group after group.
-        alone: Responses of the same problems and weights that saw nobody.
-    """
+    """The group that shows best how a find spreads, and what is counted over all groups: of rows
+    that saw each other, and of the same problems and weights where rows saw nobody."""
 
     def __init__(self, together: dict[str, list[str]], alone: dict[str, list[str]]) -> None:
         task = get_task("tiny-countdown")
@@ -322,12 +306,10 @@ class GroupView:
             f"This group was picked out of {self.groups} because it shows best how a find spreads: "
             f"{same} of its {width} rows found the same as a sibling before them; of the rows "
             f"alone, which see nobody, {self.alone.count('unseen')} did."
+            if same
+            else f"In none of the {self.groups} groups did a row find the same as a sibling before "
+            "it; this is one of them."
         )
-        if not same:
-            picked = (
-                f"In none of the {self.groups} groups did a row find the same as a sibling before "
-                "it; this is one of them."
-            )
         together, alone = self._shares
         gain = difference_interval([together - alone])
         verdict = "this run does not show that rows take anything over from siblings"

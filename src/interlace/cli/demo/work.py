@@ -65,21 +65,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """A training, or an evaluation at some widths; jobs of a lane run one after the other.
+    """A training, or an evaluation at some widths; jobs of a lane run one after the other."""
 
-    Attributes:
-        title: Arm and work in a few words.
-        place: Folder that it writes.
-        total: Number of lines that its files hold in the end.
-        words: Arguments of `interlace` that do it.
-        after: File that has to be there before it can begin; None for none.
-    """
-
-    title: str
-    place: Path
-    total: int
-    words: tuple[str, ...]
-    after: Path | None = None
+    title: str  # arm and work in a few words
+    place: Path  # folder that it writes
+    total: int  # lines that its files hold in the end
+    words: tuple[str, ...]  # arguments of `interlace` that do it
+    after: Path | None = None  # file that has to be there before it can begin
 
     def is_done(self) -> bool:
         """Whether the whole outcome is there."""
