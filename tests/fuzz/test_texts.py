@@ -43,7 +43,7 @@ from interlace.errors import InterlaceError
 from interlace.jsonl import Store, as_line, read, read_object
 from interlace.rewards import Correctness, Format, SelfConsistency, StepVerification
 from interlace.tasks import Task, get_task
-from interlace.tasks.choices import choice_letter, chosen, lone_letter
+from interlace.tasks.checkers import choice_letter, chosen, lone_letter
 from interlace.training.recipe import load_recipe
 from support.task_files import ARTICLES, CHOICES, FORMULAS, PUZZLES, WORD_PROBLEMS, write_jsonl
 from support.typecheck import unchecked

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.cli.options import FigureType
+from interlace.cli.shared import FigureType
 from interlace.configuration import Parser
 from interlace.errors import ConfigError, MetricError, RunError
 

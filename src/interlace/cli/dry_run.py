@@ -12,14 +12,15 @@ from interlace.errors import ConfigError
 from interlace.terminal import facts, in_bytes, printable
 from interlace.training.estimate import (
     Subject,
+    longest_prompt,
     memory,
     plan,
     probe,
     setting,
+    skeleton,
     ways_out,
 )
 from interlace.training.run import build_task, check_rewards, starting_folder
-from interlace.training.skeleton import longest_prompt, skeleton
 
 if TYPE_CHECKING:
     from interlace.tasks.base import Task

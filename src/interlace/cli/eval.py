@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from interlace.cli.options import (
+from interlace.cli.shared import (
+    INTERRUPTED,
+    Bar,
     DeviceOptions,
     FigureType,
     ModelOptions,
     SamplingOptions,
     check_loading,
+    load_engine,
+    summary,
+    task_of,
 )
-from interlace.cli.running import INTERRUPTED, Bar, load_engine, summary, task_of
 from interlace.configuration import Parser
 from interlace.errors import ConfigError
 from interlace.terminal import say

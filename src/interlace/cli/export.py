@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from interlace.cli.options import ModelOptions
+from interlace.cli.shared import ModelOptions
 from interlace.configuration import Parser
 from interlace.errors import ConfigError
 

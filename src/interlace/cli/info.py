@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from interlace.cli.options import ModelOptions
+from interlace.cli.shared import ModelOptions
 from interlace.configuration import Parser
 from interlace.coupling.registry import COUPLINGS, DEFAULT_KIND, config_from_dict
 from interlace.errors import ConfigError

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import interlace
 from interlace import huge_pages
+from interlace.cli.shared import INTERRUPTED
 from interlace.errors import (
     LONGEST,
     ConfigError,
@@ -52,7 +53,7 @@ EXTRAS = {
     "serve": ("cli", "serve"),
     "train": ("cli", "train"),
 }
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR = 2
 DEBUG = "INTERLACE_DEBUG"
 COMPUTING = ("eval", "generate", "serve", "train")  # a demo's children do it themselves
 # oneDNN, and torch's layer above it, keep kernels of some 0.5 MiB for each number of rows that a

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from interlace.cli.running import task_of
+from interlace.cli.shared import task_of
 from interlace.configuration import Parser
 from interlace.errors import TaskError
 from interlace.terminal import say

@@ -25,8 +25,7 @@ from typing import Any, ClassVar, Unpack
 from interlace.answers.extract import final_part
 from interlace.errors import TaskError, require
 from interlace.tasks.base import Example, Prompt, Verdict
-from interlace.tasks.checkers import get_checker
-from interlace.tasks.choices import ChoiceTask, letter_of, with_choices
+from interlace.tasks.checkers import ChoiceTask, get_checker, letter_of, with_choices
 from interlace.tasks.drawn import Draw
 from interlace.tasks.sources import (
     HubSource,

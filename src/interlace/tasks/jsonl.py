@@ -18,12 +18,13 @@ from typing import Any, Unpack
 
 from interlace.errors import TaskError
 from interlace.tasks.base import Example, Prompt, Verdict
-from interlace.tasks.checkers import CheckerName, get_checker
-from interlace.tasks.choices import (
+from interlace.tasks.checkers import (
+    CheckerName,
     ChoiceTask,
     check_choice,
     choice_letter,
     chosen,
+    get_checker,
     lone_letter,
     with_choices,
 )

@@ -29,8 +29,7 @@ from interlace.models.loading import load
 from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT, held
 from interlace.training.data import given_rewards
-from interlace.training.recipe import OWN_WARMUP, Recipe, Stage
-from interlace.training.recipe_sections import OPERATIONAL, SECTIONS
+from interlace.training.recipe import OPERATIONAL, OWN_WARMUP, SECTIONS, Recipe, Stage
 from interlace.training.trl_fields import RENAMED
 
 RECIPE = "recipe.yaml"

@@ -17,7 +17,7 @@ import yaml
 import interlace
 from interlace.attached import is_attached
 from interlace.cli.main import main
-from interlace.training.recipe_sections import DECISIVE, SECTIONS
+from interlace.training.recipe import DECISIVE, SECTIONS
 from support.text import number_folder, number_tokenizer
 
 WARMUP = {

@@ -8,12 +8,15 @@ import interlace.errors
 from interlace.answers.equal import number_in
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks.checkers import (
+    check_choice,
     check_exact,
     check_math,
     check_number,
+    choice_letter,
+    chosen,
     get_checker,
+    lone_letter,
 )
-from interlace.tasks.choices import check_choice, choice_letter, chosen, lone_letter
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import interlace
 from interlace.cli.demo.work import HELD_OUT, PLAN, Job, Settings, lanes
-from interlace.cli.running import INTERRUPTED
+from interlace.cli.shared import INTERRUPTED
 from interlace.configuration import Parser
 from interlace.errors import ConfigError, RunError, WorkerError, differences
 from interlace.files import LOCK, locked_folder, move_aside, write_text

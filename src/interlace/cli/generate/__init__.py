@@ -10,8 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.cli.options import DeviceOptions, ModelOptions, SamplingOptions, check_loading
-from interlace.cli.running import INTERRUPTED, Bar, load_engine, summary
+from interlace.cli.shared import (
+    INTERRUPTED,
+    Bar,
+    DeviceOptions,
+    ModelOptions,
+    SamplingOptions,
+    check_loading,
+    load_engine,
+    summary,
+)
 from interlace.configuration import Parser
 from interlace.errors import ConfigError, GenerationError, GenerationInterrupted, nearest
 from interlace.terminal import say

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from interlace.batch import Tally
-from interlace.cli.running import Bar, line_of, summary
+from interlace.cli.shared import Bar, line_of, summary
 
 
 def tally() -> Tally:
@@ -60,7 +60,7 @@ def test_in_a_terminal_a_bar_tells_how_far_it_is(tmp_path):
 
 
 def test_without_a_terminal_a_line_now_and_then_tells_how_far_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("interlace.cli.running.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("interlace.cli.shared.SECONDS_BETWEEN_LINES", 0.0)
     with (tmp_path / "lines").open("w+") as lines:
         with Bar(Console(file=lines, width=100)) as progress:
             progress(tally())
