@@ -297,12 +297,7 @@ class Parser(jsonargparse.ArgumentParser):
     def override(
         self, found: jsonargparse.Namespace, argv: Sequence[str], defaults: bool = False
     ) -> jsonargparse.Namespace:
-        """Options with those of a command line in their place.
-
-        Args:
-            found: Options of a file.
-            argv: Words of the command line.
-            defaults: Whether defaults are filled in.
+        """Options of a file, and those of a command line in their place.
 
         Raises:
             ConfigError: for an option that does not exist, or a value that does not fit.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from interlace.cli.shared import prompt_text
 from interlace.errors import ConfigError
 from interlace.terminal import facts, in_bytes, printable
 from interlace.training.estimate import (
@@ -33,14 +34,7 @@ SHOWN = 3  # rewritten groups
 def dry_run(
     recipe: Recipe, stage: Stage, processes: int, gibibytes: float | None, sharded: bool
 ) -> int:
-    """Print what a stage would do and take.
-
-    Args:
-        recipe: Recipe of the run.
-        stage: Stage of the run.
-        processes: Number of processes that would train.
-        gibibytes: GiB of each process's device; None for what this machine has.
-        sharded: Whether FSDP would shard over the processes.
+    """Print what a stage would do and take, on devices of so many GiB, or else of this machine.
 
     Raises:
         ConfigError: if it cannot fit; with what to change.
@@ -117,9 +111,7 @@ def _show_spliced(recipe: Recipe, task: Task) -> None:
 def _print_example(task: Task) -> None:
     """One prompt as the model gets it, and an answer that the task accepts."""
     example = task[0]
-    prompt = task.prompt(example)
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    prompt = prompt_text(task, example)
     print(f"The first prompt:\n\n{printable(indent(prompt, '  '))}")
     accepted = task.reference_text(example)
     if accepted:

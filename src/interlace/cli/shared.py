@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from interlace.engine.engine import Engine
     from interlace.engine.types import SamplingParams
     from interlace.remote import RemoteEngine
-    from interlace.tasks import Task
+    from interlace.tasks import Example, Task
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 SECONDS_BETWEEN_LINES = 10.0
@@ -127,6 +127,14 @@ def task_of(name: str, settings: Any, options: Mapping[str, Any]) -> Task:
 
     given = {key: getattr(settings, key) for key in ("data", "split")}
     return get_task(name, **{**options, **{k: v for k, v in given.items() if v is not None}})
+
+
+def prompt_text(task: Task, example: Example) -> str:
+    """What a model is asked, as readable text."""
+    prompt = task.prompt(example)
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def load_engine(settings: Any, notes: Console) -> Engine | RemoteEngine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from interlace.cli.shared import task_of
+from interlace.cli.shared import prompt_text, task_of
 from interlace.configuration import Parser
 from interlace.errors import TaskError
 from interlace.terminal import say
@@ -103,7 +103,7 @@ def _show(console: Console, name: str, arguments: Namespace) -> None:
     example = task[arguments.index]
     _heading(console, f"{task.name}, split {task.split}: {len(task)} problems")
     _field(console, "id", example.id)
-    _field(console, "prompt", _prompt_text(task, example))
+    _field(console, "prompt", prompt_text(task, example))
     _field(console, "template", task.framed(example, "{question}"))
     _field(console, "reference", example.answer or "none: the task checks the rules instead")
     texts = [arguments.text] if arguments.text else [task.reference_text(example), WRONG]
@@ -123,13 +123,6 @@ def _verdict(console: Console, task: Task, example: Example, text: str) -> None:
     _field(console, "reason", verdict.reason)
     for step in task.steps(example, text):
         _field(console, "step", f"{'holds' if step.holds else 'fails'}: {step.text}")
-
-
-def _prompt_text(task: Task, example: Example) -> str:
-    prompt = task.prompt(example)
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _heading(console: Console, text: str) -> None:

@@ -27,19 +27,12 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set on the hub.
+    """A data set on the hub."""
 
-    Attributes:
-        hub_id: Id of the data set on the hub, "owner/name".
-        splits: Splits of the data set by Interlace's names; a split that is not there is refused.
-        config: Name of the data set's configuration, if it has several.
-        note: Remark for whoever loads it: that it is gated, for instance.
-    """
-
-    hub_id: str
-    splits: Mapping[str, str]
-    config: str | None = None
-    note: str = ""
+    hub_id: str  # "owner/name"
+    splits: Mapping[str, str]  # by Interlace's names; a split that is not there is refused
+    config: str | None = None  # the data set's configuration, if it has several
+    note: str = ""  # for whoever loads it: that it is gated, for instance
 
 
 class SourceOptions(TaskOptions, total=False):

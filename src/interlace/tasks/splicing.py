@@ -24,17 +24,11 @@ _END = re.compile(r"(?:\n|[.!?] ?)$")  # a token that ends a line, or perhaps a 
 
 @dataclass(frozen=True)
 class Try:
-    """A stretch of a row that a row may write anew.
+    """A stretch of a row that a row may write anew."""
 
-    Attributes:
-        start: Its first column.
-        stop: The column after its last.
-        hits: Whether it is a find, by the task's verifier.
-    """
-
-    start: int
-    stop: int
-    hits: bool
+    start: int  # its first column
+    stop: int  # the column after its last
+    hits: bool  # it is a find, by the task's verifier
 
 
 Tries = Callable[[Sequence[str]], list[Try]]
@@ -52,19 +46,10 @@ def splice_rows(
     again: bool = True,
 ) -> list[Row]:
     """Rewrite a group's rows in the order of their columns. A row that has found something itself
-    stays as it is.
+    stays as it is; so does one that nothing is copied into.
 
-    Args:
-        rows: Token texts of the group's rows, without the end token.
-        tries_of: Function that finds a row's tries, in order.
-        copied: Function that writes a row from a try of it on.
-        probability: Probability that a try becomes the find of a sibling.
-        draw: Stream of draws.
-        again: Whether a row that copied may be copied from: only where a copy begins with the find
-            token by token.
-
-    Returns:
-        The rows; those that nothing was copied into are equal to what they were.
+    A row that copied may be copied from `again` only where a copy begins with the find token by
+    token.
     """
     found = [list(row) for row in rows]
     tries = [tries_of(row) for row in found]
@@ -103,14 +88,8 @@ def splice_lines(
     """Rewrite free text, such as a chat model's, at the ends of its lines and sentences: once a
     sibling has given a right answer that is marked as one, a row's next line takes it over.
 
-    Args:
-        task: Task whose verifier decides.
-        example: The problem.
-        rows: Token texts of the group's rows, without the end token.
-        probability: As in `splice_rows`.
-        draw: As in `splice_rows`.
-        told: Whether the row says where the answer comes from, with the sibling's last line before
-            it; otherwise it only writes the sibling's line.
+    The row says where the answer comes from, with the sibling's last line before it (`told`), or
+    only writes the sibling's line.
     """
 
     def tries_of(row: Sequence[str]) -> list[Try]:

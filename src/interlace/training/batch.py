@@ -162,16 +162,9 @@ def collate_ids(
     logprobs: Sequence[Sequence[Sequence[float]]] | None = None,
     width: int | None = None,
 ) -> GroupBatch:
-    """A batch of one prompt and several completions a group; ragged groups are filled with empty
-    rows.
-
-    Args:
-        prompts: Token ids, `[P]`.
-        completions: Token ids, `[P][W]`, the one that finished the row included.
-        pad_token_id: Token id that fills the gaps.
-        logprobs: Log-probabilities of the completions' tokens, from the engine.
-        width: Width, W; by default the largest group's number of completions. Rows that a group
-            lacks are neither alive nor counted.
+    """A batch of one prompt and several completions a group, as token ids, finishing ones included.
+    A group with fewer than the width, by default that of the largest, is filled with rows that are
+    neither alive nor counted.
 
     Raises:
         GroupError: for no groups, or more completions than the width.

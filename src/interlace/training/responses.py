@@ -52,13 +52,8 @@ def sample_responses(
     they ask for it, the task rewrites the groups (`Task.splice`) before they are judged. What the
     file has already is kept, so a killed run goes on where it ended.
 
-    Args:
-        engine: Engine of the base model; blocks that are attached must be fresh, so that it is the
-            base.
-        task: Task with the problems.
-        args: Options of the warm-up.
-        path: Path of the JSONL file.
-        share: (index, count) of the process, which samples every count-th problem.
+    The engine's model is the base, or has fresh blocks, which change nothing. Of several processes,
+    `share` is (index, count): each samples every count-th problem.
     """
     chosen = draw_indices(int(args.seed), len(task), 0, min(args.problems or len(task), len(task)))
     mine = chosen[share[0] :: share[1]]
@@ -76,43 +71,39 @@ def sample_responses(
     with Store(path) as store:
         done = _done(path, sampling)
         store.begin()
-        _sample_rest(engine, task, args, mine, sampling, done, store, quiet=share[0] > 0)
+        # A chunk that a kill cut off is sampled whole again: in low precision a row's tokens can
+        # depend on what shares its batch.
+        starts = range(0, len(mine), _CHUNK)
+        chunks = [[task[index] for index in mine[start : start + _CHUNK]] for start in starts]
+        chunks = [chunk for chunk in chunks if any(example.id not in done for example in chunk)]
+        hidden = bool(args.disable_tqdm or share[0] > 0)
+        for chunk in track(chunks, "Sampling responses", disable=hidden):
+            sampled = _sample(engine, task, args, chunk)
+            for example, own in zip(chunk, sampled, strict=True):
+                if example.id not in done:
+                    line = {
+                        "example": example.id,
+                        "sampling": sampling,
+                        "prompt_token_ids": own[0].prompt_token_ids,
+                    }
+                    store.append(line | _kept(engine.tokenizer, task, example, own, args))
 
 
-def _sample_rest(
-    engine: Engine,
-    task: Task,
-    args: WarmupConfig,
-    mine: Sequence[int],
-    sampling: dict[str, Any],
-    done: set[str],
-    store: Store,
-    quiet: bool,
-) -> None:
-    # A chunk that a kill cut off is sampled whole again: in low precision a row's tokens can depend
-    # on what shares its batch.
-    chunks = [
-        [task[index] for index in mine[start : start + _CHUNK]]
-        for start in range(0, len(mine), _CHUNK)
+def _kept(
+    tokenizer: Any, task: Task, example: Example, own: Sequence[GroupOutput], args: WarmupConfig
+) -> dict[str, Any]:
+    """Rows of a problem that end with a right answer; a copied try may have made one too long."""
+    kept = [
+        [
+            row.ids
+            for row in splice_group(tokenizer, task, example, rows, args, n)
+            if row.finished
+            and len(row.ids) <= args.max_new_tokens
+            and task.verify(example, row.text).correct
+        ]
+        for n, rows in enumerate(_as_groups(own, args))
     ]
-    chunks = [chunk for chunk in chunks if any(example.id not in done for example in chunk)]
-    hidden, tokenizer = bool(args.disable_tqdm or quiet), engine.tokenizer
-    for chunk in track(chunks, "Sampling responses", disable=hidden):
-        sampled = _sample(engine, task, args, chunk)
-        for example, own in zip(chunk, sampled, strict=True):
-            if example.id in done:
-                continue
-            line = {
-                "example": example.id,
-                "sampling": sampling,
-                "prompt_token_ids": own[0].prompt_token_ids,
-            }
-            groups = [
-                splice_group(tokenizer, task, example, rows, args, n)
-                for n, rows in enumerate(_as_groups(own, args))
-            ]
-            kept = [_right(task, example, rows, args.max_new_tokens) for rows in groups]
-            store.append(line | ({"completions": kept[0]} if len(kept) == 1 else {"groups": kept}))
+    return {"completions": kept[0]} if len(kept) == 1 else {"groups": kept}
 
 
 def _sample(
@@ -215,12 +206,6 @@ def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
     if found:
         found[-1] += row.text[before:]
     return found
-
-
-def _right(task: Task, example: Example, rows: Sequence[Response], most: int) -> list[list[int]]:
-    """Rows that end with a right answer; a copied try may have made one too long."""
-    ended = [row for row in rows if row.finished and len(row.ids) <= most]
-    return [row.ids for row in ended if task.verify(example, row.text).correct]
 
 
 def _done(path: Path, sampling: dict[str, Any]) -> set[str]:

@@ -89,17 +89,11 @@ def prepare_folder(
     first: bool = True,
     note: Note = warnings.warn,
 ) -> bool:
-    """Make sure that the stage's folder is this recipe's, and write the resolved recipe there.
-
-    Args:
-        recipe: Recipe of the run.
-        stage: Stage of the run.
-        restart: Whether to move what is there aside, to the first free `<stage>.before-N`.
-        first: Whether this process is the one that changes the folder; others only look.
-        note: Function that is told where it went.
+    """Make sure that the stage's folder is this recipe's, and write the resolved recipe there. The
+    first process does so; others only look.
 
     Returns:
-        Whether something was moved aside, and the folder is a new one.
+        Whether something was moved aside, for `restart`, and the folder is a new one.
 
     Raises:
         RunError: if the folder holds another run, or something else.

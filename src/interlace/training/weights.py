@@ -164,13 +164,8 @@ class Skeleton:
     ) -> nn.Module | None:
         """The whole model with the weights that the sharded one has now.
 
-        Every process calls this, since weights are gathered together.
-
-        Args:
-            model: Model that is sharded.
-            keep: Whether this process wants it; the others get None and hold one weight at a time.
-            device: Device of the copy.
-            dtype: Data type of the copy; None for that of each weight.
+        Every process calls this, since weights are gathered together; those that do not keep it get
+        None, and hold one weight at a time.
         """
         sharded = dict(model.named_parameters(remove_duplicate=False))
         weights: dict[int, object] = {}

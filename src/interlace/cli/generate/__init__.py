@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from interlace.answers import Aggregate, Responses
-    from interlace.cli.generate.lines import Record
     from interlace.cli.generate.outcome import Aggregation
     from interlace.cli.generate.view import Columns
     from interlace.engine.engine import Engine
@@ -375,7 +374,8 @@ def _print_outcome(console: Console, columns: Columns, outcome: Aggregate | None
 
 
 def _run_file(settings: Settings, engine: Engine | RemoteEngine, notes: Console) -> int:
-    from interlace.cli.generate.lines import Results, read_records
+    from interlace.batch import Tally, run_groups
+    from interlace.cli.generate.lines import Lines, Results, calls_of, read_records
 
     assert settings.input is not None
     source = Path(settings.input)
@@ -386,37 +386,27 @@ def _run_file(settings: Settings, engine: Engine | RemoteEngine, notes: Console)
     records, bad = read_records(source, settings.field, encode, settings.skip_bad)
     for complaint in bad:
         say(notes, f"Left out {source} {complaint}", "yellow")
-    if settings.output is None:
-        return _sample(settings, engine, aggregation, records, _to_stdout, 0, notes)
-    ids = [record.id for record in records]
-    with Results(Path(settings.output), ids, settings.in_lines(), settings.overwrite) as results:
-        write, done = results.append, results.done
-        return _sample(settings, engine, aggregation, records, write, done, notes)
-
-
-def _sample(
-    settings: Settings,
-    engine: Engine | RemoteEngine,
-    aggregation: Aggregation,
-    records: Sequence[Record],
-    write: Callable[[dict[str, Any]], None],
-    done: int,
-    notes: Console,
-) -> int:
-    from interlace.batch import Tally, run_groups
-    from interlace.cli.generate.lines import Lines, calls_of
-
     params = settings.sampling()
     calls = calls_of(records, params.width, settings.batch_size)
     tally = Tally(len(records), len(records) * params.width)
-    lines = Lines(write, done, aggregation, tally)
     interrupted = False
-    try:
+    with contextlib.ExitStack() as opened:
+        write, done = _to_stdout, 0
+        if settings.output is not None:
+            ids = [record.id for record in records]
+            lines = settings.in_lines()
+            results = Results(Path(settings.output), ids, lines, settings.overwrite)
+            opened.enter_context(results)
+            write, done = results.append, results.done
         # A bar would be drawn over lines that go to the same terminal.
-        with Bar(notes, settings.output is not None or not sys.stdout.isatty()) as bar:
-            run_groups(engine, calls, params, lines, tally, bar)
-    except KeyboardInterrupt:
-        interrupted = True
+        bar = Bar(notes, settings.output is not None or not sys.stdout.isatty())
+        try:
+            with bar:
+                run_groups(
+                    engine, calls, params, Lines(write, done, aggregation, tally), tally, bar
+                )
+        except KeyboardInterrupt:
+            interrupted = True
     for line in summary(tally):
         say(notes, line)
     if interrupted:

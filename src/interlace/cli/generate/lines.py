@@ -34,38 +34,21 @@ Encode = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Record:
-    """One prompt of a file.
+    """One prompt of a file."""
 
-    Attributes:
-        line: Number of its line, from 1.
-        id: Id of the line, else its number and a hash of its prompt.
-        prompt: Prompt as the line has it.
-        token_ids: Token ids for the engine, or for a server the prompt.
-        sample_id: Number of times that this very prompt came before, so that its groups differ.
-        columns: Fields of the line besides these.
-    """
-
-    line: int
-    id: str | int
+    line: int  # from 1
+    id: str | int  # of the line, else its number and a hash of its prompt
     prompt: Any
-    token_ids: Any
-    sample_id: int
-    columns: dict[str, Any]
+    token_ids: Any  # for a server the prompt
+    sample_id: int  # times that this very prompt came before, so that its groups differ
+    columns: dict[str, Any]  # fields of the line besides these
 
 
 def read_records(
     path: Path, field: str, encode: Encode, skip_bad: bool = False
 ) -> tuple[list[Record], list[str]]:
-    """All prompts of a file.
-
-    Args:
-        path: Path of a file with one JSON object a line; blank lines do not count.
-        field: Name of the prompt's field; for "prompt" also "messages" will do.
-        encode: Function from a prompt to token ids; raises GenerationError for what cannot be one.
-        skip_bad: Whether to leave out lines that cannot be used.
-
-    Returns:
-        The records in order, and what is wrong with the lines that were left out.
+    """All prompts of a file with one JSON object a line, in order, and what is wrong with the lines
+    that `skip_bad` left out. Blank lines do not count; for the field "prompt" "messages" will do.
 
     Raises:
         DataFileError: if the file cannot be read, or has bad lines and `skip_bad` is False.
@@ -147,16 +130,8 @@ _OUT = "Choose another --output, or --overwrite it."
 
 
 class Results:
-    """The output of a run over a file.
-
-    Args:
-        path: File to write; created if it does not exist.
-        ids: Ids of all lines to come, in order.
-        settings: Settings that the lines depend on besides the prompts.
-        overwrite: Whether to begin anew, whatever the file holds.
-
-    Attributes:
-        done: Number of lines that are there.
+    """The output of a run over a file. Of its lines, which have these ids, `done` are there, unless
+    it begins anew (`overwrite`), whatever the file holds.
 
     Raises:
         DataFileError: if the file holds anything but the first lines of this very run, or another
@@ -268,17 +243,10 @@ def calls_of(records: Sequence[Record], width: int, size: int) -> list[list[Job]
 
 @dataclass(eq=False)
 class Lines:
-    """Writes a line for each group, as soon as those before it are there.
-
-    Args:
-        write: Function that takes a line.
-        done: Number of lines that are there.
-        aggregation: Aggregation that makes one response of each group.
-        tally: Tally, kept up to date.
-    """
+    """Writes a line for each group, as soon as those before it are there."""
 
     write: Callable[[dict[str, Any]], None]
-    done: int
+    done: int  # lines that are there
     aggregation: Aggregation
     tally: Tally
     _waiting: dict[int, tuple[Job, GroupOutput]] = field(default_factory=dict)

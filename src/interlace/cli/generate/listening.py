@@ -28,14 +28,9 @@ PNG_TEXT = 48  # characters of a row beside its map
 
 
 def maps_of(group: GroupOutput, layers: Sequence[int] = ()) -> list[Map]:
-    """The heat maps of a group, averaged over heads and over the steps of each reader.
-
-    Args:
-        group: Group that was sampled with `record_attention="layers"`.
-        layers: Numbers of layers with blocks, from 1; by default the mean over all.
-
-    Returns:
-        One map for each layer named; none where nobody listened.
+    """The heat maps of a group that was sampled with `record_attention="layers"`, averaged over
+    heads and over the steps of each reader: of each layer named, from 1, else of their mean; none
+    where nobody listened.
 
     Raises:
         ConfigError: for a layer without a block.

@@ -33,12 +33,7 @@ _ROOM_STEPS = 12
 
 @dataclass(eq=False)
 class Aggregation:
-    """Makes one response of each group, as the settings say.
-
-    Args:
-        settings: Settings; `aggregate` and `scorer` count, and for syntheses how to sample.
-        engine: Engine that writes syntheses.
-        as_prompt: Function from a text to a prompt.
+    """Makes one response of each group, as the settings say; the engine writes syntheses.
 
     Raises:
         ConfigError: for syntheses by a server, whose context is not known here.
