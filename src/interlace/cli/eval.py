@@ -94,8 +94,8 @@ class _Measuring:
             latency; 0 leaves out seconds.
         from_run: Path of a run's folder whose rows are measured, instead of sampling.
         responses: Path of a file of responses made elsewhere (JSON lines), instead of a model.
-        rows: What the responses of a line are: a group whose rows read each other, or
-            independent; with --responses only.
+        rows: Kind of the responses of a line: groups, whose rows read each other, or independent;
+            with --responses only.
         ks: Sizes of sets; with --from only.
         level: Coverage of the intervals, by default 0.95; with --from only.
         figures: Types of the figures' files: pdf, svg, png, or none.

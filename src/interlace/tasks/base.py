@@ -39,7 +39,7 @@ class Example:
         id: Names the problem, the same on every machine: the task's name and a hash of the
             problem's canonical form.
         question: Problem as the prompt states it: a text, or chat messages.
-        answer: The reference: the answer, or where many count (countdown) one of them.
+        answer: Reference: the answer, or where many count (countdown) one of them.
         data: Further facts of the task about the problem, as JSON values.
     """
 
@@ -61,7 +61,7 @@ class Verdict:
         correct: Whether the text solves the problem.
         score: Score from 0 to 1; 1 for a correct answer, in between only where the task gives
             partial credit.
-        answer: The answer that was found, as votes compare it; None if there is none.
+        answer: Answer that was found, as votes compare it; None if there is none.
         reason: Reason in a few words.
     """
 
@@ -76,7 +76,7 @@ class Step:
     """One intermediate step that can be checked.
 
     Attributes:
-        text: The step as written or, if it is missing, as it should have been.
+        text: Step as written or, if it is missing, as it should have been.
         holds: Whether it is there and right.
     """
 
@@ -194,7 +194,7 @@ class Task(ABC, Sequence[Example]):
         """The judgement on one text, always, within the bounds in this module's head.
 
         Args:
-            example: The problem.
+            example: Problem.
             text: Text that a model wrote.
 
         Returns:
@@ -250,7 +250,7 @@ class Task(ABC, Sequence[Example]):
         is a find.
 
         Args:
-            example: The problem.
+            example: Problem.
             rows: Token texts of every row, one a column, without the end token.
             probability: Probability of each such try to become the find.
             draw: Stream of draws.

@@ -50,7 +50,7 @@ class Equation:
     Attributes:
         text: "left = right", without superfluous blanks.
         left: Canonical form of the left side (order and brackets that do not matter, removed).
-        value: The right side.
+        value: Number on the right side.
         holds: Whether left equals right, to the decimals written.
     """
 

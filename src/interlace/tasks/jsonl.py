@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from interlace.errors import TaskError
-from interlace.tasks.base import Example, Prompt, Verdict
+from interlace.tasks.base import Example, Prompt, Task, Verdict
 from interlace.tasks.checkers import (
     CheckerName,
     ChoiceTask,
-    check_choice,
     choice_letter,
-    chosen,
     get_checker,
-    lone_letter,
     with_choices,
 )
 from interlace.tasks.sources import (
@@ -48,7 +45,7 @@ INSTRUCTIONS: Mapping[str, str] = {
 }
 
 
-class JsonlTask(SourcedTask):
+class JsonlTask(ChoiceTask, SourcedTask):
     """The task; see this module's head.
 
     Args:
@@ -105,19 +102,17 @@ class JsonlTask(SourcedTask):
 
     def extract(self, text: str) -> str | None:
         """As in `Task`; for choices as in `ChoiceTask`."""
-        if self.checker == "choice":
-            return chosen(text) or self.marked(text) or lone_letter(text)
-        return super().extract(text)
+        return super().extract(text) if self.checker == "choice" else Task.extract(self, text)
 
     def normalise(self, answer: str) -> Hashable | None:
-        """As in `Task`; for choices the letter, where the answer names one."""
-        letter = choice_letter(answer) if self.checker == "choice" else None
-        return letter or super().normalise(answer)
+        """As in `Task`; for choices as in `ChoiceTask`."""
+        is_choice = self.checker == "choice"
+        return super().normalise(answer) if is_choice else Task.normalise(self, answer)
 
     def check(self, example: Example, answer: str) -> Verdict:
         """As the checker decides."""
         if self.checker == "choice":
-            return check_choice(example.answer, answer, example.data.get("choices", ()))
+            return super().check(example, answer)
         return self._check(example.answer, answer)
 
 

@@ -76,7 +76,7 @@ class PairSum(DrawnTask):
         in either order; a hit is kept. One in five is right.
 
         Args:
-            example: The problem.
+            example: Problem.
             draw: Stream of draws.
         """
         pairs = draw.shuffled(list(itertools.combinations(example.data["numbers"], 2)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from interlace.cli.demo import watching
+from interlace.cli.demo import showing_progress
 from interlace.cli.demo.work import Settings, lanes
 
 SETTINGS, CONTROL = Settings(steps=400), "SFT on the same texts"
@@ -41,7 +41,9 @@ def test_lines_are_counted(tmp_path: Path) -> None:
 def test_bars_fit_the_terminal(tmp_path: Path, width: int) -> None:
     half_trained(tmp_path)
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    with watching(console, [job for lane in lanes(tmp_path, SETTINGS) for job in lane]) as look:
+    with showing_progress(
+        console, [job for lane in lanes(tmp_path, SETTINGS) for job in lane]
+    ) as look:
         look()
     drawn = console.file.getvalue().split("\x1b[1A")[-1]  # type: ignore[attr-defined]
     lines = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", drawn).replace("\r", "").strip().splitlines()
@@ -56,7 +58,7 @@ def test_bars_fit_the_terminal(tmp_path: Path, width: int) -> None:
 def test_without_a_terminal_a_line_tells_what_ended_once(tmp_path: Path) -> None:
     half_trained(tmp_path)
     console = Console(file=io.StringIO(), width=80)
-    with watching(console, lanes(tmp_path, SETTINGS)[1]) as look:
+    with showing_progress(console, lanes(tmp_path, SETTINGS)[1]) as look:
         look()
         model = tmp_path / "sft" / "warmup" / "model"
         model.mkdir()

@@ -229,7 +229,7 @@ def run_lanes(folder: Path, settings: Settings, console: Console) -> None:
     (folder / "logs").mkdir(exist_ok=True)
     # -P: a json.py of the current folder is not the one that is meant.
     program = [sys.executable, "-P", "-c", "from interlace.cli.demo.work import main; main()"]
-    with watching(console, jobs) as look, ExitStack() as ends:
+    with showing_progress(console, jobs) as look, ExitStack() as ends:
         processes = {}
         for lane in (0, 1):
             log = folder / "logs" / f"{lane + 1}.log"
@@ -267,7 +267,7 @@ def _failure(log: Path, status: int) -> str:
 
 
 @contextmanager
-def watching(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
+def showing_progress(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
     """Yields a function that shows how far the jobs are: by bars on a terminal, elsewhere by a line
     for each job that ends."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
