@@ -129,14 +129,10 @@ def run(arguments: Namespace) -> None:
 
 def _block_config(arguments: Namespace) -> CouplingConfig | None:
     """The blocks that the options ask for; None if they ask for nothing."""
-    names = {"share": "parameter_share", "layers": "layers"} | {
-        n: n for n in ("num_heads", "num_kv_heads", "head_dim")
-    }
-    given = {
-        field: getattr(arguments, name)
-        for name, field in names.items()
-        if getattr(arguments, name) is not None
-    }
+    options = [field.name for field in dataclasses.fields(_Blocks) if field.name != "kind"]
+    found = {name: getattr(arguments, name) for name in options}
+    found["parameter_share"] = found.pop("share")
+    given = {name: value for name, value in found.items() if value is not None}
     if not given and arguments.kind is None:
         return None
     if "parameter_share" in given and "head_dim" in given:

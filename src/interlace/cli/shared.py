@@ -138,12 +138,7 @@ def prompt_text(task: Task, example: Example) -> str:
 
 
 def load_engine(settings: Any, notes: Console) -> Engine | RemoteEngine:
-    """The engine that a command's settings ask for; a server's where the model is its address.
-
-    Args:
-        settings: Settings with the options of `interlace.load`, `device` and `memory`.
-        notes: Console of standard error.
-    """
+    """The engine that a command's settings ask for; a server's where the model is its address."""
     from rich.markup import escape
 
     if settings.model.startswith(("http://", "https://")):
@@ -166,12 +161,7 @@ def load_engine(settings: Any, notes: Console) -> Engine | RemoteEngine:
 
 
 class Bar:
-    """Shows a tally on standard error: a bar in a terminal, a line now and then elsewhere.
-
-    Args:
-        console: Console to show it on.
-        bar: Whether a bar may be drawn, if this is a terminal.
-    """
+    """Shows a tally on standard error: a bar in a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console, bar: bool = True) -> None:
         from rich import progress as bars

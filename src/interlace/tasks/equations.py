@@ -45,19 +45,12 @@ _WRITTEN_SIGN = (
 
 @dataclass(frozen=True)
 class Equation:
-    """A left side with its tree, the number it is said to equal, and whether it does.
+    """A left side, the number it is said to equal, and whether it does."""
 
-    Attributes:
-        text: "left = right", without superfluous blanks.
-        left: Canonical form of the left side (order and brackets that do not matter, removed).
-        value: Number on the right side.
-        holds: Whether left equals right, to the decimals written.
-    """
-
-    text: str
-    left: str
+    text: str  # "left = right", without superfluous blanks
+    left: str  # its canonical form: order and brackets that do not matter, removed
     value: Fraction
-    holds: bool
+    holds: bool  # to the decimals written
 
 
 def find_equations(text: str) -> list[Equation]:

@@ -23,43 +23,26 @@ from interlace.rows import Groups
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """Whole groups of one width.
-
-    Attributes:
-        width: Width, W.
-        input_ids: Token ids, `[R, S]`.
-        attention_mask: Mask `[R, S]`, True for tokens, False for padding.
-        alive: Mask `[P, W, S]`, True where siblings see the row: every token that was fed while its
-            row was unfinished. Not the completion mask, which also counts the finishing token.
-        completion_mask: Mask `[P, W, T]`, True where a token counts in the loss.
-        sampled_logprobs: Log-probabilities from the engine, `[P, W, T]`, 0 elsewhere; None for data
-            sampled elsewhere.
-        old_logprobs: Log-probabilities under the model that sampled, `[P, W, T]`; None takes those
-            of the pass itself.
-        reference_logprobs: Log-probabilities under the frozen reference, `[P, W, T]`, if the loss
-            has a KL.
-        advantages: Advantages, `[P, W]`, if the loss has any.
-        outputs: Groups that the batch was collated from, for the guard.
-        hidden: Mask `[P, W, W]`, True where a row never sees a sibling; None hides nobody.
-        mixing: Weights `[P, T, W, W]` with which embeddings were mixed while sampling, 0 elsewhere;
-            None where none were.
-        counts: Whether it counts; False for a batch that is fed only because other processes feed
-            one.
-    """
+    """Whole groups of one width, W."""
 
     width: int
     input_ids: Int[Tensor, "R S"]
-    attention_mask: Bool[Tensor, "R S"]
+    attention_mask: Bool[Tensor, "R S"]  # True for tokens, False for padding
+    # True where siblings see the row: every token that was fed while its row was unfinished. Not
+    # the completion mask, which also counts the finishing token.
     alive: Bool[Tensor, "P W S"]
-    completion_mask: Bool[Tensor, "P W T"]
+    completion_mask: Bool[Tensor, "P W T"]  # True where a token counts in the loss
+    # From the engine, 0 elsewhere; None for data sampled elsewhere.
     sampled_logprobs: Float[Tensor, "P W T"] | None = None
+    # Under the model that sampled; None takes those of the pass itself.
     old_logprobs: Float[Tensor, "P W T"] | None = None
-    reference_logprobs: Float[Tensor, "P W T"] | None = None
+    reference_logprobs: Float[Tensor, "P W T"] | None = None  # if the loss has a KL
     advantages: Float[Tensor, "P W"] | None = None
-    hidden: Bool[Tensor, "P W W"] | None = None
+    hidden: Bool[Tensor, "P W W"] | None = None  # True where a row never sees a sibling
+    # Weights with which embeddings were mixed while sampling; None where none were.
     mixing: Float[Tensor, "P T W W"] | None = None
-    outputs: Sequence[GroupOutput] = ()
-    counts: bool = True
+    outputs: Sequence[GroupOutput] = ()  # that the batch was collated from, for the guard
+    counts: bool = True  # False for one that is fed only because other processes feed one
 
     @property
     def groups(self) -> Groups:

@@ -103,13 +103,10 @@ def publish(partial: Path, final: Path) -> None:
 
 
 def best_checkpoint(folder: Path, model: nn.Module | None) -> Path | None:
-    """The latest checkpoint that is whole, or None where a run begins.
+    """The latest checkpoint that is whole, or None where a run begins. The model is None if its
+    weights are saved in shards.
 
     Damaged ones after it are moved aside with a warning: the run goes on from an earlier step.
-
-    Args:
-        folder: Folder of the run.
-        model: Model that trains; None if its weights are saved in shards.
 
     Raises:
         CheckpointError: if there are checkpoints and all are damaged.

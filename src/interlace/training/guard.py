@@ -156,11 +156,7 @@ def sample_again(
 
 
 class RolloutGuard:
-    """Checks that what was sampled is what is trained; see this module's head.
-
-    Args:
-        trainer: Trainer whose rollouts are checked.
-    """
+    """Checks that what was sampled is what is trained; see this module's head."""
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self._trainer = trainer
@@ -170,14 +166,8 @@ class RolloutGuard:
     def check(
         self, model: nn.Module, batch: GroupBatch, logprobs: Float[Tensor, "P W T"], *, fp32: bool
     ) -> None:
-        """Every process calls this, once a rollout.
-
-        Args:
-            model: Unwrapped model, which is as it was when it sampled; it is not changed.
-            batch: Groups that were sampled; where it must be, that with the largest gap is sampled
-                again.
-            logprobs: Log-probabilities of the pass that trains.
-            fp32: Whether weights and passes are in fp32 or wider.
+        """Every process calls this, once a rollout, with the unwrapped model as it was when it
+        sampled, and the log-probabilities of the pass that trains, in fp32 or wider or not.
 
         Raises:
             GuardError: if sampling and training disagree; in every process alike.

@@ -14,11 +14,7 @@ from interlace.terminal import Table
 
 
 class Journal:
-    """A file of one JSON object a line, each with the optimizer step that it belongs to.
-
-    Args:
-        path: File to write; its folder is created.
-    """
+    """A file of one JSON object a line, each with the optimizer step that it belongs to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

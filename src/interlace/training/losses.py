@@ -123,15 +123,8 @@ def without_variance(
     baseline: Baseline = "prompt",
     credit: Credit = "row",
 ) -> Bool[Tensor, " P"]:
-    """Groups whose rows all have the reward that they are held against: they teach nothing.
-
-    Args:
-        rewards: Reward of each row.
-        prompts: Number of the prompt that each group answers.
-        baseline: Baseline as in `advantages`: the own group alone for "own", else all of the
-            prompt.
-        credit: Receiver as in `advantages`.
-    """
+    """Groups whose rows all have the reward that they are held against (of the own group for "own",
+    else of the prompt): they teach nothing. The arguments are those of `advantages`."""
     if credit == "group":
         rewards = rewards.mean(dim=1, keepdim=True)
     sets = _sets(prompts, baseline)
@@ -198,21 +191,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class LossParts:
-    """A loss, and sums over tokens to report; divide by `tokens` of all micro-batches.
+    """A loss, and sums over tokens to report; divide by `tokens` of all micro-batches."""
 
-    Attributes:
-        loss: Loss to call `backward` on; already divided by the batch's denominator.
-        tokens: Number of completion tokens here.
-        clipped: Number of them whose ratio was clipped.
-        kl: Sum of the KL estimate.
-        entropy: Sum of the entropies.
-        ratio_min: Smallest ratio.
-        ratio_max: Largest ratio.
-    """
-
-    loss: Float[Tensor, ""]
-    tokens: int
-    clipped: float
+    loss: Float[Tensor, ""]  # already divided by the batch's denominator
+    tokens: int  # of completions
+    clipped: float  # tokens whose ratio was clipped
     kl: float
     entropy: float
     ratio_min: float
@@ -222,11 +205,6 @@ class LossParts:
 def denominator(kind: Kind, completion_mask: Bool[Tensor, "P W T"], max_completion: int) -> float:
     """What a whole batch's sums are divided by; add it up over the batch's parts and processes.
     Equation (28).
-
-    Args:
-        kind: Kind of the loss.
-        completion_mask: Mask of (a part of) the batch.
-        max_completion: Number of tokens that a completion could have had at most.
     """
     rows = completion_mask.shape[0] * completion_mask.shape[1]
     if kind == "token":

@@ -190,12 +190,8 @@ class RolledGroup:
 
 
 class Judge:
-    """Verdicts and rewards for sampled groups.
-
-    Args:
-        judge: Verdicts of the task, which the rewards ask, too.
-        rewards: Terms of the reward.
-        correct: Name of the reward that stands for a verdict, if the problems have no verifier.
+    """Verdicts, which the rewards ask, too, and rewards for sampled groups. Where problems have no
+    verifier, a reward's name says what is `correct`.
 
     Raises:
         ConfigError: if there is no such reward.
@@ -285,11 +281,7 @@ class Judge:
 
 
 class Verdicts:
-    """Verdicts that are reached once, however many rewards and metrics ask.
-
-    Attributes:
-        task: Task with `verify` of this class, for rewards.
-    """
+    """Verdicts that are reached once, however many rewards and metrics ask: of `task`, too."""
 
     def __init__(self, task: Task) -> None:
         self._verify, self._verify_many = task.verify, task.verify_many

@@ -211,14 +211,9 @@ _TAILS: WeakKeyDictionary[nn.Module, Tail | None] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Scores:
-    """What a pass says of the sampled tokens; 0 where the completion mask is False.
-
-    Attributes:
-        logprobs: Log-probabilities under the distribution that was sampled from (temperature,
-            forbidden tokens).
-        entropy: Entropy of each position's distribution, in nats; without gradients unless asked
-            for.
-    """
+    """What a pass says of the sampled tokens, under the distribution that was sampled from
+    (temperature, forbidden tokens): log-probabilities, and each position's entropy in nats, without
+    gradients unless asked for. Both are 0 where the completion mask is False."""
 
     logprobs: Float[Tensor, "P W T"]
     entropy: Float[Tensor, "P W T"] | None
@@ -418,13 +413,7 @@ def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class _StandIn:
-    """A head that computes log-probabilities, and gives the model probes to go on with.
-
-    Args:
-        head: Head that it stands in for.
-        batch: Batch of the pass.
-        distribution: Distribution that was sampled from.
-    """
+    """A head that computes log-probabilities, and gives the model probes to go on with."""
 
     def __init__(self, head: nn.Linear, batch: GroupBatch, distribution: Distribution) -> None:
         self._head, self._batch, self._distribution = head, batch, distribution

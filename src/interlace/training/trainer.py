@@ -508,10 +508,6 @@ def measuring_blocks(model: nn.Module, note: Callable[[float, float], None]) -> 
     the mean over the blocks of the norm of what they add over the norm of their input, and a count
     of 1. Where no hook saw a block, as in the graph of a compiled model, both are 0: that can
     happen in one process and not in another, and all must note the same names.
-
-    Args:
-        model: Unwrapped model; without blocks nothing is noted.
-        note: Function that is called once, such as `Tally.mean` with its name.
     """
     if not is_attached(model):
         yield

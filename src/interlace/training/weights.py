@@ -140,11 +140,7 @@ def optimizer_groups(
 
 
 class Skeleton:
-    """A model's modules without its weights, made before it is sharded, which cannot be copied.
-
-    Args:
-        model: Model, not yet sharded; it is not changed.
-    """
+    """A model's modules without its weights, made before it is sharded, which cannot be copied."""
 
     def __init__(self, model: nn.Module) -> None:
         empty: dict[int, object] = {

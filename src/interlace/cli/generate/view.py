@@ -105,11 +105,10 @@ def plain(columns: Columns, outcome: Aggregate | None) -> str:
     for index, row in enumerate(columns.rows, start=1):
         head = f"--- row {index} of {columns.width}: {row.finish_reason}, {row.tokens} tokens ---"
         parts.append(f"{head}\n{row.text.strip()}\n")
-    return "\n".join([*parts, *plain_outcome(outcome)])
+    return "\n".join([*parts, *_plain_outcome(outcome)])
 
 
-def plain_outcome(outcome: Aggregate | None) -> list[str]:
-    """The outcome in lines of text."""
+def _plain_outcome(outcome: Aggregate | None) -> list[str]:
     if outcome is None:
         return []
     head = f"=== {outcome.method}"
