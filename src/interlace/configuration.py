@@ -297,11 +297,7 @@ class Parser(jsonargparse.ArgumentParser):
     def override(
         self, found: jsonargparse.Namespace, argv: Sequence[str], defaults: bool = False
     ) -> jsonargparse.Namespace:
-        """Options of a file, and those of a command line in their place.
-
-        Raises:
-            ConfigError: for an option that does not exist, or a value that does not fit.
-        """
+        """Options of a file, and those of a command line in their place."""
         self.place = ""
         lists, words = self._split(argv)
         found = self.parse_object(lists, namespace=found, defaults=False)
@@ -314,11 +310,7 @@ class Parser(jsonargparse.ArgumentParser):
         return str(self.dump(found))
 
     def read(self, values: Mapping[str, Any], place: str) -> jsonargparse.Namespace:
-        """Options that a file holds, without defaults.
-
-        Raises:
-            ConfigError: for an option that does not exist, or a value that does not fit.
-        """
+        """Options that a file holds, without defaults."""
         self.place = f"{place}: "
         self.given = self._known(values, "")
         found = self.parse_object(self.given, defaults=False)

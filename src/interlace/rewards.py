@@ -334,11 +334,7 @@ def _content(value: Any) -> str:
 
 
 def column(name: str, columns: Mapping[str, Any], rows: int) -> Sequence[Any]:
-    """The values of a column, one a completion.
-
-    Raises:
-        RewardError: if it is absent or has another length.
-    """
+    """The values of a column, one a completion."""
     values = columns.get(name)
     if values is None or len(values) != rows:
         got = "none" if values is None else f"{len(values)}"

@@ -168,11 +168,7 @@ def build_parser(prog: str) -> Parser:
 
 
 def settle(arguments: Namespace) -> Settings:
-    """The settings of a command line.
-
-    Raises:
-        ConfigError: for a missing or contradictory option.
-    """
+    """The settings of a command line."""
     settings = Settings(**vars(arguments))
     if settings.from_run is not None:
         given = [f"--{name}" for name in ("model", "task", "output") if getattr(settings, name)]

@@ -97,11 +97,7 @@ class SamplingOptions:
     seed: int = 0
 
     def sampling(self, **changes: Any) -> SamplingParams:
-        """How to sample: the options that are parameters of sampling.
-
-        Raises:
-            GenerationError: for a value out of its range.
-        """
+        """How to sample: the options that are parameters of sampling."""
         from interlace.engine.types import SamplingParams
 
         names = {field.name for field in fields(SamplingParams)}
@@ -110,11 +106,7 @@ class SamplingOptions:
 
 
 def check_loading(settings: Any) -> None:
-    """Check that the options of a command name a model, and leave room for it.
-
-    Raises:
-        ConfigError: without a model, or for memory that is none.
-    """
+    """Check that the options of a command name a model, and leave room for it."""
     if not settings.model:
         raise ConfigError("Say which model: --model Qwen/Qwen2.5-1.5B-Instruct, or a folder.")
     if settings.memory is not None and not settings.memory > 0:

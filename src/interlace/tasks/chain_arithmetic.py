@@ -39,9 +39,6 @@ class ChainArithmetic(DrawnTask):
         operations: Signs that may occur, out of "+-*".
         **options: Those of `DrawnTask`; the template may use `{expression}`.
 
-    Raises:
-        TaskError: for options out of range, or if there are not that many problems.
-
     >>> task = ChainArithmetic(digits=1, steps=2, size=3)
     >>> task[0].question, task[0].answer
     ('What is 5 - 2 + 6?', '9')

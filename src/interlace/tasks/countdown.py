@@ -107,9 +107,6 @@ class Countdown(CountdownRule, DrawnTask):
         use_all: Whether every number must be used.
         **options: Those of `DrawnTask`; the template may use `{numbers}` and `{target}`.
 
-    Raises:
-        TaskError: for options out of range, or if there are not that many problems.
-
     >>> task = Countdown(size=3)
     >>> task[0].data["numbers"], task[0].data["target"], task[0].answer
     ([52, 97, 99], 26, '52 / (99 - 97)')

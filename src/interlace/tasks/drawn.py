@@ -159,11 +159,7 @@ def example_id(name: str, canonical: str) -> str:
 
 
 def check_count(name: str, value: object, low: int = 1, high: int | None = None) -> None:
-    """Refuses what is no whole number from `low` to `high`.
-
-    Raises:
-        TaskError: if it is not.
-    """
+    """Refuses what is no whole number from `low` to `high`."""
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
     if not fits or (high is not None and isinstance(value, int) and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"

@@ -111,9 +111,6 @@ class Gpqa(ChoiceTask, SourcedTask):
 
     Args:
         **options: Those of `SourcedTask`.
-
-    Raises:
-        TaskError: for data that does not fit.
     """
 
     def __init__(self, **options: Unpack[SourceOptions]) -> None:

@@ -33,9 +33,6 @@ class PairSum(DrawnTask):
         **options: Those of `DrawnTask`, but `chat` is False unless given, and the template may use
             `{listed}`, `{numbers}` and `{target}`.
 
-    Raises:
-        TaskError: for a size out of range.
-
     >>> task = PairSum(size=2)
     >>> task.prompt(task[0]), task.reference_text(task[0])
     ('15 11 20 29 16 23 > 35:', '20+15=35!20+15=35!20+15=35!')

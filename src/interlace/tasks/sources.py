@@ -123,20 +123,12 @@ def is_file(data: str) -> bool:
 
 
 def read_jsonl(path: str) -> list[Row]:
-    """The rows of a JSONL file: one JSON object a line, blank lines skipped.
-
-    Raises:
-        TaskError: if the file cannot be read or a line is no JSON object; names the line.
-    """
+    """The rows of a JSONL file: one JSON object a line, blank lines skipped."""
     return [row for _, row in read(Path(path), TaskError)]
 
 
 def column(row: Row, names: Sequence[str]) -> Any:
-    """The value of the first of these columns that a row has.
-
-    Raises:
-        TaskError: if it has none.
-    """
+    """The value of the first of these columns that a row has."""
     for name in names:
         if row.get(name) is not None:
             return row[name]
@@ -147,11 +139,7 @@ def column(row: Row, names: Sequence[str]) -> Any:
 
 
 def question_in(row: Row, names: Sequence[str]) -> Prompt:
-    """The question in the first of these columns that a row has: a text, or chat messages.
-
-    Raises:
-        TaskError: if it is neither.
-    """
+    """The question in the first of these columns that a row has: a text, or chat messages."""
     value = column(row, names)
     if isinstance(value, str) and value.strip():
         return value
@@ -167,11 +155,7 @@ def question_in(row: Row, names: Sequence[str]) -> Prompt:
 
 
 def answer_in(row: Row, names: Sequence[str]) -> str:
-    """The reference answer in the first of these columns that a row has.
-
-    Raises:
-        TaskError: if it is no text and no number.
-    """
+    """The reference answer in the first of these columns that a row has."""
     value = column(row, names)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = "true or false" if isinstance(value, bool) else f"a {type(value).__name__}"

@@ -51,9 +51,6 @@ class TinyCountdown(CountdownRule):
         split: "train", "test" (held out) or "all".
         **options: Those of `Task`, but `chat` is False unless given.
 
-    Raises:
-        TaskError: if there are not that many problems.
-
     >>> task = TinyCountdown()
     >>> len(task), task.prompt(task[0]), task.reference_text(task[0])
     (395, '3 4 9 -> 21 :', '( 3 * 4 ) + 9 = 21')

@@ -36,9 +36,6 @@ class ZebraLogic(SourcedTask):
 
     Args:
         **options: Those of `SourcedTask`; the template may use `{form}`, the empty grid as JSON.
-
-    Raises:
-        TaskError: for data that does not fit, or solutions that are blanked out.
     """
 
     instruction: str = (

@@ -325,6 +325,21 @@ class GRPOConfig(GroupArguments):
         """Optimizer steps between two rollouts."""
         return self.mini_batches * self.passes
 
+    def prompts_of_process(self, processes: int) -> int:
+        """Prompts of a mini-batch that each process takes.
+
+        Raises:
+            ConfigError: if the processes cannot share them evenly.
+        """
+        share = self.prompts_per_rollout // self.mini_batches
+        if share % processes:
+            raise ConfigError(
+                f"Every process takes the same number of a mini-batch's {share} prompts (groups "
+                f"are never split); {processes} processes do not divide it. Set "
+                f"prompts_per_rollout to a multiple of {self.mini_batches * processes}."
+            )
+        return share // processes
+
     @property
     def loss_config(self) -> LossConfig:
         """The loss these options name."""
@@ -443,11 +458,7 @@ def _listed(width: int | list[int]) -> list[int]:
 
 
 def refuse_missing_trackers(report_to: Any) -> None:
-    """Raise unless the packages are there that a run reports to.
-
-    Raises:
-        MissingDependencyError: with the package's name.
-    """
+    """Raise unless the packages are there that a run reports to."""
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
         if name in TRACKERS and find_spec(name) is None:
             raise MissingDependencyError(
@@ -457,11 +468,7 @@ def refuse_missing_trackers(report_to: Any) -> None:
 
 
 def at_least_one(settings: Any, *names: str) -> None:
-    """Raise unless these are whole numbers of at least 1, or None.
-
-    Raises:
-        ConfigError: with the name and the value.
-    """
+    """Raise unless these are whole numbers of at least 1, or None."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int) or value < 1):

@@ -223,11 +223,7 @@ def write_trained(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def read_trained(model: nn.Module, folder: Path) -> None:
-    """Put the weights of a checkpoint into the model that trains.
-
-    Raises:
-        CheckpointError: if they are not those that train.
-    """
+    """Put the weights of a checkpoint into the model that trains."""
     tensors = _stored(folder)
     own = _trained(model)
     if own.keys() != tensors.keys():

@@ -270,11 +270,7 @@ def check_call(name: str, reward_funcs: Any, other: Mapping[str, Any]) -> None:
 
 
 def settled_args(name: str, config: type[GroupArguments], args: Any, model: Any) -> Any:
-    """The options, or default ones that write where TRL's would: `<model>-GRPO`.
-
-    Raises:
-        ConfigError: for options of another class.
-    """
+    """The options, or default ones that write where TRL's would: `<model>-GRPO`."""
     if args is None:
         source = str(model if isinstance(model, str | Path) else model.config._name_or_path)
         kind = name.removesuffix("Trainer")
@@ -309,11 +305,7 @@ def model_and_tokenizer(model: Any, tokenizer: Any) -> tuple[PreTrainedModel, An
 
 
 def take_adapters(args: GroupArguments, peft_config: Any) -> None:
-    """Turn TRL's `peft_config` into `train="lora"` with its options.
-
-    Raises:
-        ConfigError: for adapters of another kind, or options in both places.
-    """
+    """Turn TRL's `peft_config` into `train="lora"` with its options."""
     if peft_config is None:
         return
     kind = getattr(peft_config.peft_type, "value", peft_config.peft_type)

@@ -30,7 +30,7 @@ from interlace.attaching import detach
 from interlace.coupling.config import CouplingConfig
 from interlace.engine.core import default_rows
 from interlace.engine.request import encode
-from interlace.errors import ConfigError, LoadError, reading
+from interlace.errors import LoadError, reading
 from interlace.models.describe import cache_bytes, describe
 from interlace.models.loading import base_of, load_tokenizer
 from interlace.models.source import GgufFile, HubModel, SavedBlocks, Source, resolve
@@ -49,12 +49,7 @@ STATES = {"sgd": 0.0, "adafactor": 0.01, "lion": 1.0, "rmsprop": 1.0, "adagrad":
 
 
 def skeleton(recipe: Recipe, stage: Stage) -> tuple[PreTrainedModel, Source]:
-    """The model that a stage trains on the meta device, `requires_grad` as it will be.
-
-    Raises:
-        ConfigError: if `attach` contradicts what the model has.
-        LoadError: if its configuration cannot be read.
-    """
+    """The model that a stage trains on the meta device, `requires_grad` as it will be."""
     start = starting_folder(recipe, stage)
     options = recipe.load if start is None else {}
     source = resolve(
@@ -81,11 +76,7 @@ def skeleton(recipe: Recipe, stage: Stage) -> tuple[PreTrainedModel, Source]:
 
 
 def longest_prompt(source: Source, task: Task) -> int:
-    """Tokens of the longest of the task's first prompts.
-
-    Raises:
-        LoadError: if there is no tokenizer.
-    """
+    """Tokens of the longest of the task's first prompts."""
     tokenizer = _tokenizer(source)
     found = 0
     for index, example in enumerate(task[:_PROMPTS]):
@@ -223,26 +214,15 @@ def setting(
     sharded: bool,
     cpu: bool,
 ) -> Setting:
-    """What memory depends on, from a stage's options as `Recipe.options` gives them.
-
-    Raises:
-        ConfigError: if the processes cannot share the work evenly.
-    """
+    """What memory depends on, from a stage's options as `Recipe.options` gives them."""
     if stage == "warmup":
         widest = options.samples
         whole = -(-options.groups_per_step // processes) * widest
         rows = min(whole, max(options.micro_rows or whole, widest))
         sampled = -(-(options.problems or options.groups_per_step) // processes) * widest
     else:
-        share = options.prompts_per_rollout // options.mini_batches
-        if share % processes:
-            raise ConfigError(
-                f"Every process takes the same number of a mini-batch's {share} prompts; "
-                f"{processes} processes do not divide it. Set grpo.prompts_per_rollout to a "
-                f"multiple of {options.mini_batches * processes}."
-            )
         widest = max(options.widths)
-        whole = share // processes * options.num_generations
+        whole = options.prompts_of_process(processes) * options.num_generations
         rows = max(min(whole, (options.micro_rows or whole) // w * w) for w in options.widths)
         sampled = options.prompts_per_rollout // processes * options.num_generations
     bound = options.max_rows or default_rows(model, cuda=not cpu)

@@ -47,13 +47,7 @@ class GRPOTrainer(GroupTrainer):
 
     def make_ready(self) -> None:
         args = self.args
-        share = args.prompts_per_rollout // args.mini_batches
-        if share % args.world_size:
-            raise ConfigError(
-                f"Every process takes the same number of a mini-batch's {share} prompts (groups "
-                f"are never split); {args.world_size} processes do not divide it. Set "
-                f"prompts_per_rollout to a multiple of {args.mini_batches * args.world_size}."
-            )
+        args.prompts_of_process(args.world_size)
         if args.sibling_dropout and is_attached(self.model):
             attachment = get_attachment(self.model)
             config = attachment.config

@@ -74,11 +74,7 @@ def _gap(differences: Tensor) -> Gap:
 
 
 def check_gap(gap: Gap, largest: float = LARGEST_GAP) -> None:
-    """Raise if a gap is too large for fp32.
-
-    Raises:
-        GuardError: with the gap, and what makes such gaps.
-    """
+    """Raise if a gap is too large for fp32."""
     if gap.largest <= largest and gap.largest == gap.largest:
         return
     raise GuardError(
@@ -98,11 +94,7 @@ def is_suspicious(gap: Gap, clean: Gap) -> bool:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise if a block's weights are not finite: its outputs may be, and mean nothing.
-
-    Raises:
-        GuardError: with the first such weight.
-    """
+    """Raise if a block's weights are not finite: its outputs may be, and mean nothing."""
     broken = not_finite(new_parameters(model)) if is_attached(model) else []
     if broken:
         raise GuardError(
@@ -117,9 +109,6 @@ def check_record(batch: GroupBatch) -> None:
     siblings seeing each until its last token was sampled.
 
     No rounding hides a fault here, in any precision.
-
-    Raises:
-        GuardError: with the first row that differs.
     """
     rows = [(g.prompt_token_ids, c.token_ids) for g in batch.outputs for c in g.completions]
     alive_for = [count for group in batch.outputs for count in group.alive_positions()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,14 @@ from interlace.jsonl import Store, as_line, read
 from interlace.terminal import Table
 
 
+@dataclass(frozen=True)
 class Journal:
     """A file of one JSON object a line, each with the optimizer step that it belongs to."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def rewind(self, step: int) -> None:
-        """Drop what was written after `step`, or was cut off in writing.
-
-        Raises:
-            RunError: for a line that is damaged, or has no step.
-        """
+        """Drop what was written after `step`, or was cut off in writing."""
         if not self.path.exists():
             return
         partial = self.path.with_suffix(".partial")
@@ -42,11 +39,7 @@ class Journal:
         os.replace(partial, self.path)
 
     def add(self, step: int, entry: Mapping[str, Any]) -> None:
-        """Write one line.
-
-        Raises:
-            RunError: if it cannot be written, as on a full disk.
-        """
+        """Write one line."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

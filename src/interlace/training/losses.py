@@ -104,11 +104,7 @@ def advantages(
 
 
 def refuse_left_out_copies(credit: Credit, leave_one_out: bool) -> None:
-    """Raise if a row's reward would stay in the baseline that is to leave it out.
-
-    Raises:
-        ConfigError: for shared credit with leave-one-out.
-    """
+    """Raise if a row's reward would stay in the baseline that is to leave it out."""
     if credit == "group" and leave_one_out:
         raise ConfigError(
             "With credit='group' all rows of a group have one reward, so leaving out a row leaves "

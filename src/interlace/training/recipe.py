@@ -365,11 +365,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from its keys and values, as YAML reads them.
-
-    Raises:
-        ConfigError: for a key that does not exist, or a value that does not fit.
-    """
+    """A recipe from its keys and values, as YAML reads them."""
     return _recipe(_parser().read(values, "recipe"), values)
 
 
@@ -380,11 +376,7 @@ def packaged_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:
-    """The file of a recipe: a path, or the name of one that comes with Interlace.
-
-    Raises:
-        ConfigError: if there is none.
-    """
+    """The file of a recipe: a path, or the name of one that comes with Interlace."""
     text = os.fspath(name)
     path, known = Path(text).expanduser(), packaged_recipes()
     if path.is_file():
@@ -510,9 +502,6 @@ def _attach_to_dict(config: CouplingConfig) -> dict[str, Any]:
 def options_of(stage: str, values: Mapping[str, Any]) -> Any:
     """The stage's dataclass, checked by its own rules but not by Hugging Face's, which depend on
     this machine's devices and would start its processes.
-
-    Raises:
-        ConfigError: for values that contradict each other.
     """
     config = SECTIONS[stage].config
     options = object.__new__(config)

@@ -267,11 +267,7 @@ def read_responses(
 
 
 def count_responses(path: Path) -> int:
-    """How many problems a file of responses has.
-
-    Raises:
-        DataFileError: for a file that cannot be read.
-    """
+    """How many problems a file of responses has."""
     return sum(1 for _ in read(path))
 
 

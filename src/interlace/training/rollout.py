@@ -192,9 +192,6 @@ class RolledGroup:
 class Judge:
     """Verdicts, which the rewards ask, too, and rewards for sampled groups. Where problems have no
     verifier, a reward's name says what is `correct`.
-
-    Raises:
-        ConfigError: if there is no such reward.
     """
 
     def __init__(

@@ -103,7 +103,9 @@ def prepare_folder(
     if stage == "grpo":
         start = starting_folder(recipe, stage)
         now["blocks"] = _blocks_word(recipe, start)
-    moved = restart and first and _move_aside(folder, note)
+    moved = restart and first and bool(_content(folder))
+    if moved:
+        note(f"What was in {folder} is now in {move_aside(folder)}.")
     begun = bool(_content(folder) - {RECIPE})
     if (folder / RECIPE).exists() and begun:
         changed = blocking_differences(_read(folder / RECIPE), now, stage)
@@ -126,11 +128,7 @@ def prepare_folder(
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a stage's folder; one of something else is left untouched.
-
-    Raises:
-        RunError: if another run is at work there.
-    """
+    """Keep other runs out of a stage's folder; one of something else is left untouched."""
     content = _content(folder)
     if content and RECIPE not in content:
         yield  # `prepare_folder` refuses it, or moves it aside
@@ -200,19 +198,12 @@ def _write(path: Path, values: Mapping[str, Any], stage: Stage) -> None:
         raise RunError(f"The run folder {path.parent} cannot be written: {error}") from error
 
 
-def _move_aside(folder: Path, note: Note) -> bool:
-    if not _content(folder):
-        return False
-    note(f"What was in {folder} is now in {move_aside(folder)}.")
-    return True
-
-
 if TYPE_CHECKING:
     from interlace.tasks.base import Task
     from interlace.training.trainer import GroupTrainer
 
-# Options of interlace.load that say where the recipe's model is, not how to load it.
 _YES = ("1", "true", "yes", "y", "t", "on")  # as accelerate reads it
+# Options of interlace.load that say where the recipe's model is, not how to load it.
 _WHERE = ("revision", "gguf_file", "base", "subfolder", "variant")
 
 
@@ -285,11 +276,7 @@ def build_task(recipe: Recipe, stage: Stage, **more: Any) -> Task:
 
 
 def _evaluation_task(recipe: Recipe, stage: Stage, args: Any, task: Task) -> Task | None:
-    """The held-out problems of the stage's task, if it measures while it trains.
-
-    Raises:
-        ConfigError: if the stage trains on more than the split "train".
-    """
+    """The held-out problems of the stage's task, if it measures while it trains."""
     if getattr(args.eval_strategy, "value", args.eval_strategy) == "no":
         return None
     if recipe.task_of(stage)[1].get("split") != "train":
@@ -302,11 +289,7 @@ def _evaluation_task(recipe: Recipe, stage: Stage, args: Any, task: Task) -> Tas
 
 
 def check_rewards(recipe: Recipe, stage: Stage, task: Task) -> None:
-    """Raise if a reward that the recipe names is not there.
-
-    Raises:
-        ConfigError: for a name that is not known or cannot be imported.
-    """
+    """Raise if a reward that the recipe names is not there."""
     if stage == "grpo":
         rewards = recipe.options(stage).rewards
         given_rewards(list(rewards), list(rewards.values()), task)
@@ -324,12 +307,7 @@ def _refuse_empty_processes() -> None:
 def build_model(
     recipe: Recipe, stage: Stage, start: Path | None, note: Note = warnings.warn
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that a stage trains, blocks attached, and its tokenizer.
-
-    Raises:
-        ConfigError: if `attach` contradicts what the model has.
-        LoadError: if it cannot be loaded.
-    """
+    """The model that a stage trains, blocks attached, and its tokenizer."""
     if start is None:
         model, tokenizer = load(recipe.model, **recipe.load)
     else:

@@ -281,8 +281,9 @@ class GroupTrainer(ResumableTrainer):
             part = parts[index] if index < len(parts) else spare
             with self._syncing(model, last=index == passes - 1):
                 with self.compute_loss_context_manager(), self.timed("score"):
-                    watched = self._measuring_blocks() if index == 0 else contextlib.nullcontext()
-                    with watched:
+                    note = partial(self.tally.mean, "block_output_over_input")
+                    watched = measuring_blocks(unwrapped(self.model), note)
+                    with watched if index == 0 else contextlib.nullcontext():
                         loss = self.loss_of(model, part, denominator, index == 0)
                     loss = loss if part.counts else loss * 0
                 with self.timed("backward"):
@@ -485,10 +486,6 @@ class GroupTrainer(ResumableTrainer):
             yield
             if self.args.device.type == "cuda":
                 torch.cuda.synchronize()
-
-    def _measuring_blocks(self) -> contextlib.AbstractContextManager[None]:
-        note = partial(self.tally.mean, "block_output_over_input")
-        return measuring_blocks(unwrapped(self.model), note)
 
 
 def _pad_id(model: PreTrainedModel, tokenizer: Any) -> int:

@@ -178,11 +178,7 @@ def build_parser(prog: str) -> Parser:
 
 
 def settle(arguments: Namespace) -> Settings:
-    """The settings of a command line.
-
-    Raises:
-        ConfigError: for a missing or contradictory option.
-    """
+    """The settings of a command line."""
     settings = Settings(**vars(arguments))
     check_loading(settings)
     if settings.prompt is not None and settings.input is not None:

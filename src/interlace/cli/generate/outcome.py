@@ -67,11 +67,7 @@ class Aggregation:
         return self.settings.aggregate == "synthesize"
 
     def __call__(self, responses: Sequence[Responses]) -> list[Aggregate | None]:
-        """The outcome for each group; None where there is to be none.
-
-        Raises:
-            AggregationError: if a scorer or an aggregator fails.
-        """
+        """The outcome for each group; None where there is to be none."""
         if self.writes:
             return self._syntheses(responses)
         if self._aggregator is None:
@@ -184,21 +180,16 @@ def _rounded(value: Any) -> Any:
         return round(value, DECIMALS)
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return value
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _completion(completion: Completion) -> dict[str, Any]:
     values: dict[str, Any] = {
         "text": completion.text,
         "token_ids": completion.token_ids,
-        "logprobs": [round(value, DECIMALS) for value in completion.logprobs],
+        "logprobs": _rounded(completion.logprobs),
         "finish_reason": completion.finish_reason,
     }
     if completion.top_logprobs is not None:
-        values["top_logprobs"] = [
-            [[token, round(value, DECIMALS)] for token, value in step]
-            for step in completion.top_logprobs
-        ]
+        values["top_logprobs"] = _rounded(completion.top_logprobs)
     return values
