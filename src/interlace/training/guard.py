@@ -14,8 +14,9 @@ Axes: P groups, W width, T completion positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -144,6 +145,10 @@ def sample_again(
     return measure_gap(engine.model, batch, temperature=temperature, forbidden=forbidden)
 
 
+Rounding = Callable[[torch.dtype], Gap]  # of the training pass, against one in a wider type
+Exact = Callable[[torch.dtype], None]  # raises if a group is not the same in a wider type
+
+
 class RolloutGuard:
     """Checks that what was sampled is what is trained; see this module's head."""
 
@@ -168,41 +173,26 @@ class RolloutGuard:
         gap = Gap(self._largest(gap.largest), gap.mean, gap.tokens)
         self._trainer.tally.extreme("sampled_gap/max", gap.largest, LARGEST)
         self._trainer.tally.mean("sampled_gap/mean", gap.mean * gap.tokens, gap.tokens)
-        if fp32:
-            self._check_in_fp32(model, batch, logprobs, group, gap)
-        else:
-            self._check_in_low_precision(model, batch, logprobs, group, gap)
+        check = self._check_in_fp32 if fp32 else self._check_in_low_precision
+        rounding = partial(self._rounding, model, batch, logprobs)
+        check(gap, rounding, partial(self._check_in_wider, model, group))
         self._check_record(batch)
 
-    def _check_in_fp32(
-        self,
-        model: nn.Module,
-        batch: GroupBatch,
-        logprobs: Float[Tensor, "P W T"],
-        group: GroupOutput,
-        gap: Gap,
-    ) -> None:
+    def _check_in_fp32(self, gap: Gap, rounding_in: Rounding, check_in: Exact) -> None:
         beyond = LARGEST_GAP < gap.largest <= COARSEST_GAP
         if not beyond or self._trainer.args.device.type == "mps":  # which has no float64
             check_gap(gap)
             return
         if self._trainer.skeleton is None:
-            found = self._rounding(model, batch, logprobs, torch.float64)
+            found = rounding_in(torch.float64)
             rounding = self._largest(found.largest)
             self._trainer.tally.extreme("sampled_gap/rounding", rounding, LARGEST)
             if not self._largest(gap.mean) <= ROUNDINGS * self._largest(found.mean):
                 check_gap(gap)
         if not self._is_sampled_elsewhere:
-            self._check_in_wider(model, group, torch.float64)
+            check_in(torch.float64)
 
-    def _check_in_low_precision(
-        self,
-        model: nn.Module,
-        batch: GroupBatch,
-        logprobs: Float[Tensor, "P W T"],
-        group: GroupOutput,
-        gap: Gap,
-    ) -> None:
+    def _check_in_low_precision(self, gap: Gap, rounding_in: Rounding, check_in: Exact) -> None:
         """Exactly in the first rollout and then seldom; in between against the gap of the last one
         that was checked exactly."""
         now = Gap(gap.largest, self._largest(gap.mean), gap.tokens)
@@ -213,11 +203,11 @@ class RolloutGuard:
             check_gap(now, WRONG * clean.mean)
         if due or clean is None or is_suspicious(now, clean):
             if self._is_sampled_elsewhere:  # nothing here can sample it again as it was sampled
-                rounding = self._rounding(model, batch, logprobs, torch.float32)
+                rounding = rounding_in(torch.float32)
                 if not now.mean <= SUSPICIOUS * rounding.mean:
                     check_gap(now, SUSPICIOUS * rounding.mean)
             else:
-                self._check_in_wider(model, group, torch.float32)
+                check_in(torch.float32)
         if due:  # a gap that was suspicious is no measure for the next ones
             self._clean, self._unchecked = now, 0
 
@@ -254,18 +244,17 @@ class RolloutGuard:
     def _check_in_wider(self, model: nn.Module, group: GroupOutput, dtype: torch.dtype) -> None:
         """Of a sharded model the first process checks a whole copy, and all hear of it."""
         found = Gap(0.0, 0.0, 0)
+        skeleton, args = self._trainer.skeleton, self._trainer.args
         with without_autocast(model):
-            copied = self._copy(model, dtype)
+            if skeleton is None:
+                copied: nn.Module | None = copy.deepcopy(model).to(dtype)
+            else:
+                first = args.process_index == 0
+                copied = skeleton.filled(model, keep=first, device=args.device, dtype=dtype)
             if copied is not None:
                 engine, pad = self._trainer.new_engine(copied), self._trainer.pad_token_id
                 found = sample_again(engine, group, pad_token_id=pad, **self._sampling())
         check_gap(Gap(self._largest(found.largest), found.mean, found.tokens))
-
-    def _copy(self, model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-        skeleton, args = self._trainer.skeleton, self._trainer.args
-        if skeleton is None:
-            return copy.deepcopy(model).to(dtype)
-        return skeleton.filled(model, keep=args.process_index == 0, device=args.device, dtype=dtype)
 
     def _sampling(self) -> dict[str, Any]:
         return {
