@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interlace.cli.shared import FigureType
+from interlace.cli.shared import FigureType, file_name
 from interlace.configuration import Parser
 from interlace.errors import ConfigError, MetricError, RunError
 
@@ -81,7 +80,7 @@ def run(arguments: Namespace) -> None:
     results = in_order([load(argument, arguments.level) for argument in arguments.runs])
     arms = list(dict.fromkeys(result.arm for result in results))
     check(results, arms)
-    folder = Path(arguments.output or "runs/" + _file_name("compare-" + "-".join(arms)))
+    folder = Path(arguments.output or "runs/" + file_name("compare-" + "-".join(arms)))
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} is the folder of a run; choose another --output.")
     base = arguments.base or ("base" if "base" in arms else arms[0])
@@ -173,7 +172,3 @@ def head(results: Sequence[ArmResult]) -> dict[str, str]:
         if changed:
             lines[f"note: {result.arm} on {result.task} differs"] = "; ".join(changed)
     return lines
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from interlace.cli.shared import (
     ModelOptions,
     SamplingOptions,
     check_loading,
+    file_name,
     load_engine,
     summary,
     task_of,
@@ -146,7 +146,7 @@ class Settings(ModelOptions, _Sampling, _Measuring, DeviceOptions):
             return Path(self.output)
         model = Path(self.model).name if self.responses is None else Path(self.responses).stem
         name = "-".join([self.task, model, *([self.arm] if self.arm else [])])
-        return Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+        return Path("runs") / file_name(name)
 
 
 def build_parser(prog: str) -> Parser:

@@ -3,6 +3,7 @@ options name; and how far a run is."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -119,6 +120,11 @@ def task_of(name: str, settings: Any, options: Mapping[str, Any]) -> Task:
 
     given = {key: getattr(settings, key) for key in ("data", "split")}
     return get_task(name, **{**options, **{k: v for k, v in given.items() if v is not None}})
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file or folder."""
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 def prompt_text(task: Task, example: Example) -> str:

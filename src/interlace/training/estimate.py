@@ -31,13 +31,13 @@ from interlace.coupling.config import CouplingConfig
 from interlace.engine.core import default_rows
 from interlace.engine.request import encode
 from interlace.errors import LoadError, reading
+from interlace.jsonl import read
 from interlace.models.describe import cache_bytes, describe
 from interlace.models.loading import base_of, load_tokenizer
 from interlace.models.source import GgufFile, HubModel, SavedBlocks, Source, resolve
 from interlace.rows import Groups
 from interlace.tasks.base import Task
 from interlace.training.recipe import Recipe, Stage
-from interlace.training.responses import count_responses
 from interlace.training.run import attach_blocks, starting_folder
 from interlace.training.scoring import CHUNK_BYTES, KEPT_BYTES
 from interlace.training.weights import choose_parameters
@@ -169,7 +169,7 @@ def plan(options: Any, stage: str, problems: int) -> dict[str, int]:
     if stage == "warmup":
         used = min(options.problems or problems, problems)
         if options.data is not None:
-            used = count_responses(Path(options.data))
+            used = sum(1 for _ in read(Path(options.data)))
         steps = _steps(options, max(used / options.groups_per_step, 1.0), 1)
         prompts = 0 if options.data is not None else used
         rows = prompts * options.samples

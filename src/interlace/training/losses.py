@@ -92,7 +92,11 @@ def advantages(
     if baseline == "others":
         mean = (total - rewards.sum(dim=1, keepdim=True)) / (count - rewards.shape[1])
     elif leave_one_out:
-        _refuse_lone_samples(count)
+        if bool((count < 2).any()):
+            raise ConfigError(
+                "leave_one_out needs at least two samples in the baseline's set; at width 1 with "
+                "baseline='own' there is one. Use baseline='prompt', or leave_one_out=False."
+            )
         mean = (total - rewards) / (count - 1)
     else:
         mean = total / count
@@ -145,14 +149,6 @@ def _sum_over(values: Shaped[Tensor, " P"], sets: Int[Tensor, " P"]) -> Shaped[T
 def _total(values: Float[Tensor, "P W"], sets: Int[Tensor, " P"]) -> Float[Tensor, "P 1"]:
     """The sum over all rows of each group's set."""
     return _sum_over(values.sum(dim=1), sets)[:, None]
-
-
-def _refuse_lone_samples(count: Int[Tensor, "P 1"]) -> None:
-    if bool((count < 2).any()):
-        raise ConfigError(
-            "leave_one_out needs at least two samples in the baseline's set; at width 1 with "
-            "baseline='own' there is one. Use baseline='prompt', or leave_one_out=False."
-        )
 
 
 @dataclass(frozen=True)

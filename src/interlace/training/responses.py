@@ -266,11 +266,6 @@ def read_responses(
     return [items[key] for key in sorted(items)]
 
 
-def count_responses(path: Path) -> int:
-    """How many problems a file of responses has."""
-    return sum(1 for _ in read(path))
-
-
 def _groups(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """A line as one line a group."""
     groups = entry.get("groups")

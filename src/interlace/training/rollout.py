@@ -354,13 +354,9 @@ def add_up(
 def _values(reward: NamedReward, **given: Any) -> Any:
     try:
         values = reward.function(**given)
-        return asyncio.run(_awaited(values)) if inspect.isawaitable(values) else values
+        return asyncio.run(values) if inspect.iscoroutine(values) else values
     except BaseException as error:
         blame(error, f"The reward {reward.name}", RewardError, reward.function)
-
-
-async def _awaited(values: Any) -> Any:
-    return await values
 
 
 def _number(value: Any, name: str) -> float:

@@ -122,7 +122,11 @@ def prepare_folder(
             "output_dir, or --restart, which moves the folder aside."
         )
     if first:
-        _write(folder / RECIPE, now, stage)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / RECIPE, as_yaml(now, stage))
+        except OSError as error:
+            raise RunError(f"The run folder {folder} cannot be written: {error}") from error
     return moved
 
 
@@ -188,14 +192,6 @@ def as_yaml(values: Mapping[str, Any], stage: Stage) -> str:
         f"# interlace {__version__}: this run with all its defaults. A recipe for train {stage}.\n"
     )
     return head + yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
-
-
-def _write(path: Path, values: Mapping[str, Any], stage: Stage) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, as_yaml(values, stage))
-    except OSError as error:
-        raise RunError(f"The run folder {path.parent} cannot be written: {error}") from error
 
 
 if TYPE_CHECKING:
