@@ -71,8 +71,8 @@ def draw_width(seed: int, rollout: int, position: int, widths: Sequence[int]) ->
 def draw_hidden(
     seed: int, place: tuple[int, int, int], width: int, probability: float
 ) -> list[tuple[int, int]]:
-    """Pairs (row, sibling) of a group of which the row does not see the sibling; its place is the
-    rollout's number, the prompt's position in it, and the group's number."""
+    """Pairs (row, sibling) of a group whose row does not see the sibling. The place is the number of
+    the rollout, the prompt's position in it, and the number of the group."""
     draw = random.Random(f"{seed}:hidden:{place}")
     pairs = itertools.permutations(range(width), 2)
     return [pair for pair in pairs if draw.random() < probability] if probability else []

@@ -68,7 +68,7 @@ Entry = Accepted | Mapped | Refused
 
 
 def _each(names: str, entry: Entry) -> dict[str, Entry]:
-    """Fields of which the same is to be said."""
+    """The same entry for several fields."""
     return dict.fromkeys(names.split(), entry)
 
 
