@@ -19,7 +19,7 @@ import torch
 import interlace
 from interlace.answers import extract_answer, majority_vote
 from interlace.cli import generate as command
-from interlace.cli import running
+from interlace.cli import shared
 from interlace.cli.generate import view
 from interlace.cli.generate.lines import as_text
 from support.task_files import read_lines, write_lines
@@ -310,14 +310,14 @@ def test_ctrl_c_in_a_step_keeps_the_lines(
     generate(*command)
     whole = out.read_bytes()
     out.unlink()
-    show = running.Bar.__call__
+    show = shared.Bar.__call__
 
-    def interrupting(self: running.Bar, tally: Any) -> None:
+    def interrupting(self: shared.Bar, tally: Any) -> None:
         show(self, tally)
         if tally.groups == 4:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(running.Bar, "__call__", interrupting)
+    monkeypatch.setattr(shared.Bar, "__call__", interrupting)
     status, _, err = generate(*command)
     assert status == 130
     assert "Interrupted: 4 of 7 lines are written. Run the same command again to go on." in err
