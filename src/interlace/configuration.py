@@ -214,15 +214,11 @@ class Parser(jsonargparse.ArgumentParser):
         under: str = "",
         silent: type[Any] = object,
     ) -> None:
-        """Declare the fields of a dataclass. Each class in its line is a group of the help, with
-        the fields that its docstring explains.
+        """Declare the fields of a dataclass, under the name of their section, if any. Each class in
+        its line is a group of the help, with the fields that its docstring explains.
 
-        Args:
-            options: Class whose fields are the options, with a default for each.
-            words: Fields that may be given without their names, in this order.
-            under: Name of the section that they belong to.
-            silent: Class in its line from which on fields are options, but not in the help unless
-                a class before explains them.
+        Fields named in `words` may be given without their names, in this order. From the class
+        `silent` on, fields are options, but not in the help unless a class before explains them.
         """
         self.words += words
         left = defaults_of(options)

@@ -45,13 +45,12 @@ def dry_run(
     task = build_task(recipe, stage)
     check_rewards(recipe, stage, task)
     model, source = skeleton(recipe, stage)
-    on_cpu = _on_cpu(options, gibibytes)
+    on_cpu, available, where = _device(options, gibibytes, processes)
     prompt = longest_prompt(source, task)
     at = setting(options, stage, model, prompt, processes=processes, sharded=sharded, cpu=on_cpu)
     eager = recipe.load.get("attn_implementation") == "eager"
     subject = probe(model, at.group_rows, eager=eager, mixed=at.mixed)
     needed = memory(subject, at)
-    available, where = _available(on_cpu, gibibytes, processes)
     start = starting_folder(recipe, stage)
     does = plan(options, stage, len(task))
     facts(
@@ -118,27 +117,20 @@ def _print_example(task: Task) -> None:
         print(f"\nA response that is accepted:\n\n{printable(indent(accepted, '  '))}")
 
 
-def _on_cpu(options: Any, gibibytes: float | None) -> bool:
-    import torch
-
-    if options.use_cpu:
-        return True
-    return gibibytes is None and not torch.cuda.is_available()
-
-
-def _available(on_cpu: bool, gibibytes: float | None, processes: int) -> tuple[int, str]:
-    """Bytes for each process, and what has them."""
-    if gibibytes is not None:
-        return int(gibibytes * GIB), "As --memory says"
+def _device(options: Any, gibibytes: float | None, processes: int) -> tuple[bool, int, str]:
+    """Whether it is the CPU; bytes for each process, and what has them."""
     import torch
 
     from interlace.engine.core import free_bytes
 
+    on_cpu = options.use_cpu or (gibibytes is None and not torch.cuda.is_available())
+    if gibibytes is not None:
+        return on_cpu, int(gibibytes * GIB), "As --memory says"
     if on_cpu:
         # Processes of one machine share its memory.
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        return free_bytes(torch.device("cpu")) // max(here, 1), "Free memory of this machine"
-    return free_bytes(torch.device("cuda")), "Free memory of this GPU"
+        here = max(int(os.environ.get("LOCAL_WORLD_SIZE", processes)), 1)
+        return True, free_bytes(torch.device("cpu")) // here, "Free memory of this machine"
+    return False, free_bytes(torch.device("cuda")), "Free memory of this GPU"
 
 
 def _parameters(recipe: Recipe, subject: Subject, start: Any, stage: Stage) -> dict[str, Any]:

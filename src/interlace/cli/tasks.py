@@ -101,7 +101,7 @@ def _show(console: Console, name: str, arguments: Namespace) -> None:
     if not -len(task) <= arguments.index < len(task):
         raise TaskError(f"--index is from 0 to {len(task) - 1}; got {arguments.index}.")
     example = task[arguments.index]
-    _heading(console, f"{task.name}, split {task.split}: {len(task)} problems")
+    say(console, f"{task.name}, split {task.split}: {len(task)} problems", "bold")
     _field(console, "id", example.id)
     _field(console, "prompt", prompt_text(task, example))
     _field(console, "template", task.framed(example, "{question}"))
@@ -115,7 +115,7 @@ def _show(console: Console, name: str, arguments: Namespace) -> None:
 def _verdict(console: Console, task: Task, example: Example, text: str) -> None:
     verdict = task.verify(example, text)
     console.print()
-    _heading(console, "verdict")
+    say(console, "verdict", "bold")
     _field(console, "text", text)
     _field(console, "correct", "yes" if verdict.correct else "no")
     _field(console, "score", f"{verdict.score:.3g}")
@@ -123,10 +123,6 @@ def _verdict(console: Console, task: Task, example: Example, text: str) -> None:
     _field(console, "reason", verdict.reason)
     for step in task.steps(example, text):
         _field(console, "step", f"{'holds' if step.holds else 'fails'}: {step.text}")
-
-
-def _heading(console: Console, text: str) -> None:
-    say(console, text, "bold")
 
 
 def _field(console: Console, name: str, value: str) -> None:

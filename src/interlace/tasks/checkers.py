@@ -68,12 +68,9 @@ def check_exact(reference: str, answer: str) -> Verdict:
 
 
 def get_checker(name: str, references: Sequence[str]) -> Checker:
-    """The checker of a name, fit for these references.
-
-    Args:
-        name: Name of the checker: "number", "math" or "exact".
-        references: Reference answers. Where all are numbers, "math" needs no extra package; without
-            it, an answer that only math-verify can evaluate is a wrong one.
+    """The checker of a name ("number", "math" or "exact"), fit for these references. Where all are
+    numbers, "math" needs no extra package; without it, an answer that only math-verify can evaluate
+    is a wrong one.
 
     Raises:
         TaskError: for another name, or references that the checker cannot compare with.

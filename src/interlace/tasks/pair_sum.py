@@ -70,12 +70,7 @@ class PairSum(DrawnTask):
 
     def trace(self, example: Example, draw: Draw) -> str:
         """A response of the policy that a first model learns: pairs at random, none of them twice,
-        in either order; a hit is kept. One in five is right.
-
-        Args:
-            example: Problem.
-            draw: Stream of draws.
-        """
+        in either order; a hit is kept. One in five is right."""
         pairs = draw.shuffled(list(itertools.combinations(example.data["numbers"], 2)))
         tries: list[str] = []
         for pair in pairs[:TRIES]:

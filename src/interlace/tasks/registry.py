@@ -107,7 +107,10 @@ def get_task(name: str, /, **options: Any) -> Task:
     (2, False)
     """
     info = _find(name)
-    builder = _own_class(name) if info.name == OWN else _builder(info)
+    if info.name == OWN:
+        builder = _own_class(name)
+    else:
+        builder = getattr(importlib.import_module(f"interlace.tasks.{info.module}"), info.builder)
     known = _parameters(builder)
     arguments = {"name": name, **options} if "name" in known else options
     unknown = [option for option in options if option not in known or option == "name"]
@@ -138,10 +141,6 @@ def _parameters(builder: type) -> list[str]:
         if len(named) == len(given):
             break
     return list(dict.fromkeys(found))
-
-
-def _builder(info: TaskInfo) -> Any:
-    return getattr(importlib.import_module(f"interlace.tasks.{info.module}"), info.builder)
 
 
 def _own_class(name: str) -> Any:

@@ -34,7 +34,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
 from interlace.attached import is_attached, unwrapped
-from interlace.errors import CheckpointError, ConfigError, RunError
+from interlace.errors import CheckpointError, ConfigError, RunError, reading
 from interlace.files import locked_folder, writing
 from interlace.jsonl import read_object
 from interlace.saving.checkpoint import save
@@ -246,10 +246,8 @@ def read_trained(model: nn.Module, folder: Path) -> None:
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:
-    try:
+    with reading(CheckpointError, f"{folder / WEIGHTS} cannot be read"):
         return safetensors.torch.load_file(folder / WEIGHTS)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from error
 
 
 def _misfit(name: str, tensor: Tensor, parameter: nn.Parameter) -> str | None:

@@ -36,12 +36,8 @@ _IMAGES = frozenset({"image", "images"})
 
 
 class RowsTask(Task):
-    """A plain data set: prompts, and columns for the rewards.
-
-    Args:
-        rows: `datasets.Dataset` or list of mappings, each with a prompt: a text or messages.
-        judge: Function that gives the verdict on a text, for what needs one; None where only
-            rewards say what a row is worth.
+    """A plain data set (`datasets.Dataset` or list of mappings): prompts, and columns for the
+    rewards. Without a judge only these say what a row is worth.
 
     Raises:
         ConfigError: for rows without prompts, or columns that a rollout has itself.
@@ -160,15 +156,10 @@ class NamedReward:
 def given_rewards(
     functions: Any, weights: Sequence[float] | None, task: Task, *, warn: bool = True
 ) -> list[NamedReward]:
-    """The rewards that a trainer is given, in TRL's way, or that a recipe names.
+    """The rewards that a trainer is given, or that a recipe names: functions with TRL's signature,
+    or names (`module:function` and `file.py:function` are imported), one or a list.
 
-    Args:
-        functions: Function with TRL's signature, name of a reward (`module:function` and
-            `file.py:function` are imported), or list of them.
-        weights: Numbers, one for each; None for 1 each.
-        task: Task that judges, for those that need it.
-        warn: Whether a self-consistency reward warns that it stands alone; one of several processes
-            does.
+    One of several processes warns of a self-consistency reward that stands alone.
 
     Raises:
         ConfigError: for something that is no reward, or weights of another number.

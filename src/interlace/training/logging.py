@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interlace.errors import RunError
+from interlace.errors import RunError, reading
 from interlace.jsonl import Store, as_line, read
 from interlace.terminal import Table
 
@@ -40,10 +40,8 @@ class Journal:
 
     def add(self, step: int, entry: Mapping[str, Any]) -> None:
         """Write one line."""
-        try:
+        with reading(RunError, f"{self.path} cannot be written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error}.") from error
         with Store(self.path, RunError, sync_seconds=math.inf) as store:
             store.begin()
             store.append({"step": step, **entry})

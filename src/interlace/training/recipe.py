@@ -33,7 +33,7 @@ from transformers import TrainingArguments
 from interlace.configuration import Parser, defaults_of, explained, read_yaml
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import COUPLINGS, config_from_dict, coupling_class
-from interlace.errors import ConfigError, nearest, shown
+from interlace.errors import ConfigError, nearest, reading, shown
 from interlace.tasks.sources import is_file
 from interlace.training.arguments import GroupArguments, GRPOConfig, WarmupConfig
 from interlace.training.trl_fields import RENAMED, refusal, synonyms, without_effect
@@ -254,27 +254,20 @@ class Recipe(_Top):
         newer = {old: new for new, old in ALIASES.items() if new in defaults_of(config)}
         section = self.section(stage).items()
         given = {newer.get(n, n): value for n, value in section if n not in OWN}
-        try:
+        with reading(ConfigError, f"The section {stage} cannot be carried out here"):
             return config(output_dir=os.fspath(self.folder(stage)), seed=self.seed, **given)
-        except ConfigError:
-            raise
-        except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
-            raise ConfigError(f"The section {stage} cannot be carried out here: {error}") from error
 
     def resolved(self, stage: Stage) -> dict[str, Any]:
         """All that a stage's outcome depends on, defaults included; a recipe for that stage."""
         attach = self.attach
-        name, options = self.task_of(stage)
+        name, options_of_task = self.task_of(stage)
         top: dict[str, Any] = {
             "model": self.model,
             "load": dict(self.load),
             "attach": attach if isinstance(attach, str) else _attach_to_dict(attach),
-        }
-        if stage == "grpo":
-            top["blocks"] = self.blocks
-        top |= {
+            **({"blocks": self.blocks} if stage == "grpo" else {}),
             "task": name,
-            "task_options": options,
+            "task_options": options_of_task,
             "output_dir": self.output_dir,
             "seed": self.seed,
         }

@@ -71,8 +71,8 @@ def draw_width(seed: int, rollout: int, position: int, widths: Sequence[int]) ->
 def draw_hidden(
     seed: int, place: tuple[int, int, int], width: int, probability: float
 ) -> list[tuple[int, int]]:
-    """Pairs (row, sibling) of a group whose row does not see the sibling. The place is the number of
-    the rollout, the prompt's position in it, and the number of the group."""
+    """Pairs (row, sibling) of a group whose row does not see the sibling. A place holds the
+    numbers of the rollout, of the prompt in it, and of the group."""
     draw = random.Random(f"{seed}:hidden:{place}")
     pairs = itertools.permutations(range(width), 2)
     return [pair for pair in pairs if draw.random() < probability] if probability else []
@@ -353,7 +353,7 @@ def add_up(
 
 def _values(reward: NamedReward, **given: Any) -> Any:
     try:
-        values = reward.function(**given)
+        values: Any = reward.function(**given)
         return asyncio.run(values) if inspect.iscoroutine(values) else values
     except BaseException as error:
         blame(error, f"The reward {reward.name}", RewardError, reward.function)

@@ -23,7 +23,7 @@ from interlace.attaching import attach, count_parameters
 from interlace.configuration import defaults_of
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import default_config
-from interlace.errors import ConfigError, RunError, differences
+from interlace.errors import ConfigError, RunError, differences, reading
 from interlace.files import LOCK, is_complete, locate, move_aside, write_text
 from interlace.models.loading import load
 from interlace.saving.manifest import MANIFEST
@@ -122,11 +122,9 @@ def prepare_folder(
             "output_dir, or --restart, which moves the folder aside."
         )
     if first:
-        try:
+        with reading(RunError, f"The run folder {folder} cannot be written"):
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / RECIPE, as_yaml(now, stage))
-        except OSError as error:
-            raise RunError(f"The run folder {folder} cannot be written: {error}") from error
     return moved
 
 
@@ -144,10 +142,8 @@ def holding(folder: Path) -> Iterator[None]:
 def _content(folder: Path) -> set[str]:
     if not folder.exists():
         return set()
-    try:
+    with reading(RunError, f"The run folder {folder} cannot be read"):
         return {entry.name for entry in folder.iterdir()} - {LOCK}
-    except OSError as error:
-        raise RunError(f"The run folder {folder} cannot be read: {error}.") from error
 
 
 def _blocks_word(recipe: Recipe, start: Path | None) -> str:
@@ -172,12 +168,8 @@ def blocking_differences(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with reading(RunError, f"{path} cannot be read", "--restart moves its folder aside."):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(
-            f"{path} cannot be read: {error}. --restart moves its folder aside."
-        ) from error
     if not isinstance(values, dict):
         raise RunError(f"{path} is no recipe. --restart moves its folder aside.")
     for section in filter(lambda own: isinstance(own, dict), values.values()):

@@ -32,7 +32,7 @@ from interlace.attached import get_attachment, is_attached, unwrapped
 from interlace.engine.engine import Engine
 from interlace.engine.request import forbidden_token_ids, stop_ids_of
 from interlace.engine.types import SamplingParams
-from interlace.errors import ConfigError
+from interlace.errors import ConfigError, reading
 from interlace.tasks.base import Task
 from interlace.training.arguments import GroupArguments
 from interlace.training.batch import GroupBatch
@@ -323,14 +323,12 @@ class GroupTrainer(ResumableTrainer):
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's schedule, by name."""
         base: Any = super()
-        try:
+        kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+        given = self.args.lr_scheduler_kwargs
+        with reading(
+            ConfigError, f"lr_scheduler_type={kind} does not take lr_scheduler_kwargs={given}"
+        ):
             return base.create_scheduler(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
-            raise ConfigError(
-                f"lr_scheduler_type={kind} does not take lr_scheduler_kwargs="
-                f"{self.args.lr_scheduler_kwargs}: {error}."
-            ) from error
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was tallied since the last time; keep it all in metrics.jsonl."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.batch import Job, Tally
 from interlace.cli.generate.outcome import Aggregation, line_of, responses_of
-from interlace.errors import DataFileError, GenerationError, differences, shortened
+from interlace.errors import DataFileError, GenerationError, differences, reading, shortened
 from interlace.evaluation.provenance import as_json
 from interlace.files import write_text
 from interlace.jsonl import BadLineError, Store, parse, raw_lines, read_object
@@ -53,10 +53,8 @@ def read_records(
     Raises:
         DataFileError: if the file cannot be read, or has bad lines and `skip_bad` is False.
     """
-    try:
+    with reading(DataFileError, f"The prompts in {path} cannot be read"):
         lines = list(raw_lines(path))
-    except OSError as error:
-        raise DataFileError(f"The prompts in {path} cannot be read: {error}.") from error
     records: list[Record] = []
     bad: list[str] = []
     ids: dict[str | int, int] = {}
@@ -224,12 +222,10 @@ class Results:
                     f"{path} does not hold the settings of a run of this command, so it is left "
                     f"alone. {_OUT}"
                 )
-        try:
+        with reading(
+            DataFileError, f"The output {self.path} cannot be written", "Choose another --output."
+        ):
             write_text(path, json.dumps(now, indent=2) + "\n")
-        except OSError as error:
-            raise DataFileError(
-                f"The output {self.path} cannot be written: {error}. Choose another --output."
-            ) from error
 
 
 def calls_of(records: Sequence[Record], width: int, size: int) -> list[list[Job]]:
