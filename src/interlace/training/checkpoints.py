@@ -368,8 +368,7 @@ class ResumableTrainer(Trainer):
             self.rewind(step)
             self._drop_old_checkpoints()
         self.accelerator.wait_for_everyone()
-        base: Any = super()
-        return base.train(None if last is None else str(last), *args, **kwargs)
+        return super().train(None if last is None else str(last), *args, **kwargs)
 
     @contextmanager
     def _holding_folder(self) -> Iterator[None]:
@@ -439,8 +438,7 @@ class ResumableTrainer(Trainer):
             The folder.
         """
         if _internal_call:  # a part of a checkpoint
-            base: Any = super()
-            return base.save_model(output_dir, _internal_call=True)
+            return super().save_model(output_dir, _internal_call=True)
         chosen = None if output_dir is None else Path(output_dir)
         if chosen is None or chosen.resolve() == self.folder.resolve():
             chosen = self.folder / RESULT
@@ -473,8 +471,7 @@ class ResumableTrainer(Trainer):
         if self.control.should_save:
             self._owes_checkpoint = False
             self.control.should_log = True
-        base: Any = super()
-        base._maybe_log_save_evaluate(*args, **kwargs)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
@@ -500,11 +497,10 @@ class ResumableTrainer(Trainer):
         rotate_checkpoints(str(self.folder), save_total_limit=self.args.save_total_limit)
 
     def _write_checkpoint(self, folder: str) -> None:
-        base: Any = self
-        base.save_model(folder, _internal_call=True)
-        base._save_optimizer_and_scheduler(folder)
-        base._save_scaler(folder)
-        base._save_rng_state(folder)
+        self.save_model(folder, _internal_call=True)
+        self._save_optimizer_and_scheduler(folder)
+        self._save_scaler(folder)
+        self._save_rng_state(folder)
         if self.args.should_save:
             for callback in [*self.callback_handler.callbacks, self.control]:
                 if isinstance(callback, ExportableState):
@@ -518,22 +514,19 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            base: Any = super()
-            base._load_from_checkpoint(resume_from_checkpoint, model)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             read_trained(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        base: Any = super()
         with _reading(checkpoint):
-            base._load_optimizer_and_scheduler(checkpoint)
+            super()._load_optimizer_and_scheduler(checkpoint)
             if checkpoint is not None and not self.is_fsdp_enabled:
                 _check_moments(self.optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        base: Any = super()
         with _reading(checkpoint):
-            base._load_rng_state(checkpoint)
+            super()._load_rng_state(checkpoint)
 
 
 @contextmanager

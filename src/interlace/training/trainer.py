@@ -196,8 +196,7 @@ class GroupTrainer(ResumableTrainer):
         self.settle_steps(args)
         # On several GPUs one process would get Hugging Face's DataParallel, which splits groups.
         args._n_gpu = min(int(args.n_gpu), 1)
-        base: Any = super()
-        base.__init__(
+        super().__init__(
             model=model,
             args=args,
             processing_class=tokenizer,
@@ -322,13 +321,12 @@ class GroupTrainer(ResumableTrainer):
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's schedule, by name."""
-        base: Any = super()
         kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
         given = self.args.lr_scheduler_kwargs
         with reading(
             ConfigError, f"lr_scheduler_type={kind} does not take lr_scheduler_kwargs={given}"
         ):
-            return base.create_scheduler(*args, **kwargs)
+            return super().create_scheduler(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was tallied since the last time; keep it all in metrics.jsonl."""
@@ -336,8 +334,7 @@ class GroupTrainer(ResumableTrainer):
         if trained:
             logs |= self.derived(self.tally.collect(self.reduce))
             logs |= self._rates
-        base: Any = super()
-        base.log(logs, start_time)
+        super().log(logs, start_time)
         # The summary at the end is of this process's steps alone.
         kept = trained or any(name.startswith("eval_") for name in logs)
         if kept and self.is_world_process_zero():
@@ -427,8 +424,7 @@ class GroupTrainer(ResumableTrainer):
                     head = "_".join(filter(None, parts))
                     found |= {head + k: value for k, value in tally.collect(self.reduce).items()}
         self.log(dict(found))
-        base: Any = self
-        base.control = base.callback_handler.on_evaluate(self.args, self.state, base.control, found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
     # Sampling.
