@@ -19,7 +19,6 @@ from interlace.training.losses import (
     LossConfig,
     RatioLevel,
     Scale,
-    refuse_left_out_copies,
 )
 from interlace.training.trl_fields import takes_trl_names
 
@@ -364,7 +363,12 @@ class GRPOConfig(GroupArguments):
                 f"sibling_dropout is a probability, from 0 to 1; got {self.sibling_dropout!r}."
             )
         self._check_rollout_backend()
-        refuse_left_out_copies(self.credit, self.leave_one_out)
+        if self.credit == "group" and self.leave_one_out:
+            raise ConfigError(
+                "With credit='group' all rows of a group have one reward, so leaving out a row "
+                "leaves its reward in. Set leave_one_out=False; baseline='others' leaves out the "
+                "whole group."
+            )
         if self.prompts_per_rollout % self.mini_batches:
             raise ConfigError(
                 f"Each of the {self.mini_batches} mini_batches takes the same number of prompts; "

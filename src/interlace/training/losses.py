@@ -21,8 +21,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from interlace.errors import ConfigError
-
 Baseline = Literal["prompt", "own", "others"]
 Scale = Literal["std", "none"]
 Credit = Literal["row", "group"]
@@ -61,42 +59,17 @@ def advantages(
     Returns:
         `[P, W]`; zero throughout for a prompt whose samples all have the same reward.
 
-    Raises:
-        ConfigError: for a choice without meaning here: other groups where a prompt has one, shared
-            credit against the own group, or a reward that is not a number.
+    `GRPOConfig` refuses choices without meaning: other groups where a prompt has one, and shared
+    credit against the own group.
     """
-    if not torch.isfinite(rewards).all():
-        bad = int((~torch.isfinite(rewards)).sum())
-        raise ConfigError(
-            f"Every row needs a finite reward; {bad} of {rewards.numel()} are not. A reward "
-            "function that does not apply to a row gives 0, or leaves the row to the others."
-        )
-    if credit == "group" and baseline == "own":
-        raise ConfigError(
-            "With credit='group' all rows of a group have one reward, so baseline='own' makes "
-            "every advantage zero. Use baseline='prompt' or 'others'."
-        )
-    refuse_left_out_copies(credit, leave_one_out)
     if credit == "group":
         rewards = rewards.mean(dim=1, keepdim=True).expand_as(rewards)
     sets = _sets(prompts, baseline)
     groups = _sum_over(torch.ones_like(sets), sets)  # in each group's set
-    if baseline == "others" and bool((groups < 2).any()):
-        lonely = prompts[groups < 2]
-        raise ConfigError(
-            f"baseline='others' needs at least two groups a prompt; prompt {int(lonely[0])} has "
-            "one. Raise `num_generations` to a multiple of the width above it, or use "
-            "baseline='prompt'."
-        )
     total, count = _total(rewards, sets), (groups * rewards.shape[1])[:, None]
     if baseline == "others":
         mean = (total - rewards.sum(dim=1, keepdim=True)) / (count - rewards.shape[1])
     elif leave_one_out:
-        if bool((count < 2).any()):
-            raise ConfigError(
-                "leave_one_out needs at least two samples in the baseline's set; at width 1 with "
-                "baseline='own' there is one. Use baseline='prompt', or leave_one_out=False."
-            )
         mean = (total - rewards) / (count - 1)
     else:
         mean = total / count
@@ -105,15 +78,6 @@ def advantages(
         squares = _total((rewards - total / count) ** 2, sets)
         gained = gained / ((squares / (count - 1).clamp(min=1)).sqrt() + STD_FLOOR)
     return gained
-
-
-def refuse_left_out_copies(credit: Credit, leave_one_out: bool) -> None:
-    """Raise if a row's reward would stay in the baseline that is to leave it out."""
-    if credit == "group" and leave_one_out:
-        raise ConfigError(
-            "With credit='group' all rows of a group have one reward, so leaving out a row leaves "
-            "its reward in. Set leave_one_out=False; baseline='others' leaves out the whole group."
-        )
 
 
 def without_variance(
@@ -228,20 +192,7 @@ def policy_loss(
         reference_logprobs: Log-probabilities under the frozen reference; needed if `kl_weight` is
             not 0.
         entropy: Entropy of each position's distribution; needed if `entropy_weight` is not 0.
-
-    Raises:
-        ConfigError: for a weight without what it weighs.
     """
-    if config.kl_weight and reference_logprobs is None:
-        raise ConfigError(
-            f"kl_weight={config.kl_weight} needs the reference's log-probabilities; pass "
-            "reference_logprobs, or set kl_weight to 0."
-        )
-    if config.entropy_weight and entropy is None:
-        raise ConfigError(
-            f"entropy_weight={config.entropy_weight} needs the entropies; pass entropy, from "
-            "score(..., entropy=True, entropy_gradients=True), or set entropy_weight to 0."
-        )
     keep = completion_mask.to(logprobs.dtype)
     lengths = keep.sum(dim=2, keepdim=True).clamp(min=1)
     difference = (logprobs - old_logprobs) * keep
@@ -252,13 +203,15 @@ def policy_loss(
     gain = advantages.unsqueeze(-1)
     per_token = -torch.minimum(ratio * gain, clipped * gain)
     divergence = torch.zeros_like(per_token)
-    if config.kl_weight and reference_logprobs is not None:
+    if config.kl_weight:
+        assert reference_logprobs is not None
         gap = (reference_logprobs - logprobs) * keep
         divergence = gap.exp() - gap - 1
         if config.kl_corrected:
             divergence = divergence * token_ratio
         per_token = per_token + config.kl_weight * divergence
-    if config.entropy_weight and entropy is not None:
+    if config.entropy_weight:
+        assert entropy is not None
         per_token = per_token - config.entropy_weight * entropy
     if config.kind == "sequence":
         per_token = per_token / lengths
