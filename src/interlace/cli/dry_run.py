@@ -34,11 +34,7 @@ SHOWN = 3  # rewritten groups
 def dry_run(
     recipe: Recipe, stage: Stage, processes: int, gibibytes: float | None, sharded: bool
 ) -> int:
-    """Print what a stage would do and take, on devices of so many GiB, or else of this machine.
-
-    Raises:
-        ConfigError: if it cannot fit; with what to change.
-    """
+    """Print what a stage would do and take, on devices of so many GiB, or else of this machine."""
     if gibibytes is not None and not gibibytes > 0:
         raise ConfigError(f"--memory is a number of GiB above 0; got {gibibytes}.")
     options = recipe.options(stage)

@@ -71,10 +71,6 @@ def get_checker(name: str, references: Sequence[str]) -> Checker:
     """The checker of a name ("number", "math" or "exact"), fit for these references. Where all are
     numbers, "math" needs no extra package; without it, an answer that only math-verify can evaluate
     is a wrong one.
-
-    Raises:
-        TaskError: for another name, or references that the checker cannot compare with.
-        MissingDependencyError: if "math" meets a formula and math-verify is not installed.
     """
     if name not in get_args(CheckerName):
         raise TaskError(f"A checker is one of {', '.join(get_args(CheckerName))}; got {name!r}.")

@@ -57,10 +57,6 @@ class ReasoningGym(Task):
         seed: Seed of the data set.
         options: Further options of the data set, as reasoning-gym names them.
         **shared: Those of `Task`.
-
-    Raises:
-        TaskError: for a name or options that reasoning-gym does not know, or too few problems.
-        MissingDependencyError: if reasoning-gym is not installed.
     """
 
     instruction: str = (

@@ -104,10 +104,6 @@ class RowsTask(Task):
 def as_task(source: Any, split: Split, tokenizer: Any) -> Task:
     """The task that problems are drawn from; of one that is named, this split, with prompts as text
     where the tokenizer has no chat template.
-
-    Raises:
-        ConfigError: for something else.
-        TaskError: for a name that no task has.
     """
     if isinstance(source, Task):
         return source
@@ -160,9 +156,6 @@ def given_rewards(
     or names (`module:function` and `file.py:function` are imported), one or a list.
 
     One of several processes warns of a self-consistency reward that stands alone.
-
-    Raises:
-        ConfigError: for something that is no reward, or weights of another number.
     """
     listed = list(functions) if isinstance(functions, list | tuple) else [functions]
     weights = [1.0] * len(listed) if weights is None else list(weights)
@@ -241,12 +234,7 @@ NEW_CALL = (
 
 
 def check_call(name: str, reward_funcs: Any, other: Mapping[str, Any]) -> None:
-    """Raise for the order of arguments of version 0.1, and for arguments that have no use here.
-
-    Raises:
-        ConfigError: with the new call, or the reason.
-        TypeError: for an argument that neither TRL nor Interlace has.
-    """
+    """Raise for the order of arguments of version 0.1, and for arguments that have no use here."""
     new = NEW_CALL.format(name=name)
     if isinstance(reward_funcs, PreTrainedTokenizerBase):
         raise ConfigError(
@@ -275,12 +263,7 @@ def settled_args(name: str, config: type[GroupArguments], args: Any, model: Any)
 
 
 def model_and_tokenizer(model: Any, tokenizer: Any) -> tuple[PreTrainedModel, Any]:
-    """The model, loaded in float32 if only its name is given, and its tokenizer.
-
-    Raises:
-        ConfigError: if the model comes without a tokenizer, and its own cannot be found.
-        LoadError: if a name cannot be loaded.
-    """
+    """The model, loaded in float32 if only its name is given, and its tokenizer."""
     if isinstance(model, str | Path):
         return load(model, dtype="float32", tokenizer=tokenizer)
     if tokenizer is not None:

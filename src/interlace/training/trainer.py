@@ -362,11 +362,7 @@ class GroupTrainer(ResumableTrainer):
     # Rewards and evaluation.
 
     def _take_evaluation(self, args: GroupArguments, given: Any, tokenizer: Any) -> None:
-        """Keep the problems to measure on, and check that they can be.
-
-        Raises:
-            ConfigError: if there are none and the options ask to measure, or rewards do not fit.
-        """
+        """Keep the problems to measure on, and check that they can be."""
         named = given if isinstance(given, dict) else {} if given is None else {"": given}
         self.eval_tasks = {n: as_task(own, "test", tokenizer) for n, own in named.items()}
         strategy = getattr(args.eval_strategy, "value", args.eval_strategy)

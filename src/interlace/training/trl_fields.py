@@ -39,11 +39,7 @@ class Mapped:
     note: str = ""
 
     def value(self, name: str, given: Any) -> Any:
-        """TRL's value as the option here takes it.
-
-        Raises:
-            ConfigError: for a value that has no counterpart.
-        """
+        """TRL's value as the option here takes it."""
         if self.values is None:
             return given
         for theirs, ours in self.values.items():
@@ -258,12 +254,7 @@ def without_effect(name: str) -> str | None:
 
 
 def translated(given: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """Keywords under TRL's names as those of the config here.
-
-    Raises:
-        ConfigError: for a field that is refused, an old name, a value without a counterpart, or one
-            option under both names.
-    """
+    """Keywords under TRL's names as those of the config here."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name in RENAMED and name not in own:

@@ -20,11 +20,7 @@ from interlace.training.arguments import GroupArguments
 
 
 def choose_parameters(model: nn.Module, args: GroupArguments) -> None:
-    """Mark what trains (`requires_grad`), adding LoRA adapters if they are asked for.
-
-    Raises:
-        ConfigError: if new weights are to train and there are none.
-    """
+    """Mark what trains (`requires_grad`), adding LoRA adapters if they are asked for."""
     attached = is_attached(model)
     if args.train == "new" and not attached:
         raise ConfigError(

@@ -218,11 +218,7 @@ def _same_plan(folder: Path, settings: Settings) -> bool:
 
 
 def run_lanes(folder: Path, settings: Settings, console: Console) -> None:
-    """Run what is not done of both lanes, each in a process of its own, which ends when this does.
-
-    Raises:
-        WorkerError: with what a process said, if it failed.
-    """
+    """Run what is not done of both lanes, each in a process of its own that ends with this one."""
     jobs = [job for lane in lanes(folder, settings) for job in lane if not job.is_done()]
     if not jobs:
         return

@@ -60,12 +60,7 @@ def view(maps: Sequence[Map], texts: Sequence[str], console: Console) -> Rendera
 
 
 def write_png(maps: Sequence[Map], texts: Sequence[str], path: Path) -> None:
-    """Draw the maps side by side, the rows' texts at the left.
-
-    Raises:
-        ConfigError: if there is nothing to draw.
-        ExtraMissingError: without matplotlib.
-    """
+    """Draw the maps side by side, the rows' texts at the left."""
     if not maps:
         raise ConfigError(f"--attention-png has nothing to draw. {NOBODY}")
     require("matplotlib", "eval", "A figure")

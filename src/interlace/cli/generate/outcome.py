@@ -33,11 +33,7 @@ _ROOM_STEPS = 12
 
 @dataclass(eq=False)
 class Aggregation:
-    """Makes one response of each group, as the settings say; the engine writes syntheses.
-
-    Raises:
-        ConfigError: for syntheses by a server, whose context is not known here.
-    """
+    """Makes one response of each group, as the settings say; the engine writes syntheses."""
 
     settings: Settings
     engine: Any
