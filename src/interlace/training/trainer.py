@@ -164,6 +164,7 @@ class GroupTrainer(ResumableTrainer):
 
     config_class: type[GroupArguments]
     optimizer: Any
+    control: Any
     eval_tasks: dict[str, Task]  # problems to measure on by name; one without a name has ""
     _sampler: Sampler | None = None
 
