@@ -455,10 +455,10 @@ def test_what_the_engine_remarks_is_shown(
 def test_without_a_terminal_a_line_now_and_then_tells_how_far_it_is(
     generate: Any, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(shared, "SECONDS_BETWEEN_LINES", 0.0)
     err = generate(*FEW, "--batch-size", 2, "--input", prompts)[2]
     assert "21 of 21 rows" in err
-    monkeypatch.setattr(running, "SECONDS_BETWEEN_LINES", 1000.0)
+    monkeypatch.setattr(shared, "SECONDS_BETWEEN_LINES", 1000.0)
     assert "of 21 rows" not in generate(*FEW, "--batch-size", 2, "--input", prompts)[2]
 
 
