@@ -71,7 +71,10 @@ class GenerationRecord(StoppingCriteriaList):
         alive = self.alive[:, -positions:].clone(memory_format=torch.contiguous_format)
         alive = alive.unflatten(0, (-1, self.width))
         if self.mixer is not None:
-            self._mix(alive)
+            assert self.said is not None
+            seen = Groups(self.width, alive[..., -1:]).visible()  # at the newest position
+            said = self.said.unflatten(0, (-1, 1, self.width))
+            self._mixing.append(self.mixer.weights(said, seen))
             return Groups(self.width, alive, mixing=self._mixing_of(positions))
         if self.reads == "position":
             return Groups(self.width, alive)
@@ -89,13 +92,6 @@ class GenerationRecord(StoppingCriteriaList):
         """As a logits processor, before all others: the logits that tokens are drawn from."""
         self.said = scores
         return scores
-
-    def _mix(self, alive: Bool[Tensor, "P W S"]) -> None:
-        """The weights of the newest position."""
-        assert self.said is not None
-        seen = Groups(self.width, alive[..., -1:]).visible()
-        said = self.said.unflatten(0, (-1, 1, self.width))
-        self._mixing.append(self.mixer.weights(said, seen))
 
     def _mixing_of(self, columns: int) -> Float[Tensor, "P S W W"]:
         """The weights of the last columns; zeros in prompts, and of what has not been fed."""

@@ -514,7 +514,6 @@ class Owners(Rows):
         return f"{type(self).__name__}({len(self.owners)} rows)"
 
     def check(self, rows: int, positions: int) -> int:
-        """1, after checking that this object describes a call with `rows` rows."""
         if rows != len(self.owners):
             raise GroupError(
                 f"Each row of a call has one owner; got {rows} rows and {len(self.owners)} owners. "
@@ -523,11 +522,9 @@ class Owners(Rows):
         return 1
 
     def columns(self, start: int | None, stop: int | None) -> Owners:
-        """The same: an owner is one at every position."""
         return self
 
     def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Owners:
-        """The same rows with their masks on `device`; None leaves them where they are."""
         if device is None:
             return self
         owners = self.owners.to(device, non_blocking=non_blocking)

@@ -20,8 +20,10 @@ form that reads its siblings at the same position only is the same in both.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -46,8 +48,8 @@ class Coupling(nn.Module):
     """A kind of coupling: a subclass, and a line in `interlace.coupling.registry.COUPLINGS`.
 
     What it adds starts at zero, so that the attached model is the base model (I1). Its constructor
-    takes `(config, hidden_size, device=None, dtype=None)`, or what its `sizes` give in place of the
-    second.
+    takes `(config, hidden_size)`, or what its `sizes` give in place of the second, and makes its
+    weights where, and as, torch's defaults say, which `build` sets.
 
     Attributes:
         kind: Name in files, and in the names of its parameters.
@@ -110,11 +112,23 @@ class Coupling(nn.Module):
         return (base.hidden_size,)
 
     @classmethod
-    def build(cls, config: CouplingConfig, base: Any, layer: int | None, **where: Any) -> Coupling:
-        """The module for one place: a layer, or None for the model as a whole; `where` is the
-        device and the data type."""
+    def build(
+        cls,
+        config: CouplingConfig,
+        base: Any,
+        layer: int | None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Coupling:
+        """The module for one place: a layer, or None for the model as a whole."""
         make: Any = cls
-        made: Coupling = make(config, *cls.sizes(base, layer or 0), **where)
+        sizes, before = cls.sizes(base, layer or 0), torch.get_default_dtype()
+        torch.set_default_dtype(dtype or before)
+        try:
+            with nullcontext() if device is None else device:
+                made: Coupling = make(config, *sizes)
+        finally:
+            torch.set_default_dtype(before)
         made.place = layer or 0
         return made
 

@@ -119,13 +119,7 @@ class BridgeBlock(Coupling):
     hides = True
     PROJECTIONS = ("qkv_weight", "o_weight")
 
-    def __init__(
-        self,
-        config: BridgeConfig,
-        hidden_size: int,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: BridgeConfig, hidden_size: int) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_heads,
@@ -137,18 +131,13 @@ class BridgeBlock(Coupling):
             self.num_kv_heads * self.head_dim,
         )
         self.reads, self.skips_alone = config.reads, config.skips_alone
-        self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS, device=device, dtype=dtype)
-        self.qkv_weight = nn.Parameter(
-            torch.empty(self.q_size + 2 * self.kv_size, hidden_size, device=device, dtype=dtype)
-        )
-        self.o_weight = nn.Parameter(
-            torch.empty(hidden_size, self.q_size, device=device, dtype=dtype)
-        )
+        self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
+        self.qkv_weight = nn.Parameter(torch.empty(self.q_size + 2 * self.kv_size, hidden_size))
+        self.o_weight = nn.Parameter(torch.empty(hidden_size, self.q_size))
         self.reset_parameters()
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of one position's keys and values."""
         return 2 * self.kv_size * self.qkv_weight.element_size()
 
     def reset_parameters(self) -> None:

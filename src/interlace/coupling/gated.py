@@ -130,13 +130,7 @@ class GatedBlock(Coupling):
     seats = ("attended",)
     PROJECTIONS = ("down_weight", "qkv_weight", "up_weight")
 
-    def __init__(
-        self,
-        config: GatedConfig,
-        size: int,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: GatedConfig, size: int) -> None:
         super().__init__()
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.reads = config.reads
@@ -146,7 +140,7 @@ class GatedBlock(Coupling):
         rank, gates = config.rank, 1 if config.gate == "row" else size
 
         def empty(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+            return nn.Parameter(torch.empty(*shape))
 
         self.down_weight = empty(rank, size)
         self.qkv_weight = empty(3 * rank, rank)
@@ -169,7 +163,6 @@ class GatedBlock(Coupling):
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of one position's keys and values."""
         return 2 * self.num_heads * self.head_dim * self.qkv_weight.element_size()
 
     def reset_parameters(self) -> None:

@@ -44,14 +44,7 @@ class JointAttention(Coupling):
     turned_features = 0  # by the model itself
     strict: bool = False  # does a row see only earlier positions of its siblings
 
-    def __init__(
-        self,
-        config: Any,
-        theta: Float[Tensor, " F"],
-        kv_size: int = 0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: Any, theta: Float[Tensor, " F"], kv_size: int = 0) -> None:
         super().__init__()
         self.start: list[float] = theta.tolist()
         self._kv_size = kv_size
@@ -94,7 +87,6 @@ class JointAttention(Coupling):
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of one position's keys and values."""
         return 2 * self._kv_size * 4
 
     # Whole sequences ------------------------------------------------------------------------------

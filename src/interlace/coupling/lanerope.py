@@ -101,18 +101,12 @@ class LaneRoPE(JointAttention):
     )
 
     def __init__(
-        self,
-        config: LaneRoPEConfig,
-        theta: Float[Tensor, " F"],
-        kv_size: int = 0,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self, config: LaneRoPEConfig, theta: Float[Tensor, " F"], kv_size: int = 0
     ) -> None:
         super().__init__(config, theta, kv_size)
         self.start = omega(config, theta)
         self.strict, self.shares_lane = config.strict, config.prompt == "own"
-        start = torch.tensor(self.start, dtype=dtype, device=device)
-        self.omega = nn.Parameter(start) if config.learned else None
+        self.omega = nn.Parameter(torch.tensor(self.start)) if config.learned else None
 
     @classmethod
     def claims(cls, config: Any) -> frozenset[str]:
@@ -123,7 +117,6 @@ class LaneRoPE(JointAttention):
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of one position's keys and values."""
         size = 4 if self.omega is None else self.omega.element_size()
         return 2 * self._kv_size * size
 

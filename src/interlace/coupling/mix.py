@@ -83,13 +83,7 @@ class Mix(Coupling):
     seats = ("input",)
     mixes = True
 
-    def __init__(
-        self,
-        config: MixConfig,
-        hidden_size: int,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: MixConfig, hidden_size: int) -> None:
         super().__init__()
         self.share, self.temperature, self.own = config.share, config.temperature, config.own
 

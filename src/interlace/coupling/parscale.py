@@ -87,18 +87,12 @@ class ParScale(Coupling):
     seats = ("attention", "streams")
     couples = False
 
-    def __init__(
-        self,
-        config: ParScaleConfig,
-        shape: tuple[int, int] = (1, 8),
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: ParScaleConfig, shape: tuple[int, int] = (1, 8)) -> None:
         super().__init__()
         self.streams = config.streams
         heads, dim = shape
         size = config.streams, heads, config.prefix, dim
-        keys, values = (torch.empty(size, device=device, dtype=dtype) for _ in range(2))
+        keys, values = (torch.empty(size) for _ in range(2))
         self.prefix_keys = nn.Parameter(keys.normal_(std=config.std))
         self.prefix_values = nn.Parameter(values.normal_(std=config.std))
 
@@ -108,12 +102,12 @@ class ParScale(Coupling):
         return (heads_of(base)[1:],)
 
     @classmethod
-    def build(cls, config: Any, base: Any, layer: int | None, **where: Any) -> Coupling:
+    def build(
+        cls, config: Any, base: Any, layer: int | None, *where: Any, **named: Any
+    ) -> Coupling:
         """The prefixes of a layer, or the aggregate of the model."""
-        if layer is not None:
-            return super().build(config, base, layer, **where)
-        size = getattr(base, "word_embed_proj_dim", None) or base.hidden_size  # OPT's
-        return Aggregate(config, size, **where)
+        kind = cls if layer is not None else Aggregate
+        return super(ParScale, kind).build(config, base, layer, *where, **named)
 
     @classmethod
     def claims(cls, config: Any) -> frozenset[str]:
@@ -168,25 +162,24 @@ class ParScale(Coupling):
 class Aggregate(ParScale):
     """What weighs the streams of a row behind the last norm."""
 
-    def __init__(
-        self,
-        config: ParScaleConfig,
-        hidden_size: int,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: ParScaleConfig, hidden_size: int) -> None:
         Coupling.__init__(self)
         self.streams, self.smoothing = config.streams, config.smoothing
         count, size = config.streams, hidden_size
 
         def empty(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+            return nn.Parameter(torch.empty(*shape))
 
         self.in_weight, self.in_bias = empty(size, count * size), empty(size)
         self.out_weight, self.out_bias = empty(count, size), empty(count)
         nn.init.normal_(self.in_weight, std=(count * size) ** -0.5)
         for weight in (self.in_bias, self.out_weight, self.out_bias):
             nn.init.zeros_(weight)
+
+    @classmethod
+    def sizes(cls, base: Any, layer: int) -> tuple[Any, ...]:
+        """The size of the last hidden states; OPT's are projected."""
+        return (getattr(base, "word_embed_proj_dim", None) or base.hidden_size,)
 
     def together(self, hidden: Float[Tensor, "RP S D"]) -> Float[Tensor, "R S D"]:
         """sum_p a_p h_p."""

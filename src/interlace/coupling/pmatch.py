@@ -60,21 +60,11 @@ class PMatchBlock(Coupling):
     couples = False
     PROJECTIONS = ("in_weight", "o_weight")
 
-    def __init__(
-        self,
-        config: PMatchConfig,
-        hidden_size: int,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: PMatchConfig, hidden_size: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS, device=device, dtype=dtype)
-        self.in_weight = nn.Parameter(
-            torch.empty(config.mlp_size, hidden_size, device=device, dtype=dtype)
-        )
-        self.o_weight = nn.Parameter(
-            torch.empty(hidden_size, config.mlp_size, device=device, dtype=dtype)
-        )
+        self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
+        self.in_weight = nn.Parameter(torch.empty(config.mlp_size, hidden_size))
+        self.o_weight = nn.Parameter(torch.empty(hidden_size, config.mlp_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

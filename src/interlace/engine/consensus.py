@@ -54,8 +54,8 @@ class Consensus:
         self._asked: Future[bool] | None = None  # after the first step that is not known
 
     def settled(self, steps: int, wait: bool) -> int | None:
-        """The number of the group's steps after which the majority was settled, once that is known,
-        or perhaps waited for."""
+        """The number of steps after which the majority was settled, once that is known; if told to,
+        it waits until then."""
         while self.known < steps:
             patience = 0.0
             if self._asked is None:

@@ -452,8 +452,7 @@ class EngineCore:
 
     def _take(self, drawing: Drawing, wait: bool) -> None:
         """Give the rows their tokens, and settle what that means: the stream, a settled majority,
-        rows and groups that ended; `wait` where there is nothing to do until a majority is
-        known."""
+        rows and groups that ended. It waits for a majority where nothing else is to be done."""
         for row, drawn in drawing.tokens.items():
             try:
                 row.append(drawn)
@@ -559,9 +558,9 @@ def budget_for(device: torch.device) -> int:
 
 
 def default_rows(model: nn.Module, cuda: bool) -> int:
-    """Rows in one pass. A step of a small model is all calls, which cost the same for any number of
-    rows; in a large one more rows bring nothing and have single groups wait. The model may be on
-    the meta device, and run on a GPU."""
+    """Rows in one pass, of a model that may be on the meta device. A step of a small one is all
+    calls, which cost the same for any number of rows; in a large one more rows bring nothing and
+    have single groups wait."""
     if cuda:
         return _CUDA_ROWS
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -569,15 +568,10 @@ def default_rows(model: nn.Module, cuda: bool) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a device can still give."""
+    """Bytes that a device can still give; of the system's memory, within the container's limit
+    where there is one."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    return _free_memory()
-
-
-def _free_memory() -> int:
-    """Bytes that the system can still give, within the container's limit where there is one."""
+        return int(torch.cuda.mem_get_info(device)[0])
     try:
         lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024

@@ -221,7 +221,8 @@ class RunningGroup:
         return ended and (self._consensus is None or self._consensus.known == self.steps)
 
     def settle(self, wait: bool) -> None:
-        """End the group where its majority was settled, as far as that is known, or waited for."""
+        """End the group where its majority was settled, as far as that is known by now, or once it
+        is."""
         if self._consensus is None:
             return
         steps = self._consensus.settled(self.steps, wait)

@@ -173,13 +173,6 @@ def legend(figure: Figure) -> None:
     )
 
 
-def plain_numbers() -> Any:
-    """A formatter without powers: 1,024 rather than 2^10."""
-    from matplotlib.ticker import FuncFormatter
-
-    return FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
-
-
 FORMATS = ("pdf", "svg", "png")
 NO_DATE: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
@@ -277,7 +270,8 @@ def votes(results: Sequence[ArmResult]) -> Figure | None:
                 point = (x, height(entry)[0])
                 number_point(axes, point, entry.width, line[1], above=line[0].coupled)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(plain_numbers())
+    # Without powers: 1,024 rather than 2^10.
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
     axes.set_xlabel("tokens a problem (all W rows)")
     axes.set_title("maj@W (%), points numbered by W", loc="left")
     axes.set_ylim(bottom=0)

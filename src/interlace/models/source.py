@@ -117,7 +117,10 @@ def resolve(
     if text == SMOLLM2:
         return GgufFile(SMOLLM2, _smollm2_file())
     if text in PACKAGED:
-        return _packaged(text)
+        packaged = PACKAGED[text]
+        if (packaged / MANIFEST).exists():
+            return SavedBlocks(text, packaged, Manifest.read(packaged))
+        return HubModel(text, str(packaged))
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder(path, text, gguf_file)
@@ -130,13 +133,6 @@ def resolve(
     if "/" not in text and (hint := nearest(text.lower(), KNOWN_NAMES)):
         raise LoadError(f"There is no model {text!r}.{hint}")
     return _repository(text, revision, gguf_file, token, weights)
-
-
-def _packaged(name: str) -> HubModel | SavedBlocks:
-    folder = PACKAGED[name]
-    if (folder / MANIFEST).exists():
-        return SavedBlocks(name, folder, Manifest.read(folder))
-    return HubModel(name, str(folder))
 
 
 def _smollm2_file() -> Path:

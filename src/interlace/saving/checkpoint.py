@@ -261,7 +261,9 @@ def _write(
             if manifest.base_included:
                 write_base(base, stage / BASE, state)
                 _write_index(stage, manifest.weights_file)
-                _write_refusal(stage)
+                # By this `from_pretrained` ends in an error that says what to call.
+                refusal = {"model_type": f"interlace: {REFUSAL}", WEIGHTS_KEY: REFUSAL}
+                _write_json(stage / CONFIG, refusal)
             if tokenizer is not None:
                 tokenizer.save_pretrained(stage / beside)
     except OSError as error:
@@ -293,11 +295,6 @@ def _write_index(folder: Path, blocks_file: str) -> None:
     # Without the "metadata" of Hugging Face's own index: from_pretrained stops at that, even with a
     # configuration passed to it, and never gives a model that lacks its blocks.
     _write_json(folder / SAFE_WEIGHTS_INDEX_NAME, {"interlace": INDEX_NOTE, "weight_map": weights})
-
-
-def _write_refusal(folder: Path) -> None:
-    """Write a configuration by which `from_pretrained` ends in an error that says what to call."""
-    _write_json(folder / CONFIG, {"model_type": f"interlace: {REFUSAL}", WEIGHTS_KEY: REFUSAL})
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -104,8 +104,8 @@ class Replier:
         aggregates: Sequence[Aggregate] | None = None,
         generated: bool = True,
     ) -> dict[str, Any]:
-        """The unstreamed reply: of prompts with their log-probabilities where the request echoes
-        them, and without what was `generated` where only the prompt was to be scored."""
+        """The unstreamed reply. `scored` are the prompts, where the request echoes them; where
+        nothing is `generated`, they alone were to be scored."""
         width = self.request.width
         choices = []
         for number, group in enumerate(groups):

@@ -66,7 +66,7 @@ def test_a_kind_is_its_reference_in_both_forms(kind: str) -> None:
     coupling: Any = coupling_class(kind)
     shape = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 3}
     config = coupling.Config(**({"rank": 8, "num_heads": 2} if kind == "gated" else shape))
-    block = coupling(config, D, dtype=torch.float64)
+    block = coupling(config, D).double()
     randomise(block.named_parameters(), seed=1)
     x = torch.randn(P * W, S, D, dtype=torch.float64)
     groups = Groups(W, random_alive(P, W, S))

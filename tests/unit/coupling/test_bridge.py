@@ -24,7 +24,7 @@ def random_block(
     kv_heads: int, ratio: int, head_dim: int, hidden: int, dtype: torch.dtype = FLOAT64
 ) -> BridgeBlock:
     config = BridgeConfig(num_heads=kv_heads * ratio, num_kv_heads=kv_heads, head_dim=head_dim)
-    block = BridgeBlock(config, hidden, dtype=dtype)
+    block = BridgeBlock(config, hidden).to(dtype)
     randomise(block.named_parameters(), seed=1)
     return block
 

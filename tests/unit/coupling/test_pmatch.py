@@ -26,7 +26,7 @@ def by_the_equation(block: PMatchBlock, x: Tensor) -> Tensor:
 
 
 def test_block_matches_its_equation() -> None:
-    block = PMatchBlock(CONFIG, 7, dtype=torch.float64)
+    block = PMatchBlock(CONFIG, 7).double()
     randomise(block.named_parameters(), seed=1)
     x = torch.randn(6, 5, 7, dtype=torch.float64)
     torch.testing.assert_close(block(x, Groups(3)), by_the_equation(block, x), rtol=0, atol=1e-12)

@@ -42,7 +42,7 @@ FLOAT64 = torch.float64
 
 def random_block(reads: Reads = "history", **options: Any) -> BridgeBlock:
     config = BridgeConfig(num_heads=4, num_kv_heads=2, head_dim=6, reads=reads, **options)
-    block = BridgeBlock(config, D, dtype=FLOAT64)
+    block = BridgeBlock(config, D).to(FLOAT64)
     randomise(block.named_parameters(), seed=1)
     return block
 
