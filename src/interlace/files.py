@@ -12,6 +12,7 @@ are the user's care.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,23 @@ WRITING = ".interlace-writing"  # being filled: does not count, and the next wri
 WRITTEN = ".interlace-written"  # complete: its entries count and are on their way to their places
 
 LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WAY_OUT = "; make room and start the same run again"
 MANIFEST, CONFIG = "interlace.json", "config.json"  # what says that a folder holds a model
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the system name what is being written, and the way out of a full disk; of
+    writes to an open file it says neither."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        if error.errno in FULL and not str(error.strerror).endswith(WAY_OUT):
+            error.strerror = f"{error.strerror}{WAY_OUT}"
+        raise
 
 
 @contextmanager
@@ -37,22 +54,23 @@ def writing(folder: Path, remove: Iterable[str] = ()) -> Iterator[Path]:
     Yields:
         An empty folder to write into. An error inside leaves `folder` as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    settled(folder)
-    stage = folder / WRITING
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
-        yield stage
-        _sync(stage)
-        stage.rename(folder / WRITTEN)
-    except BaseException:
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        settled(folder)
+        stage = folder / WRITING
         shutil.rmtree(stage, ignore_errors=True)
-        raise
-    _sync_one(folder)
-    settled(folder)
-    for name in remove:
-        _delete(folder / name)
+        stage.mkdir()
+        try:
+            yield stage
+            _sync(stage)
+            stage.rename(folder / WRITTEN)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+        _sync_one(folder)
+        settled(folder)
+        for name in remove:
+            _delete(folder / name)
 
 
 def locate(folder: Path, name: str) -> Path:
@@ -140,7 +158,7 @@ def write_text(path: Path, text: str) -> None:
         OSError: if it cannot be written.
     """
     partial = path.with_name(f".{path.name}")
-    with partial.open("w", encoding="utf-8") as stream:
+    with naming(path), partial.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

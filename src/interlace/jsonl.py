@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import DataFileError, InterlaceError, shortened
-from interlace.files import try_lock
+from interlace.files import naming, try_lock
 
 BOM = b"\xef\xbb\xbf"
 _BLOCK = 2**16
@@ -137,7 +137,8 @@ class Store:
             raise raises(f"{path} is no file that lines can be added to. Choose another output.")
         try:
             # Unbuffered: what a failed write left in a buffer would be written again on closing.
-            self._file = path.open("a+b", buffering=0)
+            with naming(path):
+                self._file = path.open("a+b", buffering=0)
         except OSError as error:
             raise raises(f"{path} cannot be written: {error}. Choose another output.") from error
         if not try_lock(self._file):
@@ -156,7 +157,8 @@ class Store:
         """Have the disk write down what there is, and release the file."""
         try:
             if self._begun and math.isfinite(self._sync_seconds):
-                os.fsync(self._file.fileno())
+                with naming(self.path):
+                    os.fsync(self._file.fileno())
         finally:
             self._file.close()
 

@@ -41,7 +41,15 @@ STALLED_SECONDS = 900.0
 MEMORY_BYTES = 4 * 2**30
 MOST_CHILDREN = 8
 
-_PASSED_ON = ("PATH", "HOME", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+_PASSED_ON = (
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "SYSTEMROOT",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "PYTHONDONTWRITEBYTECODE",
+)
 # -P, and not -m: a file json.py in the current folder must not stand in for the library's.
 _PROGRAM = (sys.executable, "-P", "-c", "from interlace.verifier_child import main; main()")
 

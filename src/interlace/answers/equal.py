@@ -64,13 +64,15 @@ _GLUED = (
 )
 _POWER = r"(?:\^\{?[23]\}?)?"
 _AMONG_WORDS = re.compile(
-    r"(?:[A-Za-z]{2,}+:? ++|[$\u20ac\u00a3])*+(-?(?:[0-9][0-9,]*+(?:\.[0-9]++)?(?:/[0-9]++)?))"
+    r"(?:[A-Za-z]{2,}+(?:: *+| ++)|[$\u20ac\u00a3])*+"
+    r"(-?(?:[0-9][0-9,]*+(?:\.[0-9]++)?(?:/[0-9]++)?))"
     rf"(?:(?:[ -]++{_UNIT}|[ -]*+{_GLUED}){_POWER}(?:/[A-Za-z]++{_POWER})?|[ -]*+%)*+"
 )
 # Words that make another number of the one beside them.
 _OTHERWISE = re.compile(
     r"\b(?:not?|minus|negative|half|halves|twice|double|triple|thrice|root|squared|cubed|hundred|"
-    r"thousand|[mbtr]+illion|repeating|recurring|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths|"
+    r"repeating|recurring|"
+    r"thousand|[mbtr]+illion|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths|"
     r"pi|sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc)\b|\b(?:than|over|under|above|below)\b.*[0-9]"
 )
 _UNIT_TEXT = re.compile(

@@ -54,7 +54,12 @@ _END = re.compile(
 )
 _NOT_BUT = re.compile(r"not\b[^.\n]{1,60}?\bbut\s+")
 _AND = re.compile(r"[\s$]*(?:,?\s*(?:and|or)|,|\\text\s*\{,?\s*(?:and|or)\s*\})[\s$]*")
-_BLOCKS = ((r"\[", r"\]"), ("$$", "$$"), (r"\begin{align*}", r"\end{align*}"))
+_BLOCK = re.compile(
+    r"\\\[(.*?)(?:\\\]|$)|\$\$(.*?)(?:\$\$|$)"
+    r"|\\begin\{((?:equation|align|gather|multline)\*?)\}(.*?)(?:\\end\{\3\}|$)",
+    re.DOTALL,
+)
+_QUOTED = re.compile(r"^>[ \t]?", re.MULTILINE)
 _FENCE = re.compile(r"`{3,}\w*[ \t]*\n(.*?)(?:\n[ \t]*`{3,}|$)", re.DOTALL)
 _LINE_MARKER = re.compile(r"(?:>[ \t]*|[-*+\u2022][ \t]+|[0-9]{1,3}[.)][ \t]+)+")
 _RULE = re.compile(r"[|:\- \t]+")
@@ -137,9 +142,16 @@ def marked_answers(text: str) -> Iterator[str]:
     """The answers that are marked as such, the last first; wordy ones after all others."""
     text = text.rstrip()
     wordy = []
+    boxes = list(itertools.islice(_boxes(text), MAX_MARKS))
     # Each kind from its end on, so that a text of marks alone costs no more than `MAX_MARKS`.
     for _, found in itertools.islice(
-        heapq.merge(_boxes(text), _hashes(text), _said(text), reverse=True), MAX_MARKS
+        heapq.merge(
+            ((begin, answer) for begin, _, answer in boxes),
+            _hashes(text),
+            _said(text, [range(begin, end) for begin, end, _ in boxes]),
+            reverse=True,
+        ),
+        MAX_MARKS,
     ):
         answer = found.strip().strip("*_").strip()
         if not set(answer) - _EMPTY or _COMMENT.match(answer):
@@ -161,8 +173,10 @@ def _hashes(text: str) -> Iterator[tuple[int, str]]:
             yield found.start(), line
 
 
-def _said(text: str) -> Iterator[tuple[int, str]]:
+def _said(text: str, boxes: list[range]) -> Iterator[tuple[int, str]]:
     for found in reversed(list(_SAID.finditer(text))):
+        if any(found.start() in box for box in boxes):
+            continue  # it is a part of that
         after = text[found.end() : found.end() + 2 * MAX_ANSWER]
         if found["json"]:
             yield found.start(), _in_json(after)
@@ -180,15 +194,17 @@ def _answer_in(after: str) -> str:
     content = after.lstrip(" \t\r\n*_")
     if "\n" in after[: len(after) - len(content)]:
         content = after.lstrip(" \t\r\n")  # a star may be a bullet here
+        if content.startswith(">"):
+            content = _QUOTED.sub("", content).lstrip()
         content = content[getattr(_LINE_MARKER.match(content), "end", int)() :]
         if content.startswith("|"):
             return _in_table(content)
     fence = _FENCE.match(content)
     if fence:
         return fence[1]
-    for opening, closing in _BLOCKS:
-        if content.startswith(opening):
-            return content[len(opening) :].partition(closing)[0]
+    block = _BLOCK.match(content)
+    if block:
+        return block[block.lastindex or 0]
     return _sentence(_NOT_BUT.sub("", content.lstrip("*_"), count=1))
 
 
@@ -227,7 +243,7 @@ def _sentence(text: str) -> str:
     return text
 
 
-def _boxes(text: str) -> Iterator[tuple[int, str]]:
+def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
     """The contents of the boxes that close and are not blank, the one that opens last first."""
     opened: list[re.Match[str] | None] = []
     # One pass with a stack: looking for each box's end in turn takes quadratic time.
@@ -248,5 +264,5 @@ def _boxes(text: str) -> Iterator[tuple[int, str]]:
     for (begin, end, start), before in itertools.zip_longest(spans, spans[1:]):
         joined.insert(0, text[begin:end].strip())
         if before is None or not _AND.fullmatch(text, before[1] + 1, start):
-            yield begin, ", ".join(joined)
+            yield begin, end, ", ".join(joined)
             joined.clear()

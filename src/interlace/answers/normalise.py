@@ -10,7 +10,7 @@ The rule, in order:
    own normaliser (arXiv 2103.03874). Units that are words stay: "5 minutes" is not "5 hours".
 3. `x = 5`, `f(3) = 5`, `x \in ...` and `6 \times 12 = 72` are their right sides: a side that is
    only a name, or that has a value, says nothing. So is `5 = x` its left one. `x + y = 5` stays an
-   equation.
+   equation. `1/3 \approx 0.333` is 1/3, and `x \approx 0.333` is 0.333.
 4. Several answers: `3, 5`, `3 and 5`, `4 \pm 1`, `\{3, 5\}` and `x = 3, x = 5` are one list, in any
    order; but `x < 3 or x > 5` is not `x < 3 and x > 5`. A comma before a blank or within brackets
    separates; `1,000` and `1 000` are numbers. `(3, 5)`, `[3, 5]` and `[3, 5)` are pairs, points or
@@ -56,7 +56,7 @@ _FOLDED = str.maketrans(
         "≤": r"\le ",
         "≥": r"\ge ",
         "≠": r"\ne ",
-        "≈": "=",
+        "≈": r"\approx ",
         "∈": r"\in ",
         "±": r"\pm ",
         "\u222a": r"\cup ",
@@ -173,6 +173,10 @@ def undress(text: str) -> str:
     text = _ROOT_COMMAND.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text)
     text = _FRACTION.sub(lambda m: r"\frac" + (f"{{{m[1]}}}" if m[1] else ""), text)
     text = _INDEX.sub(r"_\1", _BARE_BOTTOM.sub(r"\1{\2}", text))
+    exact, sign, about = text.partition(r"\approx")
+    if sign:  # 1/3 is exact in 1/3 ≈ 0.333; x ≈ 0.333 says no more than that
+        named = not exact.strip() or _NAMED.fullmatch(_squeezed(sides(exact)[-1]))
+        text = f"{exact}={about}" if named else exact
     return _strip(" ".join(text.split()))
 
 

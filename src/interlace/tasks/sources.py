@@ -132,9 +132,10 @@ def column(row: Row, names: Sequence[str]) -> Any:
     for name in names:
         if row.get(name) is not None:
             return row[name]
+    empty = [name for name in names if name in row]
     raise TaskError(
         f"A row needs the column {' or '.join(map(repr, names))}; this one has "
-        f"{', '.join(map(repr, row)) or 'none'}."
+        + (f"null in {empty[0]!r}." if empty else f"{', '.join(map(repr, row)) or 'none'}.")
     )
 
 
@@ -164,7 +165,7 @@ def answer_in(row: Row, names: Sequence[str]) -> str:
             'itself, "42" rather than ["42"].'
         )
     endless = isinstance(value, float) and not math.isfinite(value)  # JSON has none, Python's has
-    if endless or not str(value).strip():
+    if endless or not any(sign.isprintable() and sign != " " for sign in str(value)):
         raise TaskError(
             f"A reference answer is not empty, nor NaN or infinity; got {value!r:.60}. Leave "
             "out the rows without one."

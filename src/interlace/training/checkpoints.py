@@ -35,7 +35,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from interlace.attached import is_attached, unwrapped
 from interlace.errors import CheckpointError, ConfigError, RunError, reading
-from interlace.files import locked_folder, writing
+from interlace.files import locked_folder, naming, writing
 from interlace.jsonl import read_object
 from interlace.saving.checkpoint import save
 from interlace.training.arguments import GroupArguments, Train
@@ -47,6 +47,7 @@ STATE = "trainer_state.json"
 WEIGHTS = "trained.safetensors"
 RESULT = "model"
 PARTIAL = ".partial-"
+TORN = ("unexpected pos", "PytorchStreamWriter", "inline_container")  # torch, of a short write
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -62,9 +63,10 @@ def held(folder: Path) -> Iterator[None]:
         "checkpoints. Wait for it, or choose another output_dir."
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         held_open = ExitStack()
-        held_open.enter_context(locked_folder(folder, refusal))
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held_open.enter_context(locked_folder(folder, refusal))
     except OSError as error:
         raise RunError(f"The run folder {folder} cannot be written: {error}.") from error
     with held_open:
@@ -454,8 +456,8 @@ class ResumableTrainer(Trainer):
                 save_result(model, folder, self.args.train, self.tokenizer)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
-                    f"The trained model could not be written into {folder}: {error}. Make room and "
-                    "run the same command again: it goes on from the last checkpoint."
+                    f"The trained model could not be written into {folder}: {error}. Once there "
+                    "is room, the same command goes on from the last checkpoint."
                 ) from error
         self.accelerator.wait_for_everyone()
         return folder
@@ -484,8 +486,11 @@ class ResumableTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:  # as each file's writer has it
             shutil.rmtree(unfinished, ignore_errors=True)  # it would go on filling the disk
             kept = all_checkpoints(self.folder)
+            why = first_line(error)
+            if any(word in why for word in TORN):
+                why = f"torch could not write all of a file, as on a full disk ({why})"
             raise CheckpointError(
-                f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
+                f"The checkpoint of step {self.state.global_step} could not be written: {why}. "
                 f"The last good one is {kept[0].name if kept else 'none'}; make room and run the "
                 "same command again to go on from there."
             ) from error

@@ -1,4 +1,5 @@
-"""What a run writes: JSON lines that follow its steps, and the table of sampled completions."""
+"""What a run writes: JSON lines that follow its steps, the table of sampled completions, and its
+bar."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import ProgressCallback
+
 from interlace.errors import RunError, reading
+from interlace.files import naming
 from interlace.jsonl import Store, as_line, read
 from interlace.terminal import Table
 
@@ -26,7 +30,7 @@ class Journal:
             return
         partial = self.path.with_suffix(".partial")
         # A new file: who follows the journal sees by that that lines were taken back.
-        with partial.open("wb") as stream:
+        with naming(self.path), partial.open("wb") as stream:
             for number, entry in read(self.path, RunError, own=True):
                 if type(entry.get("step")) is not int:
                     partial.unlink()
@@ -45,6 +49,29 @@ class Journal:
         with Store(self.path, RunError, sync_seconds=math.inf) as store:
             store.begin()
             store.append({"step": step, **entry})
+
+
+class ProgressBar(ProgressCallback):
+    """Hugging Face's bar, which shows what people watch; metrics.jsonl and TensorBoard have all."""
+
+    WATCHED = ("loss", "reward", "pass@1", "coverage", "vote")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the latest values behind the bar, and those of an evaluation in a line above it."""
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.shown = getattr(self, "shown", {}) | {
+                name: f"{logs[name]:.3g}" for name in self.WATCHED if name in logs
+            }
+            self.training_bar.set_postfix(self.shown)
+        found = [
+            f"{name.removeprefix('eval_').replace('_', ' ')} {value:.1%}"
+            for name, value in logs.items()
+            if name.startswith("eval_") and name.rpartition("/")[2] in self.WATCHED[2:]
+        ]
+        if found:
+            self.training_bar.write(f"Held-out, step {state.global_step}: {', '.join(found)}")
 
 
 _LONGEST = 400  # characters of a text that are shown

@@ -143,7 +143,8 @@ def _content(folder: Path) -> set[str]:
     if not folder.exists():
         return set()
     with reading(RunError, f"The run folder {folder} cannot be read"):
-        return {entry.name for entry in folder.iterdir()} - {LOCK}
+        # A kill while the recipe was written leaves no run that could be lost.
+        return {entry.name for entry in folder.iterdir()} - {LOCK, f".{RECIPE}"}
 
 
 def _blocks_word(recipe: Recipe, start: Path | None) -> str:

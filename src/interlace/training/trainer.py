@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 
 from interlace import huge_pages
 from interlace.attached import get_attachment, is_attached, unwrapped
@@ -47,7 +47,7 @@ from interlace.training.data import (
     settled_args,
     take_adapters,
 )
-from interlace.training.logging import Journal
+from interlace.training.logging import Journal, ProgressBar
 from interlace.training.rollout import Judge, Sampler, Verdicts, measure
 from interlace.training.weights import (
     Skeleton,
@@ -205,6 +205,10 @@ class GroupTrainer(ResumableTrainer):
             callbacks=list(callbacks or ()),
             optimizers=optimizers,
         )
+        for own in list(self.callback_handler.callbacks):
+            if type(own) is ProgressCallback:
+                self.remove_callback(own)
+                self.add_callback(ProgressBar)
         self.tokenizer, self.train_dataset = tokenizer, train_dataset
         self.skeleton = Skeleton(model) if self.is_fsdp_enabled else None
         # DeepSpeed, and accelerate's FSDP in mixed precision, keep weights of 32 bits of their own.

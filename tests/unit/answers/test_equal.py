@@ -288,6 +288,13 @@ x<1 \text{ or } x>2       | x>2 or x<1
 2+0.\overline{3}          | \frac73
 [0.\overline{3}, 1)       | [1/3, 1)
 x = 0.\overline{3}        | 1/3
+\approx 72                | 72
+x \approx 3.14            | 3.14
+1/3 ≈ 0.333               | 1/3
+x = \frac13 \approx 0.333 | 1/3
+\sqrt{2} \approx 1.414    | \sqrt{2}
+\text{The answer is } 72  | 72
+\text{Answer: } 72        | 72
 \boxed72                  | 72
 \boxed 72                 | 72
 \boxed\frac12             | 0.5
@@ -354,6 +361,8 @@ x > e^{-99}               | x > e^{-98}
 0.3 repeating             | 0.3
 0.333...                  | 0.333
 0.(3)                     | 0.3
+1/3 ≈ 0.333               | 0.333
+\sqrt{2} \approx 1.414    | 1.414
 \overline{AB}             | AB
 \overline{3}              | 3
 \bar{3}                   | 3

@@ -54,6 +54,13 @@ from interlace.answers import extract_answer, normalise_answer
         ("Answer: **72** apples", "72"),
         ("Answer: 72 **apples** and more", "72 **apples** and more"),
         ("Answer: 2**3", "2**3"),
+        ("The answer is:\n\\begin{equation}\n72\n\\end{equation}\nof 3", "72"),
+        ("The answer is:\n\\begin{align}\nx &= 72\n\\end{align}", "x &= 72"),
+        ("The answer is\n> \\[\n> 72\n> \\]\n> in 3 steps", "72"),
+        ("Answer:\n> 72\n> in 3 steps", "72"),
+        # what is said in a box is a part of it
+        (r"\boxed{\text{The answer is } 72}", r"\text{The answer is } 72"),
+        (r"The answer is \boxed{\text{Answer: } 72} of 3", r"\text{Answer: } 72"),
         # a box takes what follows it
         (r"so \boxed72 after 3 steps", "72"),
         (r"so $\boxed 72$ after 3 steps", "72"),

@@ -111,7 +111,7 @@ def test_full_disk_under_the_report_says_how_to_go_on(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # stands for the disk
     try:
-        with pytest.raises(RunError, match=r"File too large.*Make room.*same command again"):
+        with pytest.raises(RunError, match=r"File too large.*make room.*same command goes on"):
             carry_out(folder, MINIATURE, console)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

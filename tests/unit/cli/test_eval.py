@@ -269,6 +269,34 @@ def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
     assert "2 rows were there before" in err
 
 
+@pytest.mark.parametrize(
+    ("size", "name"), [(100, "config.json"), (2_500, "records.jsonl"), (9_000, "'disk'")]
+)
+def test_a_full_disk_is_named_with_the_way_out_and_loses_nothing(run, size, name):
+    resource = pytest.importorskip("resource")
+    command = (*SUMS, *QUICK[:2], "--max-new-tokens", 5, "--widths", "1,2")
+    command = (*command, "--figures", "png" if name == "'disk'" else "none")
+    # First, so that no child has to start, and to write bytecode, on the full disk.
+    assert run(*command, "--output", "whole")[0] == 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # stands for the disk
+    try:
+        status, out, err = run(*command, "--output", "disk")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = " ".join(err.split())
+    assert (status, out) == (2, "")
+    assert name in said
+    assert "File too large" in said
+    assert "ake room and start the same run again" in said
+    before = Path("disk/records.jsonl").read_bytes()
+    kept = before[: before.rfind(b"\n") + 1]
+    assert run(*command, "--output", "disk")[0] == 0
+    assert Path("disk/records.jsonl").read_bytes().startswith(kept)
+    same = [{r.key: r.texts for r in read_records(f"{p}/records.jsonl")} for p in ("disk", "whole")]
+    assert same[0] == same[1]
+
+
 @pytest.mark.slow
 def test_a_command_killed_from_outside_goes_on_to_the_same_result(run, model):
     command = ["--model", str(model), "--task", "chain-arithmetic", "--limit", "60"]

@@ -293,6 +293,8 @@ def test_jsonl_without_a_file() -> None:
         ({"v": 42}, r"text or a number; got a dict"),
         (float("nan"), "nor NaN or infinity; got nan"),
         (1e999, "nor NaN or infinity; got inf"),
+        (" \u200b", "not empty"),
+        (None, "this one has null in 'answer'"),
         (True, "got true or false"),
         ("", "is not empty"),
         ("  ", "is not empty"),

@@ -23,7 +23,7 @@ from interlace.training import trainer
 from interlace.training.logging import as_markdown, show_in_tensorboard
 from interlace.training.rollout import RolledGroup
 from interlace.training.trainer import Tally, measuring_blocks
-from support.training import tiny_model
+from support.training import Evens, grpo, tiny_model
 
 
 def test_a_phase_within_a_phase_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +35,21 @@ def test_a_phase_within_a_phase_is_counted_once(monkeypatch: pytest.MonkeyPatch)
     with tally.timed("score"):
         pass
     assert tally.seconds == {"score": 10.0 - 3.0 + 2.0, "guard": 3.0}
+
+
+def test_the_bar_shows_what_people_watch_and_not_every_number(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fails where Hugging Face's callback prints a dict of some forty numbers a step."""
+    measured = {"eval_strategy": "steps", "eval_steps": 2, "eval_widths": [1, 2]}
+    run = grpo(tmp_path, max_steps=2, disable_tqdm=False, eval_dataset=Evens(), **measured)
+    run.train()
+    out, err = capfd.readouterr()
+    shown = out + err
+    assert "{" not in shown
+    assert "loss=" in err
+    assert "coverage=" in err
+    assert "Held-out, step 2: width 1/coverage" in shown
 
 
 @pytest.mark.parametrize("kind", ["bridge", "pmatch"])

@@ -21,12 +21,14 @@ from interlace import (
     PMatchConfig,
 )
 from interlace.errors import ConfigError, RunError
+from interlace.files import LOCK
 from interlace.tasks import list_tasks
 from interlace.training.recipe import STAGES, load_recipe, packaged_recipes, parse_recipe
 from interlace.training.run import (
     RECIPE,
     as_yaml,
     blocking_differences,
+    holding,
     prepare_folder,
     starting_folder,
 )
@@ -341,6 +343,28 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "grpo" / "thesis.tex").touch()
     with pytest.raises(RunError, match=r"not empty and has no recipe\.yaml"):
         prepare_folder(recipe(output_dir=str(tmp_path)), "grpo")
+
+
+@pytest.mark.parametrize("moment", ["pathlib.Path.mkdir", "os.fsync", "pathlib.Path.replace"])
+def test_a_run_killed_while_it_begins_its_folder_begins_again(moment, tmp_path, monkeypatch):
+    """Fails if the half of a recipe that it left stands for something of the user's."""
+    now = recipe(output_dir=str(tmp_path / "new"))
+    folder = now.folder("grpo")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, killed)
+        with pytest.raises(KeyboardInterrupt), holding(folder):
+            prepare_folder(now, "grpo")
+    assert not (folder / "recipe.yaml").exists()
+    with holding(folder):
+        assert prepare_folder(now, "grpo") is False
+    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == now.resolved("grpo") | {
+        "blocks": "fresh"
+    }
+    assert {entry.name for entry in folder.iterdir()} == {"recipe.yaml", LOCK}
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,8 @@ def carry_out(folder: Path, settings: Settings, console: Console, *, restart: bo
             raise
         except OSError as error:
             raise RunError(
-                f"The demo could not write or read its files in {folder}: {error}. Make room "
-                "there and run the same command again: it goes on from what is done."
+                f"The demo could not write or read its files in {folder}: {error}. The same "
+                "command goes on from what is done."
             ) from error
     return 0
 
