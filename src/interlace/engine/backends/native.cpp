@@ -119,12 +119,16 @@ void transpose(V (&t)[LANES]) {  // rows n and n + 8 interleaved, four times
   }
 }
 
-// out[r][16c..] = x[r] . w[c], for R rows and C blocks of outputs.
+// out[r][16c..] = x[r] . w[c], for R rows and C blocks of outputs. Meanwhile what is needed `later`
+// comes from memory.
 template <class T, int R, int C>
 void tile(const float* x, int64_t x_next, const float* w, int64_t w_next, int64_t words, float* out,
-          int64_t out_next) {
-  V sum[R][C] = {};
+          int64_t out_next, const float* later) {
+  V sum[R][C];
+  for (auto& row : sum)
+    for (V& one : row) one = V{};
   for (int64_t k = 0; k < words; k++) {
+    __builtin_prefetch(later + k * LANES, 0, 2);
     V b[C];
     for (int c = 0; c < C; c++) {
       b[c] = load(w + c * w_next + k * LANES);
@@ -167,12 +171,12 @@ void sized_tile(int rows, int blocks, A... args) {
 
 template <class T>
 void multiply(const float* x, int64_t x_next, const float* w, int64_t w_next, int64_t words, float* out,
-              int64_t out_next, int rows, int blocks) {
+              int64_t out_next, int rows, int blocks, const float* later) {
   for (int c = 0; c < blocks; c += COLUMNS)
     for (int r = 0; r < rows; r += ROWS)
       sized_tile<T, ROWS, COLUMNS>(std::min(ROWS, rows - r), std::min(COLUMNS, blocks - c),
                                    x + r * x_next, x_next, w + c * w_next, w_next, words,
-                                   out + r * out_next + c * LANES, out_next);
+                                   out + r * out_next + c * LANES, out_next, later);
 }
 
 }  // namespace
@@ -261,9 +265,11 @@ void product(const Product& p, const float* x, int rows, Share share, F done) {
       for (int r = 0; r < rows; r += ROWS) {
         alignas(64) float sums[2][ROWS * COLUMNS * LANES];
         const int here = std::min(ROWS, rows - r);
-        for (int half = 0; half <= PAIR; half++)
-          multiply<T>(x + r * words, words, weight + (b + half * blocks) * next, next, words, sums[half],
-                      COLUMNS * LANES, here, some);
+        for (int half = 0; half <= PAIR; half++) {
+          const float* w = weight + (b + half * blocks) * next;
+          multiply<T>(x + r * words, words, w, next, words, sums[half], COLUMNS * LANES, here, some,
+                      rows < ROWS ? w : w + (some + r / ROWS) * next);
+        }
         const int valid = std::min(some * LANES, p.outputs[part] - b * LANES);
         for (int n = 0; n < here; n++)
           done(r + n, first + b * LANES, valid, sums[0] + n * COLUMNS * LANES,
@@ -332,11 +338,12 @@ struct Reading {
   void read(int from, int count, const T* k, const T* v, int n) {
     int start = n;
     for (int m = from; m < from + count; m++) start = std::min(start, first[m]);
+    start = start / KEYS * KEYS;  // so that a query's parts do not depend on its neighbours
     for (int u = start; u < n; u += KEYS) {
       const int here = std::min(KEYS, n - u), blocks = (here + LANES - 1) / LANES;
       turn_keys(k + int64_t(u) * dim, here);
       multiply<float>(&q[from * dim], dim, keys.data(), dim * LANES, dim, &scores[from * KEYS], KEYS,
-                      count, blocks);
+                      count, blocks, keys.data());
       for (int m = from; m < from + count; m++) weigh(m, first[m] - u, here, blocks);
       const int columns = padded / LANES;
       for (int i = 0; i < here; i++)
@@ -344,7 +351,7 @@ struct Reading {
           save(&values[(c * KEYS + i) * LANES],
                load_some(v + int64_t(u + i) * dim + c * LANES, std::min(LANES, dim - c * LANES)));
       multiply<float>(&scores[from * KEYS], KEYS, values.data(), KEYS * LANES, here, &part[from * padded],
-                      padded, count, columns);
+                      padded, count, columns, values.data());
       for (int i = from * padded; i < (from + count) * padded; i++) out[i] += part[i];
     }
   }
@@ -354,14 +361,24 @@ struct Reading {
  private:
   template <class T>
   void turn_keys(const T* k, int here) {
+    constexpr int IN_WORD = 4 / sizeof(T);  // heads are of even size where it is two
     for (int b = 0; b * LANES < here; b++)
-      for (int c = 0; c < dim; c += LANES) {
+      for (int c = 0; c < dim; c += LANES * IN_WORD) {
         V t[LANES];
-        const int some = std::min(LANES, dim - c);
-        for (int i = 0; i < LANES; i++)
-          t[i] = b * LANES + i < here ? load_some(k + int64_t(b * LANES + i) * dim + c, some) : V{};
+        const int some = std::min(LANES, (dim - c) / IN_WORD);
+        for (int i = 0; i < LANES; i++) {
+          const T* from = k + int64_t(b * LANES + i) * dim + c;
+          t[i] = b * LANES + i < here ? load_some(reinterpret_cast<const float*>(from), some) : V{};
+        }
         transpose(t);
-        for (int i = 0; i < some; i++) save(&keys[(b * dim + c + i) * LANES], t[i]);
+        float* to = &keys[(b * dim + c) * LANES];
+        for (int i = 0; i < some; i++) {
+          if (IN_WORD == 1) save(to + i * LANES, t[i]);
+          else {
+            save(to + 2 * i * LANES, (V)((VI)t[i] << 16));
+            save(to + (2 * i + 1) * LANES, (V)((VI)t[i] & int32_t(0xffff0000)));
+          }
+        }
       }
   }
 

@@ -52,7 +52,8 @@ _FLAGS = "INTERLACE_NATIVE_FLAGS"  # further flags for the compiler
 _SOURCE = Path(__file__).with_name("native.cpp")
 _COMPILERS = ("g++", "clang++", "c++")
 _LANES = 16  # outputs of a block of weights
-_CHUNK = 8  # rows that read their prompt together
+_CHUNK = 32  # rows that read their prompt together, on one thread
+_SHORTEST = 8  # of several threads
 _MOST_DIM = 512  # of a head
 _SECONDS = 300  # for a compiler
 
@@ -346,7 +347,7 @@ class NativeBackend(CPUBackend):
             alone = self._attachment.config.skips_alone and self._owners.alone()
             has_blocks = alone is not True and not self._attachment.handle.disabled
             skips = alone if isinstance(alone, Tensor) else None
-        chunks, order = _chunks([row.prompt.place for row in rows])
+        chunks, order = _chunks([row.prompt.place for row in rows], torch.get_num_threads())
         readers, read = _sets(rows) if has_blocks else ([], [])
         lists = [
             [row.length for row in rows],
@@ -409,14 +410,15 @@ def _store(store: Store) -> _Store:
     return _Store(data.data_ptr(), *(data.stride(axis) for axis in range(3)))
 
 
-def _chunks(prompts: Sequence[int]) -> tuple[list[int], list[int]]:
+def _chunks(prompts: Sequence[int], threads: int) -> tuple[list[int], list[int]]:
     """Rows in the order of their prompts, and where a part of it begins that reads its prompt
-    together."""
+    together: the longer, the less work, the shorter, the more threads have some."""
+    longest = max(_CHUNK // threads, _SHORTEST)
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
     starts = [0]
     for place in range(1, len(order)):
         is_same = prompts[order[place]] == prompts[order[place - 1]]
-        if not is_same or place - starts[-1] == _CHUNK:
+        if not is_same or place - starts[-1] == longest:
             starts.append(place)
     return [*starts, len(order)], order
 
