@@ -132,7 +132,7 @@ def check_i3_reach(subject: Subject) -> None:
         return
     if subject.kind == "bridge":
         config = bridge_config(num_heads=2, num_kv_heads=1, head_dim=4, reads=subject.reads)
-    block: Any = coupling_class(config.kind)(config, 5, dtype=torch.float64)  # type: ignore[call-arg]
+    block: Any = coupling_class(config.kind)(config, 5).double()  # type: ignore[call-arg]
     randomise(block.named_parameters(), seed=13)
     generator = torch.Generator().manual_seed(14)
     x = torch.randn(COUNT * 3, 8, 5, generator=generator, dtype=torch.float64)
@@ -151,7 +151,7 @@ def _check_lanes(config: LaneRoPEConfig | HogwildConfig) -> None:
     theta = torch.tensor([1.0, 0.1], dtype=torch.float64)
     if isinstance(config, LaneRoPEConfig):
         config = replace(config, prompt="first")
-    block: Any = coupling_class(config.kind)(config, theta, dtype=torch.float64)  # type: ignore[call-arg]
+    block: Any = coupling_class(config.kind)(config, theta).double()  # type: ignore[call-arg]
     randomise(block.named_parameters(), seed=13)
     generator = torch.Generator().manual_seed(14)
     q, k, v = (

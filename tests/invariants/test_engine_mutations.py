@@ -455,8 +455,8 @@ def sets_of_all(rows: Any) -> Any:
     return readers, [[row.place for row in rows]] * len(readers)
 
 
-def chunks_of_all(prompts: list[int]) -> Any:
-    return _native_chunks([0] * len(prompts))
+def chunks_of_all(prompts: list[int], threads: int) -> Any:
+    return _native_chunks([0] * len(prompts), threads)
 
 
 _ALL = [
