@@ -165,6 +165,10 @@ class BridgeBlock(Coupling):
         """Zero, with a gradient of zeros for every parameter, which data-parallel reducers need."""
         return sum(0 * p.sum() for p in self.parameters() if p.requires_grad)
 
+    def layer(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
+        """X + Bridge(Norm(X)), here so that the method is in one file. Equation (1)."""
+        return x + self.added(x, rows)
+
     def added(self, x: Float[Tensor, "R S D"], rows: Rows) -> Float[Tensor, "R S D"]:
         """Bridge(Norm(X)), what the block adds to X. Equations (1), (8)."""
         count = rows.check(x.shape[0], x.shape[1])
