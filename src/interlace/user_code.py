@@ -70,7 +70,6 @@ def blame(
 
     `what` begins the message: "The reward length". `function` is what was called, for where it
     stands.
-
     """
     if isinstance(error, InterlaceError | KeyboardInterrupt):
         raise error  # of a function of ours, and says what is wrong; or the user's

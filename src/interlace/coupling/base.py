@@ -49,7 +49,7 @@ class Coupling(nn.Module):
 
     What it adds starts at zero, so that the attached model is the base model (I1). Its constructor
     takes `(config, hidden_size)`, or what its `sizes` give in place of the second, and makes its
-    weights where, and as, torch's defaults say, which `build` sets.
+    weights where, and as, torch's defaults say; `build` says where, and turns them into a dtype.
 
     Attributes:
         kind: Name in files, and in the names of its parameters.
@@ -122,13 +122,11 @@ class Coupling(nn.Module):
     ) -> Coupling:
         """The module for one place: a layer, or None for the model as a whole."""
         make: Any = cls
-        sizes, before = cls.sizes(base, layer or 0), torch.get_default_dtype()
-        torch.set_default_dtype(dtype or before)
-        try:
-            with nullcontext() if device is None else device:
-                made: Coupling = make(config, *sizes)
-        finally:
-            torch.set_default_dtype(before)
+        sizes = cls.sizes(base, layer or 0)
+        with nullcontext() if device is None else device:
+            made: Coupling = make(config, *sizes)
+        # Not by torch's default dtype: it is the whole process's, and other threads compute by it.
+        made.to(dtype=dtype)
         made.place = layer or 0
         return made
 

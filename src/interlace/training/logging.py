@@ -55,15 +55,15 @@ class ProgressBar(ProgressCallback):
     """Hugging Face's bar, which shows what people watch; metrics.jsonl and TensorBoard have all."""
 
     WATCHED = ("loss", "reward", "pass@1", "coverage", "vote")
+    shown: Mapping[str, str] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the latest values behind the bar, and those of an evaluation in a line above it."""
         if self.training_bar is None or not logs:
             return
         if "loss" in logs:
-            self.shown = getattr(self, "shown", {}) | {
-                name: f"{logs[name]:.3g}" for name in self.WATCHED if name in logs
-            }
+            new = {name: f"{logs[name]:.3g}" for name in self.WATCHED if name in logs}
+            self.shown = {**self.shown, **new}
             self.training_bar.set_postfix(self.shown)
         found = [
             f"{name.removeprefix('eval_').replace('_', ' ')} {value:.1%}"

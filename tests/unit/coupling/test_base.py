@@ -15,6 +15,7 @@ import torch
 import interlace
 from interlace import Groups
 from interlace.coupling.base import Coupling, places
+from interlace.coupling.bridge import BridgeBlock, BridgeConfig
 from interlace.coupling.config import CouplingConfig
 from interlace.coupling.registry import (
     COUPLINGS,
@@ -24,7 +25,7 @@ from interlace.coupling.registry import (
     default_config,
 )
 from interlace.rows import Owners
-from support.architectures import random_alive, randomise
+from support.architectures import build, random_alive, randomise
 from support.reference import reference
 
 P, W, S, D = 2, 3, 5, 7
@@ -109,3 +110,19 @@ def test_nothing_compares_with_the_name_of_a_kind() -> None:
     for path in SOURCE.rglob("*.py"):
         found = re.findall(rf"""[!=]=\s*\(?["'](?:{names})["']""", path.read_text(encoding="utf-8"))
         assert not found, f"{path.relative_to(SOURCE)} asks for a kind by name: {found}"
+
+
+def test_a_block_is_built_in_another_dtype_without_touching_the_process() -> None:
+    seen: list[torch.dtype] = []
+
+    class Watched(BridgeBlock):
+        def __init__(self, config: BridgeConfig, hidden_size: int) -> None:
+            super().__init__(config, hidden_size)
+            seen.append(torch.get_default_dtype())  # which other threads compute with
+
+    base = build("llama").config
+    config = BridgeConfig(num_heads=2, num_kv_heads=1, head_dim=4)
+    block = Watched.build(config, base, 0, torch.device("meta"), torch.bfloat16)
+    assert seen == [torch.float32]
+    assert {p.dtype for p in block.parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in block.parameters()} == {"meta"}
