@@ -83,8 +83,10 @@ def carry_out_queue(
     places: Places,
     chosen: Sequence[Unit],
     script: Path = RUN,
+    minutes: float | None = None,
 ) -> bool:
-    """Do the chosen units in their order; `script` does one of them when it gets `--unit`."""
+    """Do the chosen units in their order, or what `minutes` allow; `script` does one of them when
+    it gets `--unit`."""
     if given.list:
         for unit in chosen:
             state = "stale" if places.is_stale(unit) else "done" if places.outcome(unit) else ""
@@ -101,7 +103,7 @@ def carry_out_queue(
         except OSError:
             sys.exit(f"Another process works in {places.out}; wait for it, or use another --out.")
         tell = lambda line: print(line, flush=True)  # noqa: E731
-        return Queue(chosen, config, places, given.workers, tell, script).run()
+        return Queue(chosen, config, places, given.workers, tell, script).run(minutes)
 
 
 def only(wishes: Sequence[str], units: Sequence[Unit]) -> list[Unit]:

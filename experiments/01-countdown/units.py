@@ -114,15 +114,7 @@ def load_config(smoke: bool = False, overrides: Sequence[str] = ()) -> Config:
     """The settings of `config.yaml`, with the preset and `section.key=value` on top."""
     config: Config = yaml.safe_load((HERE / "config.yaml").read_text(encoding="utf-8"))
     preset = config.pop("smoke")
-    if smoke:
-        config = merged(config, preset)
-    for override in overrides:
-        path, _, value = override.partition("=")
-        change: Any = yaml.safe_load(value)
-        for key in reversed(path.split(".")):
-            change = {key: change}
-        config = merged(config, change)
-    return config
+    return changed(merged(config, preset) if smoke else config, overrides)
 
 
 def plan(config: Config) -> list[Unit]:
@@ -174,6 +166,17 @@ def queue_config(config: Config, queue: str) -> Config:
     own = copy.deepcopy(config[queue])
     replaced = {key: own.pop(key) for key in ("seeds", "snapshots", "arms", "labels")}
     return merged(config, own) | replaced
+
+
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """The settings with `section.key=value` on top."""
+    for override in overrides:
+        path, _, value = override.partition("=")
+        change: Any = yaml.safe_load(value)
+        for key in reversed(path.split(".")):
+            change = {key: change}
+        config = merged(config, change)
+    return config
 
 
 def merged(first: Any, second: Any) -> Any:

@@ -152,13 +152,13 @@ def give_blocks(model: Any, unit: Unit) -> None:
 
 def start_of(unit: Unit, config: Config, places: Places, dtype: str | None = None) -> Any:
     """The model of the unit before, at its end or at a snapshot; without one the seed's base."""
-    source = base_source(config, unit.seed)
+    source, where = base_source(config, unit.seed), {"dtype": dtype, "device": config.get("device")}
     if not unit.needs:
-        return interlace.load(source, dtype=dtype)
+        return interlace.load(source, **where)
     work, moment = places.work(unit.needs[0]), unit.settings.get("moment")
     if moment is None:  # blocks that were warmed up on the seed's base
-        return interlace.load(work / MODEL, base=source, dtype=dtype)
-    return interlace.load(work / (MODEL if moment == "final" else moment), dtype=dtype)
+        return interlace.load(work / MODEL, base=source, **where)
+    return interlace.load(work / (MODEL if moment == "final" else moment), **where)
 
 
 def evaluate(unit: Unit, config: Config, places: Places) -> None:
@@ -170,8 +170,9 @@ def evaluate(unit: Unit, config: Config, places: Places) -> None:
     settings = dict(unit.settings["evaluation"])
     keep_texts = settings.pop("keep_texts")
     batch_rows, dtype = settings["batch_rows"], settings.pop("dtype", None)
+    loaded = interlace.load(source, dtype=dtype, device=config.get("device"))
     interlace.evaluate(
-        interlace.Engine(*interlace.load(source, dtype=dtype), max_rows=batch_rows),
+        interlace.Engine(*loaded, max_rows=batch_rows),
         task_of(unit, "test"),
         params=interlace.SamplingParams(
             max_new_tokens=unit.settings["max_new_tokens"], temperature=1.0

@@ -76,17 +76,21 @@ class Queue:
             if outcome is not None and not outcome["resumed"]:
                 self._measure(unit, outcome["seconds"], unit.size)
 
-    def run(self) -> bool:
-        """Carry out what is not done yet.
+    def run(self, minutes: float | None = None) -> bool:
+        """Carry out what is not done yet, for so many minutes: what runs then is ended, and goes on
+        from its last checkpoint another time.
 
         Returns:
             Whether all of it was.
         """
         self.tell(f"{len(self.done)} of {len(self.units)} units are done")
-        told = time.monotonic()
+        began = told = time.monotonic()
         try:
             while self._begin_some() or self.running:
                 time.sleep(POLL)
+                if minutes is not None and time.monotonic() - began > 60 * minutes:
+                    self.tell(f"{self.status()}; the {minutes:g} minutes are over")
+                    break
                 ended = [entry for entry in self.running if entry.process.poll() is not None]
                 for entry in ended:
                     self._end(entry)

@@ -19,12 +19,21 @@ sys.path.insert(0, str(HERE.parent / "01-countdown"))
 
 from run import carry_out_queue, carry_out_unit, only  # noqa: E402
 from units import HERE as MACHINE  # noqa: E402
-from units import Config, Places, Unit, base_digest, merged, with_needs  # noqa: E402
+from units import (  # noqa: E402
+    Config,
+    Places,
+    Unit,
+    base_digest,
+    changed,
+    merged,
+    with_needs,
+)
 
 from interlace.coupling.registry import coupling_class  # noqa: E402
 
-MAIN, ENDING = QUEUES = ("main", "ending")
+MAIN, *OTHERS = QUEUES = ("main", "ending", "gpu", "gsm8k")
 SIZES = ("warmup", "grpo", "evaluation")
+REPLACED = ("bases", "task", "arms", "labels", "reference", "compare", "order")  # by a queue's own
 SHARED = ("bases", "task", "blocks", "trainer", *SIZES, "smoke")
 
 
@@ -33,7 +42,7 @@ def main(home: Path, doc: str) -> int:
     given = arguments(doc)
     if given.unit is not None:
         return carry_out_unit(given.unit)
-    config = load_config(given.smoke, given.queue, home)
+    config = changed(load_config(given.smoke, given.queue, home), given.set)
     out = home / "work" / "smoke" if given.smoke else home
     places = Places((out if given.queue == MAIN else out / given.queue).resolve())
     if given.report:
@@ -44,7 +53,8 @@ def main(home: Path, doc: str) -> int:
     fetch_bases(config)
     units = plan(config)
     chosen = with_needs(only(given.only, units), units)
-    return 0 if carry_out_queue(given, config, places, chosen, (home / "run.py").resolve()) else 1
+    script = (home / "run.py").resolve()
+    return 0 if carry_out_queue(given, config, places, chosen, script, given.minutes) else 1
 
 
 def arguments(doc: str) -> argparse.Namespace:
@@ -56,6 +66,8 @@ def arguments(doc: str) -> argparse.Namespace:
     add("--workers", type=int, default=1, help="processes, of one thread each")
     add("--only", action="append", default=[], help="arm=NAME and seed=N, separated by commas")
     add("--queue", choices=QUEUES, default=MAIN, help="which arms; default: %(default)s")
+    add("--minutes", type=float, help="stop after so many; the same command goes on")
+    add("--set", action="append", default=[], metavar="task.data=PATH", help="change a setting")
     add("--smoke", action="store_true", help="4 optimizer steps, one seed, a few problems")
     add("--redo", action="store_true", help="delete units that had other settings, and redo them")
     add("--list", action="store_true", help="show the units and which are done")
@@ -71,15 +83,15 @@ def load_config(smoke: bool = False, queue: str = MAIN, home: Path = HERE) -> Co
         first = _read(HERE)
         first["smoke"] = {key: first["smoke"][key] for key in SIZES}
         config = merged({key: first[key] for key in SHARED}, config)
-    preset, ending = config.pop("smoke"), config.pop(ENDING, None)
-    if queue == ENDING:
-        if ending is None:
-            sys.exit(f"--queue {ENDING} is for rows that end at their find: 07-blocks-last has it.")
-        replaced = {
-            key: ending.pop(key) for key in ("bases", "arms", "labels", "reference", "order")
-        }
-        config = merged(config, ending) | replaced
-        preset = {key: preset[key] for key in SIZES}
+    preset, others = config.pop("smoke"), {name: config.pop(name, None) for name in OTHERS}
+    if queue != MAIN:
+        own = others[queue]
+        if own is None:
+            have = [name for name, other in others.items() if other] or ["no other"]
+            sys.exit(f"{home.name} has no queue {queue!r}; besides main it has {', '.join(have)}.")
+        replaced = {key: own.pop(key) for key in REPLACED if key in own}
+        preset = merged({key: preset[key] for key in SIZES}, own.pop("smoke", {}))
+        config = merged(config, own) | replaced
     return merged(config, preset) if smoke else config
 
 

@@ -7,6 +7,14 @@
     python experiments/08-smollm2/run.py --report            # tables from results/ as they are
     python experiments/08-smollm2/run.py --smoke             # all code paths, in minutes
 
+On a GPU five seeds and 500 rollouts (gpu), or GSM8K from an SFT on its solutions (gsm8k). Each call
+ends after its minutes, several processes share the card, and the next call goes on. GSM8K comes
+from the hub, or from a copy with --set task.data=train.jsonl:
+
+    python experiments/08-smollm2/run.py --queue gpu --workers 5 --minutes 9
+    python experiments/08-smollm2/run.py --queue gsm8k --workers 5 --minutes 9
+    python experiments/08-smollm2/run.py --queue gpu --report
+
 Units, queue and tables are those of 07-blocks-last: killed at any point, the same command goes on.
 """
 

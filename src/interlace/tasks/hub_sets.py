@@ -19,6 +19,7 @@ question or answer has another of the usual names ("problem", "question"), it is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
@@ -39,6 +40,7 @@ from interlace.tasks.sources import (
 
 _BOTH = {"train": "train", "test": "test"}
 _TEST = {"test": "test"}
+_CALCULATOR = re.compile(r"<<[^>]*>>")  # "48/2 = <<48/2=24>>24"
 _CALLED_TRAIN = {"test": "train"}
 
 MATH_SETS = {
@@ -88,14 +90,27 @@ class MathSet(SourcedTask):
     def to_example(self, row: Row) -> tuple[Prompt, str, Mapping[str, Any]]:
         """As in `SourcedTask`; GSM8K's answers are solutions that end in "#### result"."""
         question = question_in(row, ["problem", "question"])
-        answer = answer_in(row, ["answer"]).rpartition("####")[2].strip()
-        if not answer:
+        working, _, answer = answer_in(row, ["answer"]).rpartition("####")
+        if not (answer := answer.strip()):
             raise TaskError(f"The problem {question[:60]!r} has no reference answer.")
-        return question.strip() if isinstance(question, str) else question, answer, {}
+        more = {"working": working.strip()} if working.strip() else {}
+        return question.strip() if isinstance(question, str) else question, answer, more
 
     def reference_text(self, example: Example) -> str:
         """The boxed reference."""
         return f"\\boxed{{{example.answer}}}"
+
+    def trace(self, example: Example, draw: Draw) -> str:
+        """The set's own solution, for an SFT; of GSM8K without the marks of its calculator. It is
+        the same for every draw.
+
+        Raises:
+            TaskError: if the set gives results alone.
+        """
+        if "working" not in example.data:
+            raise TaskError(f"{self.name!r} has no solutions, only results: no SFT on its traces.")
+        working = _CALCULATOR.sub("", example.data["working"])
+        return f"{working}\n{self.reference_text(example)}"
 
     def check(self, example: Example, answer: str) -> Verdict:
         """Whether the answer has the reference's value."""

@@ -176,6 +176,22 @@ def test_queue_does_what_is_left_in_order_and_leaves_out_what_depends_on_a_failu
     assert (tmp_path / "out" / "order").read_text().split() == done  # nothing was done twice
 
 
+def test_queue_ends_what_runs_when_its_minutes_are_over_and_goes_on_with_it(
+    countdown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(countdown.workers, "POLL", 0.01)
+    config = countdown.units.load_config(smoke=True)
+    units = [unit for unit in countdown.units.plan(config) if unit.name == "seed-0/warmup-bridge"]
+    places, told = countdown.units.Places(tmp_path / "out"), []
+    queue = countdown.workers.Queue(units, config, places, 1, told.append, script)
+    assert not queue.run(minutes=1e-4)
+    assert told[-1].endswith("the 0.0001 minutes are over")
+    assert queue.running[0].process.poll() is not None
+    assert not queue.failed
+
+
 @pytest.mark.slow
 def test_smoke_run_from_the_command_line(tmp_path: Path) -> None:
     import subprocess

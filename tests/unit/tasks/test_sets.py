@@ -9,6 +9,7 @@ import pytest
 import interlace.errors
 from interlace.errors import MissingDependencyError, TaskError
 from interlace.tasks import Task, get_task
+from interlace.tasks.drawn import Draw
 from interlace.tasks.hub_sets import MATH_SETS
 from support.task_files import (
     ARTICLES,
@@ -29,6 +30,14 @@ def gsm8k(tmp_path: Path) -> Task:
 def test_gsm8k_takes_what_follows_the_hashes(gsm8k: Task) -> None:
     assert [example.answer for example in gsm8k] == ["10", "1,250", "0.25"]
     assert gsm8k.split == "all"
+
+
+def test_gsm8k_traces_are_its_solutions_in_the_form_that_a_prompt_asks_for(gsm8k: Any) -> None:
+    trace = gsm8k.trace(gsm8k[0], Draw("trace"))
+    assert trace == "3 bags hold 3*4 = 12 pears.\n12 - 2 = 10 are left.\n\\boxed{10}"
+    assert gsm8k.verify(gsm8k[0], trace).correct
+    with pytest.raises(TaskError, match="no solutions, only results"):
+        gsm8k.trace(gsm8k[2], Draw("trace"))
 
 
 @pytest.mark.parametrize(
