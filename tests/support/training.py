@@ -90,7 +90,7 @@ def warmup(
     return WarmupTrainer(
         model,
         args=args,
-        train_dataset=Evens(),
+        train_dataset=options_of_trainer.pop("train_dataset", Evens()),
         processing_class=number_tokenizer(),
         callbacks=callbacks,
         **options_of_trainer,

@@ -21,7 +21,7 @@ from interlace.training.estimate import (
     skeleton,
     ways_out,
 )
-from interlace.training.run import build_task, check_rewards, starting_folder
+from interlace.training.run import build_task, check_task, starting_folder
 
 if TYPE_CHECKING:
     from interlace.tasks.base import Task
@@ -39,7 +39,7 @@ def dry_run(
         raise ConfigError(f"--memory is a number of GiB above 0; got {gibibytes}.")
     options = recipe.options(stage)
     task = build_task(recipe, stage)
-    check_rewards(recipe, stage, task)
+    check_task(recipe, stage, task)
     model, source = skeleton(recipe, stage)
     on_cpu, available, where = _device(options, gibibytes, processes)
     prompt = longest_prompt(source, task)
@@ -88,6 +88,7 @@ def _show_spliced(recipe: Recipe, task: Task) -> None:
     if task.chat and not tokenizer.chat_template:
         task = build_task(recipe, "warmup", chat=False)
     engine = Engine(model, tokenizer, max_rows=options.max_rows)
+    example = None
     for example, rows in spliced_groups(engine, task, options, SHOWN):
         table = Table(title=f"Spliced: {example.question}", title_justify="left", show_lines=True)
         cells = []
@@ -101,6 +102,12 @@ def _show_spliced(recipe: Recipe, task: Task) -> None:
             cells.append(text)
         table.add_row(*cells)
         Console().print(table)
+    if example is None:
+        print(
+            "Nothing to splice: in no group of the first problems does a row find an answer while "
+            "a sibling still has tries to come. Take easier problems, more samples, or a longer "
+            "max_new_tokens."
+        )
 
 
 def _print_example(task: Task) -> None:

@@ -263,8 +263,8 @@ class Task(ABC, Sequence[Example]):
         """
         raise TaskError(
             f"The task {self.name!r} has no splice of its own, so it cannot rewrite sampled rows. "
-            "Leave warmup.splice out, or give the task a method splice(example, rows, probability, "
-            "draw)."
+            "Set warmup.splice_by=lines, which rewrites free text at the ends of its lines, or "
+            "leave warmup.splice out."
         )
 
     @abstractmethod

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from interlace.tasks.base import Example, Task
 
 Row = list[str]
-_END = re.compile(r"(?:\n|[.!?] ?)$")  # a token that ends a line, or perhaps a sentence
+_LINE = re.compile(r"\n\s*$")  # ends a line
+_SENTENCE = re.compile(r"[.!?] $")  # ends a sentence; without the blank it is perhaps 3.5's point
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,31 @@ def splice_lines(
     """
 
     def tries_of(row: Sequence[str]) -> list[Try]:
-        stops = [i + 1 for i, token in enumerate(row) if _END.search(token)]
         found: list[Try] = []
-        for start, stop in itertools.pairwise(sorted({0, *stops, len(row)})):
-            text = "".join(row[:stop])
-            hits = task.marked(text) is not None and task.verify(example, text).correct
-            found.append(Try(start, stop, hits and not any(one.hits for one in found)))
+        for start, stop in itertools.pairwise(sorted({0, *_stops(row), len(row)})):
+            text, first = "".join(row[:stop]), not any(one.hits for one in found)
+            hits = first and task.marked(text) is not None and task.verify(example, text).correct
+            found.append(Try(start, stop, hits))
         return found
 
     def copied(row: Sequence[str], at: Try, sibling: Sequence[str], find: Try) -> list[str]:
         line = list(sibling[find.start : find.stop])
+        blank = "" if at.start == 0 or row[at.start - 1][-1:].isspace() else " "
         if not told:
-            return line
+            return [blank + line[0].lstrip(" "), *line[1:]]
         before = "".join(sibling[: find.start]).strip().splitlines()[-1:]
-        answer = task.verify(example, "".join(sibling[: find.stop])).answer
-        shown = f"Another attempt found {answer}; checking: {' '.join(before)}\n"
-        return [shown, "".join(line).lstrip()]
+        shown = f"Another attempt found {task.marked(''.join(sibling[: find.stop]))}"
+        shown += f"; checking: {before[0]}\n" if before else ".\n"
+        return [blank + shown, "".join(line).lstrip()]
 
     return splice_rows(rows, tries_of, copied, probability, draw, again=not told)
+
+
+def _stops(row: Sequence[str]) -> list[int]:
+    """The columns after the ends of lines and sentences."""
+    followed = zip(row, [*row[1:], ""], strict=True)
+    return [
+        column
+        for column, (token, after) in enumerate(followed, 1)
+        if _LINE.search(token) or _SENTENCE.search(token + after[:1]) or _SENTENCE.search(token)
+    ]

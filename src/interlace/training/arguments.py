@@ -166,7 +166,7 @@ class WarmupConfig(GroupArguments):
     Args:
         problems: Number of the task's problems that are sampled; None for all.
         samples: Number of responses sampled of a problem.
-        fewest_correct: Number of correct responses below which a problem is dropped.
+        fewest_correct: Number of correct responses below which a group is dropped.
         splice: Probability that a row's try becomes what a sibling has found before it, so that
             the groups show reading; the task rewrites them (`Task.splice`). 0 leaves rows as they
             were sampled.
@@ -201,17 +201,22 @@ class WarmupConfig(GroupArguments):
         super()._check()
         at_least_one(self, "problems", "samples", "fewest_correct", "groups_per_step")
         self._check_sampling()
-        if self.data is None and self.fewest_correct > self.samples:
+        if self.data is None:
+            self._check_widest()
+
+    def _check_widest(self) -> None:
+        name = "samples" if self.width is None else "width"
+        widest = self.samples if self.width is None else max(self.sampled_widths)
+        if self.fewest_correct > widest:
             raise ConfigError(
-                f"A problem has at most samples={self.samples} correct responses, so "
-                f"fewest_correct is at most that; got {self.fewest_correct}."
+                f"A group has at most {name}={widest} correct responses, so fewest_correct is at "
+                f"most that; got {self.fewest_correct}."
             )
-        if self.data is None and self.micro_rows is not None and self.micro_rows < self.samples:
+        if self.micro_rows is not None and self.micro_rows < widest:
             raise ConfigError(
-                "A forward pass holds whole groups, never a part of one, and a problem's correct "
-                f"responses are one group of up to samples={self.samples} rows: micro_rows="
-                f"{self.micro_rows} is less. Use micro_rows={self.samples} or more, or fewer "
-                "samples."
+                "A forward pass holds whole groups, never a part of one, and the correct responses "
+                f"of a group are up to {name}={widest} rows: micro_rows={self.micro_rows} is less. "
+                f"Use micro_rows={widest} or more."
             )
 
     def _check_sampling(self) -> None:

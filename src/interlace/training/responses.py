@@ -1,7 +1,8 @@
 """Responses to learn in the warm-up: sampled from the base model, judged, kept in a JSONL file.
 
 One line is one problem: {"example": id, "sampling": {...}, "prompt_token_ids": [...],
-"completions": [[ids], ...]}; "groups" in place of "completions" is a list of such lists.
+"completions": [[ids], ...]}; "groups" in place of "completions" is a list of such lists, and
+"rewritten" says how many of these rows a splice wrote anew.
 A ready data set of responses has texts instead: {"prompt": text or messages, "responses": [text,
 ...]}; each gets the tokenizer's end token.
 """
@@ -23,7 +24,7 @@ from interlace.engine.engine import Engine
 from interlace.engine.request import encode
 from interlace.engine.state import RowText
 from interlace.engine.types import Completion, GroupOutput, SamplingParams
-from interlace.errors import DataFileError, GenerationError
+from interlace.errors import DataFileError, GenerationError, TaskError
 from interlace.jsonl import Store, read
 from interlace.tasks.base import Example, Task
 from interlace.tasks.drawn import Draw
@@ -31,6 +32,7 @@ from interlace.tasks.splicing import splice_lines
 from interlace.training.arguments import WarmupConfig
 from interlace.training.rollout import draw_indices, sampling_seed
 
+REWRITTEN = "rewritten"
 _CHUNK = 64  # problems sampled between two writes
 _SHOWN_FROM = 16  # problems sampled to show some
 
@@ -89,13 +91,20 @@ def sample_responses(
                     store.append(line | _kept(engine.tokenizer, task, example, own, args))
 
 
+def check_splice(task: Task, args: WarmupConfig) -> None:
+    """Raise before a model samples for hours, if its rows are to be rewritten and the task has no
+    rule for it."""
+    if args.splice and args.splice_by == "task" and type(task).splice is Task.splice:
+        task.splice(task[0], [], args.splice, Draw())
+
+
 def _kept(
     tokenizer: Any, task: Task, example: Example, own: Sequence[GroupOutput], args: WarmupConfig
 ) -> dict[str, Any]:
     """Rows of a problem that end with a right answer; a copied try may have made one too long."""
     kept = [
         [
-            row.ids
+            row
             for row in splice_group(tokenizer, task, example, rows, args, n)
             if row.finished
             and len(row.ids) <= args.max_new_tokens
@@ -103,7 +112,11 @@ def _kept(
         ]
         for n, rows in enumerate(_as_groups(own, args))
     ]
-    return {"completions": kept[0]} if len(kept) == 1 else {"groups": kept}
+    ids = [[row.ids for row in rows] for rows in kept]
+    found: dict[str, Any] = {"completions": ids[0]} if len(ids) == 1 else {"groups": ids}
+    if args.splice:
+        found[REWRITTEN] = sum(row.spliced is not None for rows in kept for row in rows)
+    return found
 
 
 def _sample(
@@ -151,16 +164,16 @@ def splice_group(
     number: int = 0,
 ) -> list[Response]:
     """A group's rows, rewritten by the task if the options say so; `number` is the group's among
-    the problem's. The tokenizer has an end token."""
+    the problem's. A row that is rewritten ends as the model ended it, or else a sibling."""
     plain = [Response(r.token_ids, r.text, r.finish_reason == "stop") for r in rows]
     if not args.splice:
         return plain
-    end: int = tokenizer.eos_token_id
-    bare = [r.ids[:-1] if r.finished and r.ids[-1] == end else r.ids for r in plain]
+    ends = [row.ids[-1] for row in plain if row.finished]
+    bare = [row.ids[:-1] if row.finished else row.ids for row in plain]
     before = [_pieces(ids, tokenizer) for ids in bare]
     draw = Draw("splice", int(args.seed), example.id, number)
     rewrite = task.splice if args.splice_by == "task" else partial(splice_lines, task)
-    after = rewrite(example, before, args.splice, draw)
+    after = _checked_rows(rewrite(example, before, args.splice, draw), len(rows), task)
     found = []
     for row, ids, old, new in zip(plain, bare, before, after, strict=True):
         if list(old) == list(new):
@@ -169,8 +182,21 @@ def splice_group(
         pairs = zip(old, new, strict=False)
         same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
         rest = tokenizer.encode("".join(new[same:]), add_special_tokens=False)
-        found.append(Response([*ids[:same], *rest, end], "".join(new), True, same))
+        end = row.ids[-1] if row.finished else next(iter(ends), tokenizer.eos_token_id)
+        written = [*ids[:same], *rest, *([] if end is None else [end])]
+        found.append(Response(written, "".join(new), end is not None, same))
     return found
+
+
+def _checked_rows(rows: Any, count: int, task: Task) -> list[list[str]]:
+    """What a task's splice gave, if it is rows of texts."""
+    lists = isinstance(rows, list | tuple) and all(isinstance(row, list | tuple) for row in rows)
+    if lists and len(rows) == count and all(isinstance(t, str) for row in rows for t in row):
+        return [list(row) for row in rows]
+    raise TaskError(
+        f"The splice of the task {task.name!r} gives every row back, each a list of its tokens' "
+        f"texts: {count} lists here; got {rows!r:.80}."
+    )
 
 
 def spliced_groups(
@@ -239,10 +265,12 @@ def read_responses(
     """
     items: dict[str, Item] = {}
     problems = overlong = 0
+    copied = False
     fewest, most = args.fewest_correct, args.max_new_tokens
     for path in paths:
         for number, entry in read(path):
             problems += 1
+            copied = copied or bool(entry.get(REWRITTEN, True))  # older files do not say
             name = str(entry.get("example", f"{path.name}:{number:09d}"))
             for group, each in enumerate(_groups(entry)):
                 item = _item(each, tokenizer, f"{path.name}, line {number}", vocabulary)
@@ -254,6 +282,13 @@ def read_responses(
         warnings.warn(
             f"{overlong} responses are longer than max_new_tokens={most} and are left out. Raise "
             "warmup.max_new_tokens to learn them, too.",
+            stacklevel=2,
+        )
+    if args.splice and not copied and items and args.process_index == 0:
+        warnings.warn(
+            "No row copied a sibling's find, so the groups show no reading, and this is a plain "
+            "warm-up: rows find too seldom, or all at the same time. `--dry-run` shows how groups "
+            "are rewritten.",
             stacklevel=2,
         )
     if not items:

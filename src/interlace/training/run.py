@@ -30,6 +30,7 @@ from interlace.saving.manifest import MANIFEST
 from interlace.training.checkpoints import RESULT, held
 from interlace.training.data import given_rewards
 from interlace.training.recipe import OPERATIONAL, OWN_WARMUP, SECTIONS, Recipe, Stage
+from interlace.training.responses import check_splice
 from interlace.training.trl_fields import RENAMED
 
 RECIPE = "recipe.yaml"
@@ -215,7 +216,7 @@ def train(
         RunError: if the stage's folder holds something else.
     """
     task = build_task(recipe, stage)  # mistakes show before a model is loaded
-    check_rewards(recipe, stage, task)
+    check_task(recipe, stage, task)
     start = starting_folder(recipe, stage)
     args = recipe.arguments(stage)
     _refuse_empty_processes()
@@ -277,11 +278,13 @@ def _evaluation_task(recipe: Recipe, stage: Stage, args: Any, task: Task) -> Tas
     return build_task(recipe, stage, split="test", **({} if task.chat else {"chat": False}))
 
 
-def check_rewards(recipe: Recipe, stage: Stage, task: Task) -> None:
-    """Raise if a reward that the recipe names is not there."""
+def check_task(recipe: Recipe, stage: Stage, task: Task) -> None:
+    """Raise if a reward that the recipe names is not there, or the task cannot splice."""
+    options = recipe.options(stage)
     if stage == "grpo":
-        rewards = recipe.options(stage).rewards
-        given_rewards(list(rewards), list(rewards.values()), task)
+        given_rewards(list(options.rewards), list(options.rewards.values()), task)
+    else:
+        check_splice(task, options)
 
 
 def _refuse_empty_processes() -> None:
@@ -307,6 +310,11 @@ def build_model(
         note(
             "GRPO starts from fresh blocks. Without a warm-up nothing was seen to happen in 100 "
             "optimizer steps: run `interlace train warmup` with this recipe first."
+        )
+    if not fresh and stage == "warmup" and is_attached(model):
+        note(
+            f"{recipe.model} has blocks already: they are trained further, and what is measured "
+            "before is the model with them, not the model alone."
         )
     return model, tokenizer
 

@@ -23,7 +23,7 @@ from interlace.tasks.base import Example, Verdict
 from interlace.training.arguments import WarmupConfig
 from interlace.training.batch import GroupBatch, collate_ids
 from interlace.training.data import PROMPT, NamedReward, RowsTask, given_rewards
-from interlace.training.responses import Item, read_responses, sample_responses
+from interlace.training.responses import Item, check_splice, read_responses, sample_responses
 from interlace.training.rollout import add_up, as_completion, columns_of, draw_indices
 from interlace.training.scoring import score
 from interlace.training.trainer import GroupTrainer
@@ -45,6 +45,8 @@ class WarmupTrainer(GroupTrainer):
 
     def make_ready(self) -> None:
         task = self.task
+        if self.args.data is None:
+            check_splice(task, self.args)
         if not isinstance(task, RowsTask) or task.judge or self.args.data is not None:
             return
         if self._reward_funcs is None:

@@ -54,6 +54,13 @@ def test_a_dry_run_shows_three_rewritten_groups(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_says_that_nothing_is_copied(capfd: Any, tmp_path: Path) -> None:
+    """Failed: it ended without a word where groups were to be shown."""
+    out = run(capfd, f"output_dir={tmp_path}", "warmup.max_new_tokens=8", "--dry-run")
+    assert "Nothing to splice" in out
+    assert "Spliced:" not in out
+
+
 def test_it_ends_with_the_model_alone_beside_the_model_with_blocks(
     capfd: Any, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from interlace.errors import TaskError
@@ -160,14 +162,18 @@ def test_rows_of_any_text_come_back_as_they_were() -> None:
         assert splice(rows) == rows
 
 
-def test_a_task_without_a_splice_says_so() -> None:
-    class Own(Task):
-        def check(self, example: Example, answer: str) -> Verdict:
-            return Verdict(True, 1.0, answer, "")
+class Numbers(Task):
+    """A task of one's own, without a splice."""
 
+    def check(self, example: Example, answer: str) -> Verdict:
+        form = self.normalise(answer)
+        return Verdict(form == self.normalise(example.answer), 1.0, str(form), "")
+
+
+def test_a_task_without_a_splice_says_so() -> None:
     example = Example("1", "1 + 1", "2")
-    with pytest.raises(TaskError, match=r"'own' has no splice.*warmup\.splice"):
-        Own("own", [example], split="all").splice(example, [["2"]], 0.5, Draw(0))
+    with pytest.raises(TaskError, match=r"'own' has no splice.*warmup\.splice_by=lines"):
+        Numbers("own", [example], split="all").splice(example, [["2"]], 0.5, Draw(0))
 
 
 CHAIN = get_task("chain-arithmetic", size=5)
@@ -213,3 +219,39 @@ def test_free_text_says_where_the_answer_comes_from() -> None:
         )
         assert CHAIN.verify(SUM, text).correct
     assert splice_lines(CHAIN, SUM, [wrong, wrong], 1.0, Draw("lines")) == [wrong, wrong]
+
+
+def words(text: str) -> Row:
+    """A text as chat models' tokens: a blank begins a token, signs stand alone."""
+    return re.findall(r" ?\w+|\n|[^\w\s]| ", text)
+
+
+def rewritten(right: str, wrong: str, answer: str) -> str:
+    task = Numbers("own", [Example("1", "?", answer)], split="all")
+    rows = [words(right), words(wrong)]
+    assert all("".join(row) == text for row, text in zip(rows, (right, wrong), strict=True))
+    after = splice_lines(task, task[0], rows, 1.0, Draw("words"))
+    assert after[0] == rows[0]
+    return "".join(after[1])
+
+
+def test_the_point_of_a_number_ends_no_sentence() -> None:
+    """Failed: "The answer is 3" was a find of a row that says 3.5, and rows were cut within 2.5."""
+    late = "Let me see that. Is it 2.5 or what? It is 9."
+    assert rewritten("The answer is 3.5, not 3.", late, "3") == late
+    found = rewritten("The answer is 3.", "It is 2.5 or so, or 4.5 or even 5.5. No.", "3")
+    assert (
+        found == "It is 2.5 or so, or 4.5 or even 5.5. Another attempt found 3.\nThe answer is 3."
+    )
+
+
+def test_what_is_copied_is_set_apart_from_the_sentence_before_it() -> None:
+    """Failed: "that.Another attempt found 3; checking: ", and the find before the line's end."""
+    right = "Half of 6. So:\nThe answer is 3."
+    apart = "Another attempt found 3; checking: Half of 6. So:\nThe answer is 3."
+    start = "I begin and look at this for quite a long while"
+    assert rewritten(right, f"{start}. Then I go on.", "3") == f"{start}. {apart}"
+    assert rewritten(right, f"{start}.\nThen I go on.", "3") == f"{start}.\n{apart}"
+    assert rewritten("The answer is 50%.", f"{start}.\nNo.", "50%").endswith(
+        "found 50%.\nThe answer is 50%."
+    )

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from interlace import Engine
-from interlace.errors import ConfigError, DataFileError
+from interlace.engine.types import Completion
+from interlace.errors import ConfigError, DataFileError, TaskError
 from interlace.tasks.drawn import Draw
 from interlace.training import responses
 from interlace.training.arguments import WarmupConfig
@@ -23,7 +24,7 @@ END = NUMBERS.index("<end>")
 
 
 def arguments(tmp_path: Path, **options: Any) -> Any:
-    return warmup(tmp_path / "run", tiny_model(), **options).args
+    return warmup(tmp_path / "run", tiny_model(), train_dataset=Copying(), **options).args
 
 
 def sample(path: Path, args: Any, **options: Any) -> None:
@@ -279,7 +280,7 @@ def test_no_problem_left(tmp_path: Path) -> None:
 
 
 class Copying(Evens):
-    """Evens whose rows, from their third token on, become what the widest row begins with."""
+    """Evens whose rows, from their third token on, become what the longest row begins with."""
 
     def splice(
         self, example: Any, rows: Sequence[Sequence[str]], probability: float, draw: Draw
@@ -296,7 +297,11 @@ def sample_copies(path: Path, args: Any, **options: Any) -> list[Any]:
     return read_lines(path)
 
 
-def test_spliced_rows_keep_their_columns_and_end_with_the_end_token(tmp_path: Path) -> None:
+def test_spliced_rows_keep_their_columns_and_end_as_the_model_ends_them(tmp_path: Path) -> None:
+    """Failed where the tokenizer's end token is not the only one: those of chat models stayed in
+    the middle of rows that were rewritten after it, and such rows ended with another."""
+    tokens: list[int] = []
+    stops = {NUMBERS.index(word) for word in ("<end>", "5", "7", "16")}
     plain = sample_copies(tmp_path / "a.jsonl", arguments(tmp_path, samples=12))
     spliced = sample_copies(tmp_path / "b.jsonl", arguments(tmp_path, samples=12, splice=1.0))
     assert plain != spliced
@@ -306,8 +311,58 @@ def test_spliced_rows_keep_their_columns_and_end_with_the_end_token(tmp_path: Pa
         assert line["sampling"]["splice"] == 1.0
         for row in line["completions"]:
             assert task.verify(task.find(line["example"]), TOKENIZER.decode(row[:-1])).correct
-            rewritten += len(row) == 5 and row[-1] == NUMBERS.index("<end>")
+            assert row[-1] in stops
+            tokens += row[:-1]
+            rewritten += len(row) == 5
     assert rewritten > 5
+    assert not stops & set(tokens)
+    assert rewritten >= sum(line["rewritten"] for line in spliced) > 5
+    assert "rewritten" not in plain[0]
+
+
+def test_a_group_without_an_end_token_has_no_row_that_ends(tmp_path: Path) -> None:
+    """Failed: a tokenizer without one put None among the ids."""
+    args = arguments(tmp_path, samples=12, splice=1.0)
+    endless = number_tokenizer()
+    endless.eos_token = None
+    ids = [NUMBERS.index(word) for word in ("1", "2", "3", "4", "8")]
+    rows = [Completion("", one, [], [], "length") for one in (ids[:4], [ids[4]] * 6)]
+    group = responses.splice_group(endless, Copying(), Copying()[0], rows, args)
+    copied = [*ids[:2], ids[4], ids[4]]
+    assert [(row.ids, row.finished) for row in group] == [(copied, False), ([ids[4]] * 4, False)]
+
+
+class Damaged(Evens):
+    """A task whose splice gives whatever it is told to."""
+
+    given: Any = None
+
+    def splice(self, example: Any, rows: Any, probability: float, draw: Draw) -> Any:
+        return self.given
+
+
+@pytest.mark.parametrize("given", [None, [], [["4"]] * 11, [5] * 12, [[5]] * 12, ["45"] * 12])
+def test_a_splice_of_ones_own_that_gives_no_rows_is_named(given: Any, tmp_path: Path) -> None:
+    """Failed with a traceback of zip, or of list(5)."""
+    task = Damaged()
+    task.given = given
+    args = arguments(tmp_path, samples=12, splice=1.0)
+    engine = Engine(tiny_model(), TOKENIZER, max_rows=12)
+    with pytest.raises(TaskError, match=r"splice of the task 'evens' gives every row back.*12"):
+        sample_responses(engine, task, args, tmp_path / "a.jsonl")
+
+
+def test_a_task_without_a_splice_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    """Failed: it was refused after the first 64 problems, which take a large model an hour."""
+    with pytest.raises(TaskError, match=r"no splice of its own.*splice_by=lines"):
+        warmup(tmp_path / "a", splice=0.5)
+    warmup(tmp_path / "b", splice=0.5, splice_by="lines")
+
+
+def test_a_splice_that_copies_nothing_is_told(tmp_path: Path) -> None:
+    """Failed: the run was a plain warm-up, and nobody was told."""
+    with pytest.warns(UserWarning, match="No row copied a sibling's find"):
+        warmup(tmp_path / "a", samples=12, splice=1e-12, train_dataset=Copying()).run()
 
 
 def test_a_copied_try_makes_no_row_too_long(tmp_path: Path) -> None:
@@ -347,6 +402,11 @@ def test_responses_spliced_otherwise_are_refused(tmp_path: Path) -> None:
         arguments(tmp_path, splice=1.5)
     with pytest.raises(ConfigError, match="divisor"):
         arguments(tmp_path, samples=8, width=3)
+    with pytest.raises(ConfigError, match=r"at most width=2 .*; got 3"):
+        arguments(tmp_path, width=[1, 2], fewest_correct=3)
+    with pytest.raises(ConfigError, match="up to width=4 rows: micro_rows=2"):
+        arguments(tmp_path, samples=8, width=4, micro_rows=2)
+    arguments(tmp_path, samples=8, width=2, micro_rows=2)
     with pytest.raises(ConfigError, match="ready ones"):
         arguments(tmp_path, splice=0.5, data="ready.jsonl")
 

@@ -11,7 +11,7 @@ import pytest
 from interlace.errors import ConfigError
 from interlace.training.arguments import GroupArguments
 from interlace.training.recipe import Recipe, parse_recipe
-from interlace.training.run import train
+from interlace.training.run import build_model, train
 from support.text import number_folder
 from support.training import read_lines
 
@@ -73,3 +73,13 @@ def test_a_stage_measures_on_the_split_that_it_does_not_train_on(tmp_path: Path)
     recipe.task_options["split"] = "all"
     with pytest.raises(ConfigError, match=r"grpo.eval_strategy measures .* Set task_options.split"):
         train(recipe, "grpo", restart=True, note=lambda text: None)
+
+
+@pytest.mark.filterwarnings("ignore:The blocks add")
+def test_blocks_that_are_there_already_are_told_of(tmp_path: Path) -> None:
+    """Failed: the table of a warm-up called a model with trained blocks the model alone."""
+    values = {"task": "tiny-countdown", "output_dir": "unused", "warmup": {}}
+    notes: list[str] = []
+    for folder in (number_folder(tmp_path), number_folder(tmp_path, "bridge")):
+        build_model(parse_recipe({**values, "model": str(folder)}), "warmup", None, notes.append)
+    assert [text.partition(":")[0] for text in notes] == [f"{folder} has blocks already"]
