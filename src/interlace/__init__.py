@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from interlace.training.warmup import WarmupTrainer as WarmupTrainer
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Module -> the public names that it defines.
 _HOMES = {
