@@ -333,7 +333,13 @@ def page(result: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = ["# GPU report", ""]
     lines += [f"- {name}: {result[name]}" for name in result if name != "sections"]
-    lines += ["", "Made by `python benchmarks/gpu_report.py`, whose head tells the method.", ""]
+    command = "python benchmarks/gpu_report.py" + " --quick" * result["quick"]
+    lines += ["", f"Made by `{command}`, whose head tells the method.", ""]
+    if result["quick"]:
+        lines += [
+            "Tiny models on a CPU, whatever the sections are called: nothing about a GPU.",
+            "",
+        ]
     for name, section in result["sections"].items():
         lines += [f"## {name}", ""]
         widths = section.get("widths")
@@ -369,6 +375,7 @@ def main() -> None:
     if not args.quick and not torch.cuda.is_available():
         print(json.dumps({"skipped": "there is no GPU here; --quick goes the same ways on a CPU"}))
         return
+    args.output.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
     device = torch.device("cpu" if args.quick else "cuda")
     warnings.filterwarnings("ignore", message="The blocks add")
     transformers.logging.set_verbosity_error()
@@ -381,7 +388,8 @@ def main() -> None:
     report.section("memory", 30, memory)
     name = platform.machine() if args.quick else torch.cuda.get_device_name()
     took = round(time.perf_counter() - report.began, 1)
-    result = {"device": name, **used, "seconds": took, "sections": report.sections}
+    facts = {"device": name, "quick": args.quick, **used, "seconds": took}
+    result = {**facts, "sections": report.sections}
     args.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(page(result))
     print(json.dumps(result))

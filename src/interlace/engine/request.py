@@ -343,7 +343,8 @@ def forbidden_token_ids(model: Any, tokenizer: Any, stop_ids: frozenset[int]) ->
     named = {getattr(s, name, None): name for s in sources for name in names}
     allowed = stop_ids | end_token_ids(model, tokenizer)
     embeddings = model.get_output_embeddings() or model.get_input_embeddings()
-    vocabulary = embeddings.weight.shape[0]
+    # A quantised head's weight may be no tensor, but a method.
+    vocabulary = getattr(embeddings, "out_features", None) or embeddings.weight.shape[0]
     ids = sorted(
         i for i in named if isinstance(i, int) and i not in allowed and 0 <= i < vocabulary
     )

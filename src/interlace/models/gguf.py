@@ -81,11 +81,18 @@ def plain_config(path: Path) -> PretrainedConfig:
 
 def cache_folder() -> Path:
     """Where converted models are kept: `$INTERLACE_CACHE`, else `$XDG_CACHE_HOME/interlace`, else
-    `~/.cache/interlace`."""
+    `~/.cache/interlace`.
+
+    Raises:
+        FileNotFoundError: if none of these is set and the user has no home.
+    """
     if own := os.environ.get("INTERLACE_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "interlace"
+    try:
+        return (Path(shared) if shared else Path.home() / ".cache") / "interlace"
+    except RuntimeError as error:  # a user without an entry and without HOME, as in a container
+        raise FileNotFoundError("no home folder; set INTERLACE_CACHE") from error
 
 
 def _place(path: Path) -> Path:

@@ -538,3 +538,23 @@ def test_an_engine_for_what_load_reads() -> None:
     assert ids([group]) == ids(Engine(model, tokenizer).generate(["3 5 7 = 15"], PARAMS))
     with pytest.raises(GenerationError, match="packed is now backend"):
         Engine.from_pretrained("tiny", packed=True)
+
+
+def test_a_head_whose_weight_is_no_tensor_is_asked_for_its_size() -> None:
+    """Failed for torch's dynamic quantisation, whose linears have a method `weight`."""
+
+    class Head(nn.Module):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.inner, self.out_features = linear, linear.out_features
+
+        def weight(self) -> Tensor:
+            return self.inner.weight
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x)
+
+    model = build("llama")
+    plain = Engine(model, backend="hf").generate([[5, 6, 7]], PARAMS)
+    model.lm_head = Head(model.lm_head)
+    assert ids(Engine(model, backend="hf").generate([[5, 6, 7]], PARAMS)) == ids(plain)

@@ -145,6 +145,13 @@ def test_the_cache_is_where_the_variables_say(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "interlace"
 
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)  # failed so: also when only code is compiled there
+    with pytest.raises(FileNotFoundError, match="set INTERLACE_CACHE"):
+        cache_folder()
+
 
 def test_a_cache_that_cannot_be_written_is_named(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -135,7 +135,9 @@ class HFBackend:
         self._coupling = None if attachment is None else attachment.coupling
         if attachment is not None:
             carried, reads = (*self.seats, *self.reads), attachment.config.reads
-            way_out = "Use model.generate instead."
+            whole = HFBackend.name  # what it lacks, none has
+            other = "model.generate" if self.name == whole else f"backend={whole!r}"
+            way_out = f"Use {other} instead."
             check_carried(attachment.coupling, carried, self.name, way_out, reads)
         self._attachment = attachment
 

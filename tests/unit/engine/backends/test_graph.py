@@ -197,7 +197,7 @@ def dynamic(model: Any) -> None:
     ("name", "reads", "change", "reason"),
     [
         ("gemma3", "position", lambda model: None, "none of Llama, Mistral, Qwen2, Qwen3"),
-        ("llama", "finished", lambda model: None, "reads='finished'"),
+        ("llama", "finished", lambda model: None, "reads='finished'.* Use backend='hf'"),
         ("llama", "position", hooked, "layers.1, a LlamaDecoderLayer, has something of its own"),
         ("llama", "position", dynamic, "rotary positions are dynamic"),
     ],
