@@ -335,12 +335,12 @@ def attach_blocks(model: PreTrainedModel, recipe: Recipe, start: Path | None) ->
         if wanted == "none":
             raise ConfigError(
                 f"attach is none, but {where} has {found.kind} blocks. Use the base model, or "
-                "leave attach out to go on training them."
+                "set attach=auto to go on training them."
             )
         if isinstance(wanted, CouplingConfig) and _resolved(wanted, model) != found:
             raise ConfigError(
                 f"{where} has {_in_words(found)}, but attach asks for "
-                f"{_in_words(_resolved(wanted, model))}. Leave attach out to use what is there."
+                f"{_in_words(_resolved(wanted, model))}. Set attach=auto to use what is there."
             )
         return False
     if wanted == "none":

@@ -149,9 +149,10 @@ def test_attach_that_contradicts_the_model(train, tmp_path, model):
     assert status == 2
     assert "has bridge blocks (" in err
     assert "asks for pmatch blocks" in err
+    assert "Set attach=auto" in err
     status, _, err = train("grpo", f"model={blocks}", "attach=none", "--restart")
     assert status == 2
-    assert "Use the base model, or leave attach out" in err
+    assert "Use the base model, or set attach=auto" in err
     status, _, err = train("grpo", f"model={blocks}", "attach=none", "--dry-run")
     assert status == 2
     status, _, err = train("grpo", f"model={blocks}", "attach=auto", "--restart")
