@@ -85,9 +85,8 @@ from interlace.engine.core import EngineCore
 from interlace.engine.kept import KeptKeys
 from interlace.engine.kv import SharedCache, Slot, StepLayout, Store, StoredPrompt
 from interlace.engine.request import Request
-from interlace.engine.sampling import Sampled
 from interlace.engine.slots import Fields, SlotAttention
-from interlace.engine.state import RunningGroup
+from interlace.engine.state import Drawn, RunningGroup
 from interlace.rows import Owners
 from invariants import test_engine as engine_invariants
 from support.architectures import attach_random, build
@@ -151,7 +150,7 @@ _packed_of = PackedWeights.of
 _remove_prompt = SharedCache.remove_prompt
 _remove_row = SharedCache.remove_row
 _row_keys = requests_module.row_keys
-_sample = state_module.sample
+_sampled = state_module._sampled
 _uniforms = state_module.uniforms
 _take = EngineCore._take
 _alone = Owners.alone
@@ -283,9 +282,9 @@ def rows_alike(seed: int, ids: Any, sample_id: Any, width: int) -> Any:
     return np.repeat(_row_keys(seed, ids, sample_id, 1), width)
 
 
-def logprobs_as_sampled(*args: Any) -> Sampled:
-    sampled = _sample(*args)
-    return dataclasses.replace(sampled, logprobs=sampled.sampled_logprobs)
+def logprobs_as_sampled(*args: Any) -> list[Drawn]:
+    drawn = _sampled(*args)
+    return [dataclasses.replace(one, logprob=one.sampled_logprob) for one in drawn]
 
 
 def prefill_from_zero(self: DynamicCache, *args: Any, **kwargs: Any) -> int:
@@ -478,7 +477,7 @@ _ALL = [
     Mutation(state_module, "uniforms", uniforms_by_place, ("I11",), STORED),
     Mutation(requests_module, "row_keys", occurrences_alike, ("I11-differ",)),
     Mutation(requests_module, "row_keys", rows_alike, ("I11-differ",)),
-    Mutation(state_module, "sample", logprobs_as_sampled, ("I7", "I7-alone")),
+    Mutation(state_module, "_sampled", logprobs_as_sampled, ("I7", "I7-alone")),
     Mutation(DynamicCache, "get_seq_length", prefill_from_zero, ("I6",), ("hf",)),
     Mutation(PromptAttention, "_mask", chunk_alone, ("I6",), ("cpu", "graph", "native")),
     Mutation(graph_module, "_drawn", ended_seen_once_more, ("I7",), ("graph",)),

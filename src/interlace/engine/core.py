@@ -25,7 +25,6 @@ from torch import nn
 from interlace.engine.backends.hf import HFBackend
 from interlace.engine.kv import StoredPrompt
 from interlace.engine.request import Request
-from interlace.engine.sampling import Workspace
 from interlace.engine.state import (
     Drawing,
     Row,
@@ -108,7 +107,6 @@ class EngineCore:
         self._rows_come_next = False  # whether the last act was a part of it
         self._is_torn = False  # an interrupt may have left a part of a change, here or there
         self._admits_several = True
-        self._workspace = Workspace()
         self._executor: ThreadPoolExecutor | None = None
 
     @property
@@ -357,7 +355,7 @@ class EngineCore:
             logits = [self._prompts[g.request.prompt_key].logits[None] for g in sound]
             each = [one.expand(len(g.rows), -1) for one, g in zip(logits, sound, strict=True)]
             all_logits = each[0] if len(each) == 1 else torch.cat(each)
-            drawing = draw(rows, all_logits, self._workspace)
+            drawing = draw(rows, all_logits, self.backend.sample)
         drawing.failed |= {
             group: failed[group.request.prompt_key] for group in groups if group not in sound
         }
@@ -421,7 +419,7 @@ class EngineCore:
         logits, attention = self.backend.decode(
             [row.tokens[-1] for row in rows], slots, recording=bool(recorded)
         )
-        drawing = draw(rows, logits, self._workspace)
+        drawing = draw(rows, logits, self.backend.sample)
         weights = None if attention is None else attention.cpu().numpy()
         self._is_torn = True
         self.backend.advance()
@@ -527,7 +525,6 @@ class EngineCore:
         self._prompts.clear()
         self._outdated.clear()
         self.backend.clear()
-        self._workspace = Workspace()
 
     def _ask(self, question: Callable[..., bool], *arguments: Any) -> Future[bool]:
         if self._executor is None:

@@ -98,6 +98,7 @@ class SharedCache(Cache):
         self.rows: list[Slot] = []
         self._shared: list[Store] = []  # prompts; a store for each shape and device of a layer
         self._own: list[Store] = []  # the live rows' completions
+        self._is_in_step = False
         self._layouts: dict[torch.device, StepLayout] = {}  # of the step in hand, on each device
         self.asked: dict[int, int] = {}  # the window with which each layer asked for attention
         self.is_checked = False  # that they asked rightly
@@ -172,33 +173,19 @@ class SharedCache(Cache):
         self.prompts.pop()
 
     def begin_step(self) -> None:
-        """Make room for one more token of every live row, and prepare what all layers share."""
+        """Make room for one more token of every live row."""
         rows, needed = len(self.rows), max(row.length for row in self.rows) + 1
         longest = grown(0, max(row.maximum for row in self.rows))  # no more room is made
         for store in self._own:
             if rows > store.places or needed > store.room:
                 store.resize(rows, min(grown(store.room, needed), max(longest, store.room)))
-        self._layouts = {}
-        for own, shared in zip(self._own, self._shared, strict=True):
-            device = own.data.device
-            if device not in self._layouts:
-                self._layouts[device] = StepLayout(
-                    [row.prompt.place for row in self.rows],
-                    [row.length for row in self.rows],
-                    [prompt.length for prompt in self.prompts],
-                    device,
-                )
-            step = self._layouts[device]
-            step.own |= own.views(rows, 0, step.longest)
-            step.shared |= shared.views(step.prompts, 0, step.longest_prompt)
-            if step.own_length is not None:
-                step.new |= own.views(rows, step.own_length, step.longest)
+        self._layouts, self._is_in_step = {}, True
 
     def end_step(self) -> None:
         """Count the token that every live row was fed."""
         for row in self.rows:
             row.length += 1
-        self._layouts = {}
+        self._layouts, self._is_in_step = {}, False
 
     @property
     def bytes_per_position(self) -> int:
@@ -338,11 +325,28 @@ class SharedCache(Cache):
         return self.get_seq_length() + query_length, 0
 
     def _layout(self, device: torch.device) -> StepLayout:
+        """What all layers on a device share, made when the first of them asks for it."""
         if device not in self._layouts:
-            raise RuntimeError(
-                f"No step was begun on {device}; begin_step comes before the forward."
-            )
+            if not self._is_in_step:
+                raise RuntimeError("No step was begun; begin_step comes before the forward.")
+            self._layouts[device] = self._laid_out(device)
         return self._layouts[device]
+
+    def _laid_out(self, device: torch.device) -> StepLayout:
+        step = StepLayout(
+            [row.prompt.place for row in self.rows],
+            [row.length for row in self.rows],
+            [prompt.length for prompt in self.prompts],
+            device,
+        )
+        rows = len(self.rows)
+        for own, shared in zip(self._own, self._shared, strict=True):
+            if own.data.device == device:
+                step.own |= own.views(rows, 0, step.longest)
+                step.shared |= shared.views(step.prompts, 0, step.longest_prompt)
+                if step.own_length is not None:
+                    step.new |= own.views(rows, step.own_length, step.longest)
+        return step
 
 
 def shared_attention(

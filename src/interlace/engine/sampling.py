@@ -9,7 +9,7 @@ the usual exponential-noise sampler needs V random numbers a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,10 @@ class Sampled:
     top_logprobs: Float[Tensor, "R K"] | None = None
 
 
+# `sample` as a backend offers it: logits, uniforms, parameters, forbidden tokens and histories.
+Sampler = Callable[..., Sampled]
+
+
 @torch.inference_mode()
 def sample(
     logits: Float[Tensor, "R V"],
@@ -68,7 +72,7 @@ def sample(
         # part that all logits have in common.
         logits = logits - logits.amax(dim=-1, keepdim=True)
     weights, normaliser = weights_of(logits, workspace)
-    if params.temperature == 0 or histories is not None or _reshapes(params):
+    if histories is not None or params.temperature != 1 or has_filters(params):
         scores = logits.float().clone()
         if histories is not None:
             scores = _with_history(scores, params, histories)
@@ -98,6 +102,11 @@ def sample(
 def needs_history(params: SamplingParams) -> bool:
     """Whether sampling depends on the tokens before."""
     return params.repetition_penalty != 1 or bool(params.logits_processors)
+
+
+def has_filters(params: SamplingParams) -> bool:
+    """Whether tokens are left out for what their probabilities are."""
+    return bool(params.top_k) or params.top_p < 1 or params.min_p > 0
 
 
 def _with_history(
@@ -133,10 +142,6 @@ def _filter(scores: Float[Tensor, "R V"], params: SamplingParams) -> Float[Tenso
         least = probabilities.amax(dim=-1, keepdim=True) * params.min_p
         scores = scores.masked_fill(probabilities < least, drop)
     return scores
-
-
-def _reshapes(params: SamplingParams) -> bool:
-    return params.temperature != 1 or bool(params.top_k) or params.top_p < 1 or params.min_p > 0
 
 
 def _top_p(scores: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R V"]:

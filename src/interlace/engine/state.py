@@ -19,7 +19,7 @@ from torch import Tensor
 from interlace.engine.consensus import Ask, Consensus
 from interlace.engine.kv import Ahead, Slot
 from interlace.engine.request import Request
-from interlace.engine.sampling import Workspace, needs_history, sample, uniforms
+from interlace.engine.sampling import Sampler, has_filters, needs_history, uniforms
 from interlace.engine.types import Completion, FinishReason, GroupOutput, Step
 from interlace.errors import GenerationError
 
@@ -366,7 +366,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def draw(rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace) -> Drawing:
+def draw(rows: Sequence[Row], logits: Float[Tensor, "R V"], sample: Sampler) -> Drawing:
     """Draw for each row; rows that are sampled alike, in one call.
 
     A group whose logits are not numbers, or whose logits processors raise, fails alone. Only want
@@ -378,7 +378,7 @@ def draw(rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace
     drawing = Drawing()
     for places in alike.values():
         part = logits if len(places) == len(rows) else logits[places]
-        _draw_alike([rows[place] for place in places], part, workspace, drawing)
+        _draw_alike([rows[place] for place in places], part, sample, drawing)
     return _without_failed(drawing)
 
 
@@ -393,10 +393,9 @@ def needs_host(request: Request) -> bool:
     """Whether drawing for a request, or the end of its rows, is more than a backend can do by
     itself: filters and processors, stop strings, and all that is recorded of a step."""
     params = request.params
-    filters = bool(params.top_k) or params.top_p < 1 or params.min_p > 0
     recorded = params.top_logprobs > 0 or params.record_attention is not None
     reads_text = bool(params.stop) or params.consensus is not None
-    return filters or needs_history(params) or recorded or reads_text
+    return has_filters(params) or needs_history(params) or recorded or reads_text
 
 
 def ahead_of(row: Row) -> Ahead:
@@ -423,10 +422,10 @@ def drawing_of(rows: Sequence[Row], values: Sequence[Sequence[float]]) -> Drawin
 
 
 def _draw_alike(
-    rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace, drawing: Drawing
+    rows: Sequence[Row], logits: Float[Tensor, "R V"], sample: Sampler, drawing: Drawing
 ) -> None:
     try:
-        drawing.tokens.update(zip(rows, _sampled(rows, logits, workspace), strict=True))
+        drawing.tokens.update(zip(rows, _sampled(rows, logits, sample), strict=True))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -436,12 +435,10 @@ def _draw_alike(
             return
         for group in groups:  # each alone, so that only those fail that have to
             places = [place for place, row in enumerate(rows) if row.group is group]
-            _draw_alike([rows[place] for place in places], logits[places], workspace, drawing)
+            _draw_alike([rows[place] for place in places], logits[places], sample, drawing)
 
 
-def _sampled(
-    rows: Sequence[Row], logits: Float[Tensor, "R V"], workspace: Workspace
-) -> list[Drawn]:
+def _sampled(rows: Sequence[Row], logits: Float[Tensor, "R V"], sample: Sampler) -> list[Drawn]:
     request = rows[0].group.request
     histories = None
     if needs_history(request.params):
@@ -449,7 +446,7 @@ def _sampled(
     keys = np.array([row.key for row in rows], dtype=np.uint64)
     steps = np.array([len(row.tokens) for row in rows])
     uniform = uniforms(keys, steps)
-    sampled = sample(logits, uniform, request.params, request.forbidden, histories, workspace)
+    sampled = sample(logits, uniform, request.params, request.forbidden, histories)
     logprobs, sampled_logprobs = sampled.logprobs.tolist(), sampled.sampled_logprobs.tolist()
     tops: list[list[tuple[int, float]]] | list[None] = [None] * len(rows)
     if sampled.top_tokens is not None and sampled.top_logprobs is not None:

@@ -26,6 +26,7 @@ from transformers import (
 
 from interlace import SamplingParams
 from interlace.engine import sampling
+from interlace.engine.backends import native
 from interlace.engine.request import row_keys
 from interlace.engine.sampling import Sampled, needs_history, sample, uniforms
 
@@ -44,7 +45,26 @@ def drawn(
     **params: Any,
 ) -> Sampled:
     uniform = np.broadcast_to(np.asarray(uniform, dtype=np.float64), logits.shape[0]).copy()
-    return sample(logits, uniform, SamplingParams(**params), forbidden, histories)
+    found = sample(logits, uniform, SamplingParams(**params), forbidden, histories)
+    if logits.dtype == torch.float32 and histories is None and set(params) <= {"temperature"}:
+        compare_compiled(found, logits, uniform, forbidden, params.get("temperature", 1.0))
+    return found
+
+
+def compare_compiled(
+    expected: Sampled, logits: Tensor, uniform: Any, forbidden: Tensor, temperature: float
+) -> None:
+    """What the compiled code draws is the same, and it leaves to others what is no number."""
+    if temperature == 0 or isinstance(native.library(), str):
+        return
+    got = native.draw(logits, uniform, temperature, forbidden)
+    if got is None:
+        assert (expected.logprobs + expected.sampled_logprobs).isnan().any()
+        return
+    assert got.tokens.tolist() == expected.tokens.tolist()
+    torch.testing.assert_close(got.logprobs, expected.logprobs, atol=1e-5, rtol=1e-5)
+    ours, theirs = got.sampled_logprobs, expected.sampled_logprobs
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def random_logits(rows: int, vocabulary: int, seed: int = 0, scale: float = 2.0) -> Tensor:

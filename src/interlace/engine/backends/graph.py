@@ -92,6 +92,7 @@ class GraphBackend(FlatBackend):
 
     def clear(self) -> None:
         self._cache.clear()
+        self._workspace = Workspace()
         self._staged, self._flight = set(), None
 
     def release(self, gone: Slot | StoredPrompt) -> None:

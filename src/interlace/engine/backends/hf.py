@@ -29,6 +29,7 @@ from itertools import count
 from types import MethodType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -51,6 +52,8 @@ from interlace.engine.kv import (
     not_shareable,
     shared_attention,
 )
+from interlace.engine.sampling import Sampled, Workspace, sample
+from interlace.engine.types import SamplingParams
 from interlace.errors import GenerationError
 from interlace.rows import Owners, Prompts, Reads, Rows
 
@@ -102,6 +105,7 @@ class HFBackend:
         self._host: Twin | Borrowed | None = None
         self._is_fresh = False
         self._cache = SharedCache()
+        self._workspace = Workspace()
         self._kept: KeptKeys | None = None  # of blocks that read earlier positions
         self._owners: Owners | None = None  # of the live rows, until one comes or goes
         self._group_numbers = count()
@@ -308,12 +312,12 @@ class HFBackend:
                 of the step in the order of the slots, then, where earlier positions are read, to
                 the rows of the reader's group there, by number.
         """
-        cache = self._cache
+        cache, device = self._cache, self.device
         if self._owners is None:
             owners, alone = [r.owner for r in cache.rows], [r.alone for r in cache.rows]
             self._owners = Owners(
                 owners,
-                self.device,
+                device,
                 alone=alone,
                 kept=self._kept,
                 hidden=hidden_pairs(cache.rows),
@@ -331,18 +335,18 @@ class HFBackend:
         cache.is_changed_after = "attended" in seats
         cache.streams = self._streams
         places = [slot.place for slot in slots]
-        ids = torch.tensor(tokens, device=self.device)
-        positions = torch.tensor(cache.positions, device=self.device)
+        ids = torch.tensor(tokens, device=device)
+        positions = torch.tensor(cache.positions, device=device)
         in_order = places == list(range(len(places)))
         if not in_order:
-            ids = torch.empty_like(ids).index_copy_(0, torch.tensor(places, device=ids.device), ids)
+            ids = torch.empty_like(ids).index_copy_(0, torch.tensor(places, device=device), ids)
         host = self._fresh_host()
         self._record(recording, host)
         couples = self._coupling is not None and self._coupling.couples
         cache.notes_further = recording and couples and "attention" in seats
         cache.further = []
         try:
-            logits = self._compute_step(host, ids, positions).to(self.device)
+            logits = self._compute_step(host, ids, positions).to(device)
             self._saying = dict(zip(cache.rows, logits, strict=True)) if self.mixes else {}
         finally:
             seen, self._seen = self._seen, None
@@ -406,6 +410,17 @@ class HFBackend:
         """
         raise NotImplementedError
 
+    def sample(
+        self,
+        logits: Float[Tensor, "R V"],
+        uniform: Float[np.ndarray, " R"],
+        params: SamplingParams,
+        forbidden: Int[Tensor, " N"],
+        histories: Sequence[Sequence[int]] | None = None,
+    ) -> Sampled:
+        """One token for each row, as `sampling.sample` draws it."""
+        return sample(logits, uniform, params, forbidden, histories, self._workspace)
+
     @torch.inference_mode()
     def release(self, gone: Slot | StoredPrompt) -> None:
         """Let go of a row, or of a prompt that no row answers any more."""
@@ -420,6 +435,7 @@ class HFBackend:
     def clear(self) -> None:
         """Let go of everything."""
         self._cache, self._kept = SharedCache(), self._new_kept()
+        self._workspace = Workspace()
         self._owners, self._said = None, {}
 
     @torch.inference_mode()

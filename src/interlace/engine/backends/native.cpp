@@ -1,4 +1,4 @@
-// The decode step of native.py: a whole model, and Bridge blocks, in one call.
+// The decode step of native.py: a whole model, and Bridge blocks, in one call; and the draw of tokens.
 //
 // Axes: R live rows, D hidden size, H query heads, G key-value heads, Q = H/G, C head dim, M queries
 // that read the same keys, N keys that are read, K words of an input.
@@ -32,9 +32,9 @@ struct bf16 {
 
 // Accumulators that the processor has registers for.
 #if defined(__AVX512F__)
-constexpr int ROWS = 8, COLUMNS = 3;
+constexpr int ROWS = 8, COLUMNS = 3, MIXED = 6, WIDE = 4;
 #else
-constexpr int ROWS = 6, COLUMNS = 1;
+constexpr int ROWS = 6, COLUMNS = 1, MIXED = 6, WIDE = 2;
 #endif
 constexpr int LANES = 16, KEYS = 64;  // keys that are read at a time
 constexpr int MOST_DIM = 512;         // of a head, as native.py knows
@@ -229,6 +229,17 @@ struct Step {
   float* logits;
 };
 
+struct Draws {
+  const float* logits;
+  int64_t next;  // from one row to those of the next
+  int32_t rows, vocabulary, forbidden_count, threads;
+  const int64_t* forbidden;
+  const double* uniform;  // of each row
+  float temperature;
+  int64_t* tokens;
+  float *logprobs, *sampled_logprobs;
+};
+
 }  // extern "C"
 
 namespace {
@@ -325,13 +336,13 @@ void prepare_rows(const Product& p, const S* x, float* out, int rows, Share shar
 // Softmax over keys in parts: M queries `[M, C]`, already scaled, and what they have read so far.
 struct Reading {
   int queries, dim, padded;
-  std::vector<float> q, out, top, sum, scores, keys, values, part;
+  std::vector<float> q, out, top, sum, scores, keys;
   std::vector<int> first;  // the first key of a part that a query sees
 
   Reading(int queries, int dim)
       : queries(queries), dim(dim), padded((dim + LANES - 1) / LANES * LANES),
         q(queries * dim), out(queries * padded), top(queries, NONE), sum(queries), scores(queries * KEYS),
-        keys(KEYS * dim), values(KEYS * padded), part(queries * padded), first(queries) {}
+        keys(KEYS * dim), first(queries) {}
 
   // Queries from `from` on, `count` of them, read N keys and values `[N, C]`.
   template <class T>
@@ -345,14 +356,9 @@ struct Reading {
       multiply<float>(&q[from * dim], dim, keys.data(), dim * LANES, dim, &scores[from * KEYS], KEYS,
                       count, blocks, keys.data());
       for (int m = from; m < from + count; m++) weigh(m, first[m] - u, here, blocks);
-      const int columns = padded / LANES;
-      for (int i = 0; i < here; i++)
-        for (int c = 0; c < columns; c++)
-          save(&values[(c * KEYS + i) * LANES],
-               load_some(v + int64_t(u + i) * dim + c * LANES, std::min(LANES, dim - c * LANES)));
-      multiply<float>(&scores[from * KEYS], KEYS, values.data(), KEYS * LANES, here, &part[from * padded],
-                      padded, count, columns, values.data());
-      for (int i = from * padded; i < (from + count) * padded; i++) out[i] += part[i];
+      for (int m = from; m < from + count; m += MIXED)
+        mix<MIXED>(std::min(MIXED, from + count - m), &scores[m * KEYS], v + int64_t(u) * dim, here,
+                   &out[m * padded]);
     }
   }
 
@@ -380,6 +386,30 @@ struct Reading {
           }
         }
       }
+  }
+
+  // Adds to what so many queries, at most R, have read: values `[N, C]` by their weights.
+  template <int R, class T>
+  void mix(int count, const float* weights, const T* v, int here, float* to) const {
+    if constexpr (R > 1)
+      if (count < R) return mix<R - 1>(count, weights, v, here, to);
+    int c = 0;
+    for (; c + WIDE * LANES <= dim; c += WIDE * LANES) mix<R, WIDE>(weights, v + c, LANES, here, to + c);
+    for (; c < dim; c += LANES) mix<R, 1>(weights, v + c, std::min(LANES, dim - c), here, to + c);
+  }
+  template <int R, int C, class T>
+  void mix(const float* weights, const T* v, int lanes, int here, float* to) const {
+    V sum[R][C];
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) sum[r][c] = load(to + r * padded + c * LANES);
+    for (int i = 0; i < here; i++) {
+      V b[C];
+      for (int c = 0; c < C; c++) b[c] = load_some(v + i * dim + c * LANES, C > 1 ? LANES : lanes);
+      for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) sum[r][c] += weights[r * KEYS + i] * b[c];
+    }
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) save(to + r * padded + c * LANES, sum[r][c]);
   }
 
   // A query's scores of some keys become weights; what it has read before is scaled to them.
@@ -607,9 +637,94 @@ void apply(const Product& p, const T* x, const T* residual, T* out, int64_t rows
   }
 }
 
+// A part of a row's vocabulary: its largest logit, and the sum of its weights e^((x - top) / temperature).
+// With a top of its own nothing is lost beside large logits elsewhere, and one pass over the row is enough.
+constexpr int PART = 256;
+struct Part {
+  float top;
+  double sum;
+};
+
+Part weigh(const float* x, float temperature, float* weights = nullptr) {
+  V most = load(x), sum{};
+  for (int i = LANES; i < PART; i += LANES) most = load(x + i) > most ? load(x + i) : most;
+  const float top = largest_of(most), least = top == NONE ? 0.f : top;
+  for (int i = 0; i < PART; i += LANES) {
+    V below = load(x + i) - least;
+    if (temperature != 1.f) below /= temperature;
+    const V weight = below < all(-87.f) ? V{} : exponential(below);  // what is no number stays that
+    sum += weight;
+    if (weights) save(weights + i, weight);
+  }
+  return {top, sum_of(sum)};
+}
+
+// Brings parts to the largest top, which `top` becomes; their sum.
+double bring_together(std::vector<Part>& parts, float temperature, double& top) {
+  top = NONE;
+  for (const Part& part : parts) top = std::max(top, double(part.top));
+  double total = 0.;
+  for (Part& part : parts) total += part.sum *= std::exp((part.top - top) / temperature);
+  return total;
+}
+
+// A row's token, by inverse CDF, and its log-probabilities. False if it has none: its logits are not
+// numbers, or nothing is left.
+bool draw(const Draws& d, int row) {
+  const float* logits = d.logits + row * d.next;
+  alignas(64) float own[PART], weights[PART];
+  auto forbids = [&](int p) {
+    return std::any_of(d.forbidden, d.forbidden + d.forbidden_count,
+                       [p](int64_t token) { return token / PART == p; });
+  };
+  auto part_of = [&](int p, bool forbidding) -> const float* {
+    const float* from = logits + p * PART;
+    const int here = std::min(PART, d.vocabulary - p * PART);
+    if (here == PART && !forbidding) return from;
+    std::fill(std::copy(from, from + here, own), own + PART, NONE);
+    for (int i = 0; forbidding && i < d.forbidden_count; i++)
+      if (d.forbidden[i] / PART == p) own[d.forbidden[i] % PART] = NONE;
+    return own;
+  };
+  std::vector<Part> parts((d.vocabulary + PART - 1) / PART);
+  for (int p = 0; p < int(parts.size()); p++) parts[p] = weigh(part_of(p, false), 1.f);
+  std::vector<Part> left = parts;
+  for (int p = 0; p < int(left.size()); p++)
+    if (const bool forbidding = forbids(p); forbidding || d.temperature != 1.f)
+      left[p] = weigh(part_of(p, forbidding), d.temperature);
+  double top, top_left;
+  const double total = bring_together(parts, 1.f, top);
+  const double total_left = bring_together(left, d.temperature, top_left);
+  if (!(total > 0. && total_left > 0.)) return false;
+  // Rounding may carry the target past the last weight; that token is meant.
+  const double target = d.uniform[row] * total_left;
+  double before = 0., passed = 0.;
+  int chosen = 0, token = 0;
+  for (int p = 0; p < int(left.size()) && passed <= target; p++)
+    if (left[p].sum > 0.) chosen = p, before = passed, passed += left[p].sum;
+  const Part part = weigh(part_of(chosen, forbids(chosen)), d.temperature, weights);
+  const double rest = (target - before) * (part.sum / left[chosen].sum);
+  passed = 0.;
+  for (int i = 0; i < PART && passed <= rest; i++)
+    if (weights[i] > 0.f) token = chosen * PART + i, passed += weights[i];
+  const double logit = logits[token];
+  d.tokens[row] = token;
+  d.logprobs[row] = float(logit - top - std::log(total));
+  d.sampled_logprobs[row] = float((logit - top_left) / d.temperature - std::log(total_left));
+  return true;
+}
+
 }  // namespace
 
 extern "C" {
+
+// The number of rows that it leaves to others.
+int32_t interlace_draw(const Draws* d) {
+  int32_t left = 0;
+#pragma omp parallel for num_threads(d->threads) if (d->threads > 1) reduction(+ : left)
+  for (int row = 0; row < d->rows; row++) left += !draw(*d, row);
+  return left;
+}
 
 void interlace_decode(const Model* model, const Step* step) {
   model->is_bf16 ? decode<bf16>(*model, *step) : decode<float>(*model, *step);

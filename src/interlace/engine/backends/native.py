@@ -26,6 +26,7 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -44,6 +45,8 @@ from interlace.engine.backends.flat import (
 )
 from interlace.engine.backends.hf import Borrowed, Patch, Twin
 from interlace.engine.kv import Slot, Store
+from interlace.engine.sampling import Sampled, has_filters
+from interlace.engine.types import SamplingParams
 
 log = logging.getLogger("interlace.engine")
 
@@ -122,6 +125,7 @@ def _processor() -> str:
 def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.interlace_decode.argtypes = [c_void_p, c_void_p]
     lib.interlace_apply.argtypes = [c_void_p] * 4 + [c_int64, c_int32, c_int32]
+    lib.interlace_draw.argtypes = [c_void_p]
     lib.interlace_features.restype = c_char_p
     for name in ("interlace_decode", "interlace_apply"):
         getattr(lib, name).restype = None
@@ -176,6 +180,15 @@ class _Step(Structure):
         *((name, c_int32) for name in ("chunk_count", "set_count")),
         *((name, c_void_p) for name in ("readers", "read", "reader_rows", "read_rows")),
         *((name, c_void_p) for name in ("skips", "logits")),
+    ]
+
+
+class _Draws(Structure):
+    _fields_ = [
+        *(("logits", c_void_p), ("next", c_int64)),
+        *((name, c_int32) for name in ("rows", "vocabulary", "forbidden_count", "threads")),
+        *(("forbidden", c_void_p), ("uniform", c_void_p), ("temperature", c_float)),
+        *((name, c_void_p) for name in ("tokens", "logprobs", "sampled_logprobs")),
     ]
 
 
@@ -355,19 +368,65 @@ class NativeBackend(CPUBackend):
             [row.prompt.length for row in rows],
             *(chunks, order, _offsets(readers), _offsets(read), *map(_joined, (readers, read))),
         ]
-        numbers = [torch.tensor(one, dtype=torch.int32) for one in lists]
+        numbers = (c_int32 * sum(map(len, lists)))(*chain.from_iterable(lists))
+        places = [ctypes.addressof(numbers) + 4 * place for place in _offsets(lists)]
         step = _Step(
             *(len(rows), torch.get_num_threads(), has_blocks),
             *map(_pointer, (x, cos, sin)),
             *map(_store, stores),
-            *map(_pointer, numbers[:5]),
+            *places[:5],
             *(len(chunks) - 1, len(readers)),
-            *map(_pointer, numbers[5:]),
+            *places[5:9],
             *map(_pointer, (skips, logits)),
         )
         lib: Any = library()
         lib.interlace_decode(ctypes.byref(self._native.c), ctypes.byref(step))
         return logits
+
+    def sample(
+        self,
+        logits: Float[Tensor, "R V"],
+        uniform: Float[np.ndarray, " R"],
+        params: SamplingParams,
+        forbidden: Int[Tensor, " N"],
+        histories: Sequence[Sequence[int]] | None = None,
+    ) -> Sampled:
+        is_plain = histories is None and not has_filters(params) and not params.top_logprobs
+        if is_plain and params.temperature > 0 and logits.dtype == torch.float32:
+            drawn = draw(logits, uniform, params.temperature, forbidden)
+            if drawn is not None:
+                return drawn
+        return super().sample(logits, uniform, params, forbidden, histories)
+
+
+def draw(
+    logits: Float[Tensor, "R V"],
+    uniform: Float[np.ndarray, " R"],
+    temperature: float,
+    forbidden: Int[Tensor, " N"],
+) -> Sampled | None:
+    """What `sampling.sample` gives without filters; None if there is no compiled code, a row's
+    logits are not numbers, or nothing is left of a row.
+
+    A row's numbers depend on no other row. Sums are finer than the portable ones, so that a token
+    is another only where a uniform lies within rounding of two tokens' border.
+    """
+    lib = library()
+    if isinstance(lib, str) or logits.stride(1) != 1:
+        return None
+    rows, vocabulary = logits.shape
+    tokens = torch.empty(rows, dtype=torch.long)
+    logprobs, sampled_logprobs = torch.empty(rows), torch.empty(rows)
+    uniforms = torch.as_tensor(uniform)
+    draws = _Draws(
+        *(logits.data_ptr(), logits.stride(0)),
+        *(rows, vocabulary, len(forbidden), torch.get_num_threads()),
+        *(forbidden.data_ptr(), uniforms.data_ptr(), temperature),
+        *map(_pointer, (tokens, logprobs, sampled_logprobs)),
+    )
+    if lib.interlace_draw(ctypes.byref(draws)):
+        return None
+    return Sampled(tokens, logprobs, sampled_logprobs)
 
 
 def why_not_native(base: nn.Module) -> str | None:

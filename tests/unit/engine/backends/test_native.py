@@ -20,6 +20,7 @@ from interlace.engine.backends.flat import FAMILIES
 from interlace.engine.backends.hf import HFBackend
 from interlace.engine.backends.native import NativeBackend
 from interlace.engine.kv import Slot, StoredPrompt
+from interlace.engine.sampling import sample
 from support.architectures import attach_random, build, random_ids
 from support.engine import largest_gap, prefilled
 
@@ -176,6 +177,61 @@ def test_a_row_is_the_same_to_the_bit_beside_others_and_with_more_threads() -> N
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@needs_compiler
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 1300, 49152])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
+def test_tokens_equal_the_portable_ones(vocabulary: int, temperature: float) -> None:
+    """Else a border of two tokens is within rounding of the uniform."""
+    rng, rows = np.random.default_rng(vocabulary), 24
+    numbers = rng.normal(size=(rows, vocabulary)) * rng.choice([0.1, 1, 3, 10], size=(rows, 1))
+    logits, uniform = torch.tensor(numbers, dtype=torch.float32), rng.random(rows)
+    logits[0, vocabulary // 2 + 1 :] = -torch.inf
+    forbidden = torch.tensor([0, vocabulary - 1, vocabulary // 2] if vocabulary > 3 else [])
+    forbidden = forbidden.long()
+    params = SamplingParams(temperature=temperature)
+    expected = sample(logits, uniform, params, forbidden)
+    got = native.draw(logits, uniform, temperature, forbidden)
+    assert got is not None
+    allowed = (logits.double() / temperature).index_fill(1, forbidden, -torch.inf)
+    borders = allowed.softmax(-1).cumsum(-1)
+    near = (borders - torch.as_tensor(uniform)[:, None]).abs().amin(-1) < 1e-6
+    same = got.tokens == expected.tokens
+    assert (same | near).all()
+    for name in ("logprobs", "sampled_logprobs"):
+        ours, theirs = getattr(got, name)[same], getattr(expected, name)[same]
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    plain = logits.double().log_softmax(-1).gather(1, got.tokens[:, None])[:, 0]
+    torch.testing.assert_close(got.logprobs.double(), plain, atol=1e-6, rtol=1e-6)
+
+
+@needs_compiler
+def test_a_rows_token_is_the_same_beside_others_and_with_more_threads() -> None:
+    rng = np.random.default_rng(0)
+    logits, uniform = torch.tensor(rng.normal(size=(9, 1300))).float(), rng.random(9)
+    forbidden, threads = torch.tensor([3]), torch.get_num_threads()
+    found = []
+    try:
+        for rows, count in ((1, 1), (9, 1), (9, 3)):
+            torch.set_num_threads(count)
+            got = native.draw(logits[:rows], uniform[:rows], 0.8, forbidden)
+            assert got is not None
+            found.append([t[0].item() for t in (got.tokens, got.logprobs, got.sampled_logprobs)])
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_rows_that_cannot_be_drawn_are_left_to_the_portable_sampler(value: float) -> None:
+    logits, nothing = torch.zeros(3, 300), torch.tensor([], dtype=torch.long)
+    logits[1] = value
+    assert native.draw(logits, np.full(3, 0.5), 1.0, nothing) is None
+    backend = NativeBackend(build("llama"), 64)
+    got = backend.sample(logits, np.full(3, 0.5), SamplingParams(), nothing)
+    assert got.logprobs.isnan().tolist() == [False, True, False]
 
 
 @needs_compiler
