@@ -218,9 +218,9 @@ struct Store {  // keys of a layer before its values; numbers from one to the ne
 struct Step {
   int32_t rows, threads, has_blocks;
   float* x;                              // embeddings
-  const float *cos, *sin;                // of each row; sines with the sign of a half
+  const float *cos, *sin;                // sines with the sign of a half; rows' places there: turns
   Store own, shared;
-  const int32_t *lengths, *prompts, *prompt_lengths;  // of each row
+  const int32_t *lengths, *prompts, *prompt_lengths, *turns;  // of each row
   const int32_t *chunks, *order;         // parts of `order` whose rows answer one prompt
   int32_t chunk_count, set_count;
   const int32_t *readers, *read;         // a set of rows, and those that they see: parts of
@@ -474,7 +474,8 @@ void attend(const Layer& layer, const Step& step, int index, const int32_t* rows
   std::vector<float> turned(dim);
   for (int n = 0; n < count; n++) {
     const int row = rows[n], length = step.lengths[row];
-    const float *cos = step.cos + row * dim, *sin = step.sin + row * dim, *from = qkv + row * outputs;
+    const int64_t turns = int64_t(step.turns[row]) * dim;
+    const float *cos = step.cos + turns, *sin = step.sin + turns, *from = qkv + row * outputs;
     for (int j = 0; j < per; j++) {
       const int head = g * per + j;
       float* q = &reading.q[(n * per + j) * dim];

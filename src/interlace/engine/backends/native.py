@@ -58,6 +58,8 @@ _LANES = 16  # outputs of a block of weights
 _CHUNK = 32  # rows that read their prompt together, on one thread
 _SHORTEST = 8  # of several threads
 _MOST_DIM = 512  # of a head
+_STILL_ROTARY = ("default", "linear", "llama3", "yarn")  # no length changes their frequencies
+_TURNS = 256  # positions by which their table grows
 _SECONDS = 300  # for a compiler
 
 
@@ -175,7 +177,7 @@ class _Step(Structure):
         *((name, c_int32) for name in ("rows", "threads", "has_blocks")),
         *((name, c_void_p) for name in ("x", "cos", "sin")),
         *((name, _Store) for name in ("own", "shared")),
-        *((name, c_void_p) for name in ("lengths", "prompts", "prompt_lengths")),
+        *((name, c_void_p) for name in ("lengths", "prompts", "prompt_lengths", "turns")),
         *((name, c_void_p) for name in ("chunks", "order")),
         *((name, c_int32) for name in ("chunk_count", "set_count")),
         *((name, c_void_p) for name in ("readers", "read", "reader_rows", "read_rows")),
@@ -282,12 +284,27 @@ class NativeModel:
     def __init__(self, flat: FlatModel, weights: NativeWeights) -> None:
         self.flat = flat
         self._kept: list[Any] = []  # what the pointers point to
+        self._table: tuple[Tensor, Tensor] | None = None  # of all positions so far
         layers = (_Layer * len(flat.layers))(*(self._layer(one, weights) for one in flat.layers))
         self._kept.append(layers)
         head: Any = flat.head
         self.vocabulary = head.outputs
         is_bf16 = flat.embedding.weight.dtype == torch.bfloat16
         self.c = _Model(layers, head.c, len(layers), is_bf16)
+
+    def turns(
+        self, x: Float[Tensor, "R D"], positions: Int[Tensor, " R"], numbers: list[int]
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Cosines and sines, and each row's place among them: those of all positions, made once,
+        where no row's length changes them."""
+        if getattr(self.flat.rotary, "rope_type", None) not in _STILL_ROTARY:
+            cos, sin = self.flat.turns(x, positions[:, None])
+            return cos.contiguous(), sin.contiguous(), list(range(len(numbers)))
+        if self._table is None or max(numbers) >= len(self._table[0]):
+            size = -(-2 * max(numbers) // _TURNS) * _TURNS
+            cos, sin = self.flat.turns(x, torch.arange(max(size, _TURNS))[:, None])
+            self._table = cos.contiguous(), sin.contiguous()
+        return *self._table, numbers
 
     def _layer(self, layer: FlatLayer, weights: NativeWeights) -> _Layer:
         products: Any = (layer.qkv, layer.output, layer.gate_up, layer.down)
@@ -352,7 +369,7 @@ class NativeBackend(CPUBackend):
             return super()._compute_step(host, ids, positions)
         flat = self._native.flat
         x = flat.embedding(ids).float()
-        cos, sin = (t.contiguous() for t in flat.turns(x, positions[:, None]))
+        cos, sin, turns = self._native.turns(x, positions, self._cache.positions)
         logits = x.new_empty(len(ids), self._native.vocabulary)
         rows, has_blocks, skips = self._cache.rows, self._attachment is not None, None
         if self._attachment is not None:
@@ -366,6 +383,7 @@ class NativeBackend(CPUBackend):
             [row.length for row in rows],
             [row.prompt.place for row in rows],
             [row.prompt.length for row in rows],
+            turns,
             *(chunks, order, _offsets(readers), _offsets(read), *map(_joined, (readers, read))),
         ]
         numbers = (c_int32 * sum(map(len, lists)))(*chain.from_iterable(lists))
@@ -374,9 +392,9 @@ class NativeBackend(CPUBackend):
             *(len(rows), torch.get_num_threads(), has_blocks),
             *map(_pointer, (x, cos, sin)),
             *map(_store, stores),
-            *places[:5],
+            *places[:6],
             *(len(chunks) - 1, len(readers)),
-            *places[5:9],
+            *places[6:10],
             *map(_pointer, (skips, logits)),
         )
         lib: Any = library()

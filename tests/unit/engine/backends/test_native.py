@@ -114,6 +114,22 @@ def test_fp32_equals_the_cpu_backend(seed: int) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", ["default", "yarn", "dynamic"])
+def test_rotary_positions_of_all_kinds(kind: str) -> None:
+    """Beyond the original length, and beyond the first table of them."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0}
+    if kind != "default":
+        rope |= {"factor": 4.0, "original_max_position_embeddings": 128}
+    pair = Pair(build("llama", max_position_embeddings=512, rope_parameters=rope))
+    pair.prefill([list(range(5, 60)), [7] * 254])
+    pair.open(0, 2, [])
+    pair.open(1, 2, [])
+    for token in (5, 6, 7):
+        expected, logits = pair.decode([token] * 4)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5)
+
+
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6, 60))
 def test_fp32_equals_the_cpu_backend_more_often(seed: int) -> None:
