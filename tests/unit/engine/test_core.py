@@ -95,7 +95,7 @@ def test_after_abort_everything_is_returned(steps: int) -> None:
         assert {c.finish_reason for c in partial.completions} == {"interrupted"}
     assert core.is_idle
     assert core.backend.nbytes == 0
-    assert core._workspace._store is None  # a thread kept what sampling had taken
+    assert core.backend._workspace._store is None  # a thread kept what sampling had taken
     assert core.backend._cache.rows == core.backend._cache.prompts == []
     assert core.abort(number) is None
     assert core.step() == []

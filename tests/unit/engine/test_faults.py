@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams
-from interlace.engine import state as state_module
+from interlace.engine.backends.hf import HFBackend
 from interlace.engine.core import EngineCore
 from interlace.engine.kv import SharedCache, Store
 from interlace.engine.state import Row, RunningGroup
@@ -98,7 +98,7 @@ def test_without_memory_while_sampling(monkeypatch: pytest.MonkeyPatch, call: in
     groups are admitted together, in the first two calls, and one by one if that fails."""
     own = [PARAMS.replace(temperature=1 + p % 2, record_attention="mean") for p in range(4)]
     expected = Engine(MODEL, prefill_chunk=5).generate(PROMPTS, own)
-    calls, real = 0, state_module.sample
+    calls, real = 0, HFBackend.sample
 
     def sample(*args: Any) -> Any:
         nonlocal calls
@@ -107,7 +107,7 @@ def test_without_memory_while_sampling(monkeypatch: pytest.MonkeyPatch, call: in
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(*args)
 
-    monkeypatch.setattr(state_module, "sample", sample)
+    monkeypatch.setattr(HFBackend, "sample", sample)
     engine = Engine(MODEL, prefill_chunk=5)
     groups = engine.generate(PROMPTS, own)
     assert len(engine.stats.notes) == 1
