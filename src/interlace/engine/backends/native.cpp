@@ -5,7 +5,7 @@
 //
 // A word is 32 bits: one fp32 number, or two bf16 numbers side by side. Weights lie in blocks of 16
 // outputs, [outputs/16][K][16] words, so that one loaded vector of weights serves up to ROWS rows.
-// Everything goes through one kernel, `tile`: products, scores and mixed values alike. A row's numbers
+// Products and scores go through one kernel, `tile`; `mix` mixes values as they lie. A row's numbers
 // are added up in an order that no other row changes. Sums, softmax and the hidden states between
 // layers are fp32; keys, values and inputs of products are of the model's type.
 
