@@ -84,6 +84,7 @@ class MathSet(SourcedTask):
     instruction: str = "Reason step by step, and put your final answer within \\boxed{}."
 
     def __init__(self, name: str, **options: Unpack[SourceOptions]) -> None:
+        self._workings: dict[str, str] = {}  # of questions; no part of a problem's data
         super().__init__(name, MATH_SETS[name], **options)
         self._check = get_checker("math", [example.answer for example in self])
 
@@ -93,8 +94,10 @@ class MathSet(SourcedTask):
         working, _, answer = answer_in(row, ["answer"]).rpartition("####")
         if not (answer := answer.strip()):
             raise TaskError(f"The problem {question[:60]!r} has no reference answer.")
-        more = {"working": working.strip()} if working.strip() else {}
-        return question.strip() if isinstance(question, str) else question, answer, more
+        if isinstance(question, str):
+            question = question.strip()
+            self._workings[question] = working.strip()
+        return question, answer, {}
 
     def reference_text(self, example: Example) -> str:
         """The boxed reference."""
@@ -107,10 +110,11 @@ class MathSet(SourcedTask):
         Raises:
             TaskError: if the set gives results alone.
         """
-        if "working" not in example.data:
+        asked = example.question
+        working = self._workings.get(asked) if isinstance(asked, str) else None
+        if not working:
             raise TaskError(f"{self.name!r} has no solutions, only results: no SFT on its traces.")
-        working = _CALCULATOR.sub("", example.data["working"])
-        return f"{working}\n{self.reference_text(example)}"
+        return f"{_CALCULATOR.sub('', working)}\n{self.reference_text(example)}"
 
     def check(self, example: Example, answer: str) -> Verdict:
         """Whether the answer has the reference's value."""

@@ -267,8 +267,9 @@ def test_a_reach_that_a_backend_lacks_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(BACKENDS[name], "reads", ("finished",))
     interlace.Engine(attach_random(build("llama"), reads="finished"), backend=name)
+    other = r"model\.generate" if name == "hf" else "backend='hf'"
     with pytest.raises(
-        GenerationError, match=rf"reads='history' read .*{name} backend does not.*model\.generate"
+        GenerationError, match=rf"reads='history' read .*{name} backend does not.* Use {other}"
     ):
         interlace.Engine(attach_random(build("llama"), reads="history"), backend=name)
 

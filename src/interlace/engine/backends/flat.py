@@ -150,9 +150,10 @@ class FlatModel:
         return x
 
     def turns(
-        self, x: Float[Tensor, "N D"], positions: Int[Tensor, "P S"]
+        self, x: Float[Tensor, "_ D"], positions: Int[Tensor, "P S"]
     ) -> tuple[Float[Tensor, "N 1 C"], Float[Tensor, "N 1 C"]]:
-        """Cosines, and sines with the sign that a half of a head gets in the other's place."""
+        """Cosines, and sines with the sign that a half of a head gets in the other's place; of `x`
+        only the type counts."""
         cos, sin = (t[0, :, None] for t in self.rotary(x, positions.flatten()[None]))
         first, second = sin.chunk(2, dim=-1)
         return cos, torch.cat((-first, second), dim=-1)
