@@ -243,7 +243,7 @@ def test_a_row_shows_reading_where_it_takes_a_find_over(blocks_last: Any) -> Non
     ("experiment", "alone", "blocks", "texts", "seeds"),
     [
         ("07-blocks-last", "rlvr-120", "spliced-120", "sft-120", 5),
-        ("07-blocks-last", "rlvr-2160@step-4320", "spliced-1080", "sft-1080", 2),
+        ("07-blocks-last", "rlvr-2160@step-4320", "spliced-1080", "sft-1080", 5),
         ("05-long-run", "rlvr-1080", "spliced-1080", None, 1),
         ("08-smollm2", "sft", "spliced", "sft-texts", 3),
     ],
