@@ -2,6 +2,8 @@
 a hit. It needs no reference, only a response that judges itself, so it is a baseline that
 independent rows have, too.
 
+Where a find ends its row, a row that ends before its last try says the same without a word (ENDS).
+
 Picked: one of the rows that say yes, drawn at random; of all rows where none does. The filtered
 vote: the most frequent answer of the rows that say yes; of all rows where none does.
 
@@ -24,8 +26,10 @@ from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.records import GroupRecord
 from interlace.evaluation.results import ArmResult
 from interlace.jsonl import to_json
+from interlace.tasks.tiny_countdown import TRIES, tries_of
 
 YES = " yes "
+ENDS = "ends"  # of rows that end at their find
 MORE = 2 * ROWS
 Row = tuple[bool, bool, str | None]  # whether it says yes, whether it is right, its answer
 Group = Sequence[Row]
@@ -44,7 +48,7 @@ def picking(
     """
     seeds = {result.seed for result in results}
     plain = {r.seed: r.get("maj", MORE).estimate.value for r in results if r.arm == against}
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    found: dict[str, dict[int, dict[str, float | None]]] = {}
     for unit in plan(config):
         if unit.kind == "evaluate" and unit.name.endswith(FINAL) and unit.seed in seeds:
             numbers = measured(records(places, unit))
@@ -55,28 +59,28 @@ def picking(
     ]
 
 
-def over_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, Any]:
-    """Every number with its interval, and of every seed."""
+def over_seeds(by_seed: dict[int, dict[str, float | None]]) -> dict[str, Any]:
+    """Every number with its interval, and of every seed; None where no seed has it."""
     names = next(iter(by_seed.values()))
-    values = {name: [numbers[name] for numbers in by_seed.values()] for name in names}
+    values = {name: [n[name] for n in by_seed.values() if n[name] is not None] for name in names}
     return {
-        **{name: to_json(seed_interval(own)) for name, own in values.items()},
+        **{name: to_json(seed_interval(own)) if own else None for name, own in values.items()},
         "by_seed": {
             name: {str(seed): numbers[name] for seed, numbers in by_seed.items()} for name in names
         },
     }
 
 
-def measured(kept: Sequence[GroupRecord], said: str = YES) -> dict[str, float]:
+def measured(kept: Sequence[GroupRecord], said: str = YES) -> dict[str, float | None]:
     """All numbers of one model's records; those of sixteen rows if so many were sampled.
 
     Args:
         kept: The records, with texts.
-        said: What a row writes that holds its answer for a hit.
+        said: What a row writes that holds its answer for a hit, or ENDS.
     """
     eight = [group for record in kept for group in groups_of_eight(record, said)]
     sixteen = groups_of_sixteen(kept, said)
-    found = {"picked": picked(eight), "yes_right": yes_right(eight)}
+    found: dict[str, float | None] = {"picked": picked(eight), "yes_right": yes_right(eight)}
     if sixteen:
         found |= {"picked_16": picked(sixteen), "vote_16": filtered_vote(sixteen)}
     return found
@@ -88,10 +92,15 @@ def groups_of_eight(record: GroupRecord, said: str = YES) -> list[Group]:
     if record.texts is None or not whole:
         return []
     rows = [
-        (said in text, right, answer)
+        (says_yes(text, said), right, answer)
         for text, right, answer in zip(record.texts, record.correct, record.answers, strict=True)
     ]
     return [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
+
+
+def says_yes(text: str, said: str) -> bool:
+    """Whether a row holds its answer for a hit."""
+    return len(tries_of(text)) < TRIES if said == ENDS else said in text
 
 
 def groups_of_sixteen(kept: Sequence[GroupRecord], said: str = YES) -> list[Group]:
@@ -134,7 +143,7 @@ def believed(rows: Group) -> Group:
     return [row for row in rows if row[0]] or rows
 
 
-def yes_right(groups: Sequence[Group]) -> float:
-    """Of the rows that say yes, the share that is right."""
+def yes_right(groups: Sequence[Group]) -> float | None:
+    """Of the rows that say yes, the share that is right; None where no row does."""
     said = [right for rows in groups for yes, right, _ in rows if yes]
-    return sum(said) / max(len(said), 1)
+    return sum(said) / len(said) if said else None

@@ -152,7 +152,7 @@ def widths_table(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
 def picking(places: Places, units: Sequence[Unit], said: str) -> dict[str, Any]:
     """Of independent rows that RLVR trained: a row picked by its own verdict, a vote among them."""
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    found: dict[str, dict[int, dict[str, float | None]]] = {}
     for unit in units:
         if unit.settings["attach"] is None:
             kept = records(places, unit)

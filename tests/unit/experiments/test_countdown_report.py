@@ -1,6 +1,7 @@
 """experiments/01-countdown: how finds are counted and rows picked, what is reported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,23 @@ def test_rows_are_picked_by_their_own_verdict(countdown: Any) -> None:
     assert countdown.picking.picked(groups) == 0.5
     assert countdown.picking.yes_right(groups) == 0.5
     assert countdown.picking.picked([[says, silent, silent]]) == 1.0
+
+
+def test_a_row_that_ends_before_its_last_try_holds_its_answer_for_a_hit(countdown: Any) -> None:
+    hit, miss = HIT[0], MISS[0]
+    texts = [hit, f"{miss} ; {hit}", f"{miss} ; " * 3 + hit, f"{miss} ; " * 3 + miss] * 2
+    record = replace(_record("a", 8, 0, True), texts=tuple(texts))
+    picking = countdown.picking
+    (rows,) = picking.groups_of_eight(record, picking.ENDS)
+    assert [says for says, *_ in rows] == [True, True, False, False] * 2
+
+
+def test_where_no_row_says_yes_none_of_them_is_counted_as_wrong(countdown: Any) -> None:
+    silent = countdown.picking.measured([_record("a", 8, 0, True)])
+    assert silent["yes_right"] is None
+    found = countdown.picking.over_seeds({0: silent, 1: silent})
+    assert found["yes_right"] is None
+    assert found["picked"]["value"] == 1.0
 
 
 def test_rows_that_say_yes_vote_and_all_do_where_none_does(countdown: Any) -> None:
