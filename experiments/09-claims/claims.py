@@ -28,7 +28,8 @@ from outcomes import load  # noqa: E402
 from tables import fill, markdown, show  # noqa: E402
 from units import Config, Places, Unit, load_config, plan  # noqa: E402
 
-from interlace.evaluation.intervals import seed_interval  # noqa: E402
+from interlace.evaluation.compare import check_same_problems  # noqa: E402
+from interlace.evaluation.intervals import LEVEL, Estimate, seed_interval  # noqa: E402
 from interlace.evaluation.results import ArmResult  # noqa: E402
 from interlace.evaluation.scaling import ScalingFit, fit_scaling  # noqa: E402
 from interlace.jsonl import to_json  # noqa: E402
@@ -47,6 +48,7 @@ MODELS = {
 }
 WINDOW = 10  # rollouts whose training prompts are averaged
 ROWS = 64 * 8  # responses of a rollout
+RESAMPLES = 200  # draws of problems
 
 
 def main() -> None:
@@ -131,10 +133,33 @@ def extrapolation(places: Places, units: Mapping[str, Unit]) -> list[dict[str, A
                     "width": width,
                     "predicted": 1 - fit.predict([width])[0],
                     "measured": to_json(found.get("pass@1", width).estimate),
+                    "missed": to_json(missed(narrow, found, width, options)),
                 }
                 for width in found.widths
             ]
     return lines
+
+
+def missed(narrow: ArmResult, found: ArmResult, width: int, options: Mapping[str, Any]) -> Estimate:
+    """Measured minus law. Both are of the same problems: the law is fitted anew to every draw."""
+    check_same_problems(narrow, found)
+    count, generator = len(found.example_ids), np.random.default_rng(0)
+    drawn = [np.arange(count), *generator.integers(count, size=(RESAMPLES, count))]
+    measured = found.get("pass@1", width).values
+    gaps = [
+        float(measured[rows].mean() - 1 + fitted(of(narrow, rows), 16, options).predict([width])[0])
+        for rows in drawn
+    ]
+    low, high = np.quantile(gaps[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(gaps[0], float(low), float(high), "bootstrap", LEVEL, count)
+
+
+def of(result: ArmResult, rows: np.ndarray) -> ArmResult:
+    """The result's pass@1 of these problems."""
+    kept = [entry for entry in result.measurements if entry.metric == "pass@1"]
+    return replace(
+        result, measurements=tuple(replace(entry, values=entry.values[rows]) for entry in kept)
+    )
 
 
 def wide(name: str) -> ArmResult:
@@ -223,10 +248,12 @@ def extrapolation_table(lines: Sequence[Mapping[str, Any]]) -> str:
             str(line["width"]),
             f"{100 * line['predicted']:.1f}",
             show(line["measured"], 100),
+            show(line["missed"], 100, sign=True),
         ]
         for line in lines
     ]
-    return markdown(["model", "law of 1 - pass@1", "fitted to W =", "W", "law", "measured"], rows)
+    head = ["model", "law of 1 - pass@1", "fitted to W =", "W", "law", "measured"]
+    return markdown([*head, "measured minus law"], rows)
 
 
 def costs_table(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
+from interlace.evaluation.results import ArmResult, Measurement, estimate_values
 from support.processes import ROOT, modules_of
 
 HOME = ROOT / "09-claims"
@@ -41,6 +43,27 @@ def test_a_share_and_its_inverse_have_inverse_intervals(claims: Any) -> None:
     assert there.low < there.value < there.high
     for end, other in (("value", "value"), ("low", "high"), ("high", "low")):
         assert getattr(there, end) * getattr(back, other) == pytest.approx(1)
+
+
+def of_law(*widths: int) -> ArmResult:
+    """Fifty problems of very different difficulty, every one of them on the law d P^-.5."""
+    difficulty = np.linspace(0.02, 0.98, 50)
+    entries = []
+    for width in widths:
+        values = 1 - difficulty * width**-0.5
+        estimate = estimate_values("pass@1", values, 0.95)
+        entries.append(Measurement("pass@1", width, 1, None, estimate, values, 16))
+    return ArmResult("arm", "task", 0, True, tuple(map(str, range(50))), tuple(entries))
+
+
+def test_a_law_is_missed_by_what_is_measured_on_the_same_problems(claims: Any) -> None:
+    narrow, found = of_law(1, 2, 4, 8, 16), of_law(64)
+    own = found.get("pass@1", 64).estimate
+    assert own.high - own.low > 0.02  # other problems would be easier or harder, for both
+    missed = claims.missed(narrow, found, 64, {"form": "power"})
+    assert missed.value == pytest.approx(0, abs=1e-6)
+    assert missed.low == pytest.approx(0, abs=1e-6)
+    assert missed.high == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
