@@ -3,8 +3,8 @@
     python experiments/09-claims/claims.py    # writes claims.json and the tables of README.md
 
 Laws are fitted to the widths from 1 to 8 of every training seed of 01-countdown and held against
-width 16, which the fit has not seen; then to the widths from 1 to 16 of seed 0 of two orders of
-training and held against 32 and 64, at which these two models were sampled (`wide/`).
+width 16, which the fit has not seen; then to the widths from 1 to 16 of four models and held
+against 32 and 64 (`wide/`).
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ LAWS: dict[str, dict[str, Any]] = {
 MODELS = {
     "mixed": "Bridge, mixed (01-countdown, seed 0)",
     "spliced": "blocks last, spliced (07-blocks-last, seed 0)",
+    "long": "blocks last after 1,080 rollouts (05-long-run, seed 2)",
+    "smollm2": "blocks last on SmolLM2-135M (08-smollm2, seed 2)",
 }
 WINDOW = 10  # rollouts whose training prompts are averaged
 ROWS = 64 * 8  # responses of a rollout
@@ -112,11 +114,12 @@ def fitted(result: ArmResult, most: int, options: Mapping[str, Any]) -> ScalingF
 
 
 def extrapolation(places: Places, units: Mapping[str, Unit]) -> list[dict[str, Any]]:
-    """Seed 0 of two orders of training far beyond the widths that were trained."""
-    spliced = load(Places(HERE.parent / "07-blocks-last"), evaluated("seed-0/spliced-120/final"))
+    """Four models far beyond the widths that were trained."""
     known_of = {
         "mixed": [load(places, units["seed-0/bridge-mixed/final"])],
-        "spliced": [spliced, wide("spliced-narrow")],
+        "spliced": [final("07-blocks-last", "seed-0/spliced-120"), wide("spliced-narrow")],
+        "long": [final("05-long-run", "seed-2/spliced-1080"), wide("long-narrow")],
+        "smollm2": [final("08-smollm2", "seed-2/spliced"), wide("smollm2-narrow")],
     }
     lines = []
     for model, known in known_of.items():
@@ -160,6 +163,11 @@ def of(result: ArmResult, rows: np.ndarray) -> ArmResult:
     return replace(
         result, measurements=tuple(replace(entry, values=entry.values[rows]) for entry in kept)
     )
+
+
+def final(experiment: str, arm: str) -> ArmResult:
+    """An arm's last evaluation in another experiment."""
+    return load(Places(HERE.parent / experiment), evaluated(f"{arm}/final"))
 
 
 def wide(name: str) -> ArmResult:
@@ -239,7 +247,7 @@ def laws_table(lines: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
 
 
 def extrapolation_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Two models far beyond their trained widths."""
+    """Models far beyond their trained widths."""
     rows = [
         [
             MODELS[line["model"]],
