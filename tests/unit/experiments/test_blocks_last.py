@@ -295,3 +295,30 @@ def test_the_tables_are_those_of_the_results(blocks_last: Any, experiment: str, 
     page = (home / "README.md").read_text(encoding="utf-8")
     for name, table in blocks_last.orders_report.sections_of(values, labels).items():
         assert table in page, name
+
+
+def test_tries_are_counted_up_to_a_rows_first_hit(blocks_last: Any) -> None:
+    before = list(sys.path)
+    try:
+        with modules_of("08-smollm2", "tries") as (tries,):
+            example = get_task("pair-sum", size=1)[0]  # 15 11 20 29 16 23 > 35
+            texts = [
+                "11+16=27;20+15=35!20+15=35!",
+                "11+16=35!11+16=35!",  # claimed twice, and false
+                "11+12=23;11+11=22;",  # not two of the numbers
+            ]
+            found = tries.counts(example, texts)
+            lines = json.loads((ROOT / "08-smollm2/tries.json").read_text(encoding="utf-8"))
+            labels = blocks_last.orders.load_config(home=ROOT / "08-smollm2")["labels"]
+            page = (ROOT / "08-smollm2/README.md").read_text(encoding="utf-8")
+            assert tries.table(lines, labels) in page
+    finally:
+        sys.path[:] = before
+    assert found == {
+        "tries": 6,
+        "hits": 1,
+        "of_the_numbers": 4,
+        "sums": 4,
+        "claims": 3,
+        "false_claims": 2,
+    }

@@ -15,6 +15,7 @@ from support.processes import ROOT, modules_of
 
 HOME = ROOT / "09-claims"
 FIRST, LAST = ROOT / "01-countdown/results", ROOT / "07-blocks-last/results"
+LONG, SMOLLM2 = ROOT / "05-long-run/results", ROOT / "08-smollm2/results"
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,10 @@ def test_a_law_is_missed_by_what_is_measured_on_the_same_problems(claims: Any) -
         ("mixed", FIRST / "seed-0/bridge-mixed/final"),
         ("spliced", LAST / "seed-0/spliced-120/final"),
         ("spliced-narrow", LAST / "seed-0/spliced-120/final"),
+        ("long", LONG / "seed-2/spliced-1080/final"),
+        ("long-narrow", LONG / "seed-2/spliced-1080/final"),
+        ("smollm2", SMOLLM2 / "seed-2/spliced/final"),
+        ("smollm2-narrow", SMOLLM2 / "seed-2/spliced/final"),
     ],
 )
 def test_wide_records_are_of_the_models_that_the_laws_are_fitted_to(wide: str, narrow: Any) -> None:
