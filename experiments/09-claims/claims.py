@@ -48,7 +48,7 @@ MODELS = {
     "long": "blocks last after 1,080 rollouts (05-long-run, seed 2)",
     "smollm2": "blocks last on SmolLM2-135M (08-smollm2, seed 2)",
 }
-WINDOW = 10  # rollouts whose training prompts are averaged
+WINDOWS = (10, 20, 30)  # rollouts whose training prompts are averaged; the first is the table's
 ROWS = 64 * 8  # responses of a rollout
 RESAMPLES = 200  # draws of problems
 
@@ -61,6 +61,11 @@ def main() -> None:
         "laws": laws(config, places, units),
         "extrapolation": extrapolation(places, units),
         "costs": costs(config, places, units),
+        "readings": [
+            {"window": window, "stays": stays, "costs": costs(config, places, units, window, stays)}
+            for window in WINDOWS
+            for stays in (False, True)
+        ],
     }
     path = HERE / "claims.json"
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -74,6 +79,7 @@ def sections_of(values: Mapping[str, Any]) -> dict[str, str]:
         "law": laws_table(values["laws"], labels),
         "extrapolation": extrapolation_table(values["extrapolation"]),
         "efficiency": costs_table(values["costs"]),
+        "readings": readings_table(values["readings"]),
     }
 
 
@@ -183,15 +189,21 @@ def evaluated(name: str) -> Unit:
 # Costs ------------------------------------------------------------------------------------------
 
 
-def costs(config: Config, places: Places, units: Mapping[str, Unit]) -> list[dict[str, Any]]:
+def costs(
+    config: Config,
+    places: Places,
+    units: Mapping[str, Unit],
+    window: int = WINDOWS[0],
+    stays: bool = False,
+) -> list[dict[str, Any]]:
     """What Bridge with mixed widths spends until its training prompts' rows at width 8 are right as
     often as RLVR-only's at the end, as shares of what RLVR-only spends; by seed."""
     shares: dict[str, list[float]] = {"rollouts": [], "responses": [], "processor seconds": []}
     for seed in config["seeds"]:
         rlvr, mixed = (units[f"seed-{seed}/{arm}/train"] for arm in ("rlvr", "bridge-mixed"))
-        level = float(np.mean(series(places, rlvr, "pass@1", None)[-WINDOW:]))
+        level = float(np.mean(series(places, rlvr, "pass@1", None)[-window:]))
         curve = np.array(series(places, mixed, "pass@1", 8))
-        reached = first_at(curve, level)
+        reached = first_at(curve, level, window, stays)
         spent, total = (places.outcome(unit) for unit in (mixed, rlvr))
         warmup = places.outcome(units[f"seed-{seed}/warmup-bridge"])
         assert spent
@@ -210,12 +222,21 @@ def costs(config: Config, places: Places, units: Mapping[str, Unit]) -> list[dic
     ]
 
 
-def first_at(curve: Sequence[float] | np.ndarray, level: float) -> int:
-    """The number of rollouts after which the mean of the last ones first reaches the level."""
-    for stop in range(WINDOW, len(curve) + 1):
-        if np.nanmean(curve[stop - WINDOW : stop]) >= level:
-            return stop
-    raise ValueError(f"The curve ends below {level}.")
+def first_at(
+    curve: Sequence[float] | np.ndarray,
+    level: float,
+    window: int = WINDOWS[0],
+    stays: bool = False,
+) -> int:
+    """The number of rollouts after which the mean of the last ones first reaches the level; if it
+    `stays`, from which on it is never below."""
+    stops = range(window, len(curve) + 1)
+    above = [bool(np.nanmean(curve[stop - window : stop]) >= level) for stop in stops]
+    if not above or not (above[-1] if stays else any(above)):
+        raise ValueError(f"The curve ends below {level}.")
+    if stays:
+        return stops[-1] - above[::-1].index(False) + 1 if False in above else window
+    return stops[above.index(True)]
 
 
 def log_interval(shares: Sequence[float]) -> Any:
@@ -262,6 +283,20 @@ def extrapolation_table(lines: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = ["model", "law of 1 - pass@1", "fitted to W =", "W", "law", "measured"]
     return markdown([*head, "measured minus law"], rows)
+
+
+def readings_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The costs by how the crossing is read."""
+    rows = [
+        [
+            str(line["window"]),
+            "stays there" if line["stays"] else "is first there",
+            *(show(cost["share"], 100) for cost in line["costs"] if cost["cost"] != "rollouts"),
+        ]
+        for line in lines
+    ]
+    head = ["mean of rollouts", "until it", "responses, per cent of RLVR-only's"]
+    return markdown([*head, "processor seconds"], rows)
 
 
 def costs_table(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -38,6 +38,15 @@ def test_a_level_is_reached_by_the_mean_of_the_last_rollouts(claims: Any) -> Non
         claims.first_at(curve, 0.5)
 
 
+def test_a_level_is_kept_from_where_no_later_mean_is_below(claims: Any) -> None:
+    curve = [0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    assert claims.first_at(curve, 0.5, 2) == 2
+    assert claims.first_at(curve, 0.5, 2, True) == 5
+    assert claims.first_at([1.0, 1.0], 0.5, 2, True) == 2
+    with pytest.raises(ValueError, match="below"):
+        claims.first_at([1.0, 1.0, 0.0, 0.0], 0.5, 2, True)
+
+
 def test_a_share_and_its_inverse_have_inverse_intervals(claims: Any) -> None:
     shares = [0.2, 0.5, 0.4]
     there, back = claims.log_interval(shares), claims.log_interval([1 / s for s in shares])
