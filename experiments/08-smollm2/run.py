@@ -7,6 +7,10 @@
     python experiments/08-smollm2/run.py --report            # tables from results/ as they are
     python experiments/08-smollm2/run.py --smoke             # all code paths, in minutes
 
+From a base that finds better than chance, whose RLVR is rewarded for more than luck:
+
+    python experiments/08-smollm2/run.py --queue aimed
+
 On a GPU five seeds and 500 rollouts (gpu), or GSM8K from an SFT on its solutions (gsm8k). Each call
 ends after its minutes, several processes share the card, and the next call goes on. GSM8K comes
 from the hub, or from a copy with --set task.data=train.jsonl:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Unpack
 
+from interlace.errors import TaskError
 from interlace.tasks.base import Example, Verdict
 from interlace.tasks.drawn import Draw, DrawnOptions, DrawnTask, Problem
 from interlace.tasks.splicing import Row, Try, columns_of, splice_rows
@@ -30,15 +31,23 @@ class PairSum(DrawnTask):
     """The task; see this module's head.
 
     Args:
+        aimed: Of `trace` only: the chance that a try whose first number belongs to the pair has the
+            target minus it as its second. At 0 pairs are tried blindly.
         **options: Those of `DrawnTask`, but `chat` is False unless given, and the template may use
             `{listed}`, `{numbers}` and `{target}`.
+
+    Raises:
+        TaskError: if `aimed` is no number from 0 to 1.
 
     >>> task = PairSum(size=2)
     >>> task.prompt(task[0]), task.reference_text(task[0])
     ('15 11 20 29 16 23 > 35:', '20+15=35!20+15=35!20+15=35!')
     """
 
-    def __init__(self, **options: Unpack[DrawnOptions]) -> None:
+    def __init__(self, *, aimed: float = 0.0, **options: Unpack[DrawnOptions]) -> None:
+        if isinstance(aimed, bool) or not isinstance(aimed, int | float) or not 0 <= aimed <= 1:
+            raise TaskError(f"aimed is a chance, a number from 0 to 1; got {aimed!r}.")
+        self.aimed = aimed
         options.setdefault("chat", False)
         options.setdefault("template", TEMPLATE)
         super().__init__("pair-sum", _problem, **options)
@@ -70,7 +79,7 @@ class PairSum(DrawnTask):
 
     def trace(self, example: Example, draw: Draw) -> str:
         """A response of the policy that a first model learns: pairs at random, none of them twice,
-        in either order; a hit is kept. One in five is right."""
+        in either order; a hit is kept. One in five is right, more with `aimed`."""
         pairs = draw.shuffled(list(itertools.combinations(example.data["numbers"], 2)))
         tries: list[str] = []
         for pair in pairs[:TRIES]:
@@ -78,6 +87,9 @@ class PairSum(DrawnTask):
                 tries.append(tries[-1])
                 continue
             first, second = draw.shuffled(pair)
+            rest = example.data["target"] - first
+            if self.aimed and rest in set(example.data["numbers"]) - {first}:
+                second = rest if draw.chance(self.aimed) else second
             end = HIT if first + second == example.data["target"] else MISS
             tries.append(f"{first}+{second}={first + second}{end}")
         return "".join(tries)

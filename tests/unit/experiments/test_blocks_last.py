@@ -28,6 +28,7 @@ QUEUES = [
     ("05-long-run", "main"),
     ("09-claims", "main"),
     ("08-smollm2", "main"),
+    ("08-smollm2", "aimed"),
     ("08-smollm2", "gpu"),
     ("08-smollm2", "gsm8k"),
     ("04-couplings", "main"),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 
+import pytest
+
+from interlace.errors import TaskError
 from interlace.tasks import get_task
 from interlace.tasks.drawn import Draw
 from interlace.tasks.pair_sum import PairSum
@@ -68,6 +72,28 @@ def test_traces_try_pairs_at_random_and_keep_a_hit() -> None:
         assert verdict.correct == (True in hits)
         right += verdict.correct
     assert 0.16 < right / 600 < 0.25  # three of fifteen pairs
+
+
+@pytest.mark.parametrize(
+    ("aimed", "low", "high"), [(0.0, 0.16, 0.25), (0.3, 0.33, 0.44), (1, 0.65, 0.76)]
+)
+def test_traces_find_as_often_as_they_aim(aimed: float, low: float, high: float) -> None:
+    """A try whose first number is one of the pair (a third of them) takes the other by `aimed`."""
+    task = PairSum(split="all", size=200, aimed=aimed)
+    texts = [task.trace(task[key % 200], Draw("trace", key)) for key in range(600)]
+    right = [task.verify(task[key % 200], text).correct for key, text in enumerate(texts)]
+    assert low < sum(right) / 600 < high
+    for text in texts:
+        misses = re.findall("([0-9+]+)=[0-9]+;", text)
+        assert len({frozenset(pair.split("+")) for pair in misses}) == len(misses)
+    if not aimed:
+        assert texts == [TASK.trace(TASK[key % 200], Draw("trace", key)) for key in range(600)]
+
+
+@pytest.mark.parametrize("aimed", [-0.1, 1.5, True, float("nan")])
+def test_what_is_no_chance_is_refused(aimed: object) -> None:
+    with pytest.raises(TaskError, match="a number from 0 to 1; got"):
+        get_task("pair-sum", size=1, aimed=aimed)
 
 
 def test_a_find_is_copied_into_the_columns_where_the_sibling_keeps_it() -> None:
