@@ -25,7 +25,7 @@ from interlace.tasks import Task, get_task
 from interlace.tasks.tiny_countdown import tries_of
 
 ROWS = 8
-PAIR = re.compile(r"[0-9]{2}\+[0-9]{2}")  # a try of pair-sum
+PAIR = re.compile(r"[0-9]{2}(?:\+|-[0-9]{2}=)[0-9]{2}")  # a try of pair-sum
 Try = tuple[str, bool]  # the expression with its value, and whether it hits the target
 
 

@@ -7,9 +7,9 @@
     python experiments/08-smollm2/run.py --report            # tables from results/ as they are
     python experiments/08-smollm2/run.py --smoke             # all code paths, in minutes
 
-From a base that finds better than chance, whose RLVR is rewarded for more than luck:
+From a base that has a way to find better than chance, so that RLVR rewards more than luck:
 
-    python experiments/08-smollm2/run.py --queue aimed
+    python experiments/08-smollm2/run.py --queue subtracting
 
 On a GPU five seeds and 500 rollouts (gpu), or GSM8K from an SFT on its solutions (gsm8k). Each call
 ends after its minutes, several processes share the card, and the next call goes on. GSM8K comes

@@ -1,16 +1,15 @@
 """What rows alone can do: does a try hit more often than a blind one, what does it claim?
 
-    python experiments/08-smollm2/tries.py    # writes tries.json and a table of README.md
+    python experiments/08-smollm2/tries.py    # writes each queue's tries.json and table
 
 Of rows that nobody coupled (coupled arms: at W = 1), only tries before the row's first hit: the
-later ones repeat it. A blind try takes one of 15 pairs, so it hits in 6.7 %. A try claims a hit
-where the sum that it writes is the target.
+later ones repeat it. A blind try takes one of 15 pairs, so it hits in 6.7 %; one that takes a
+number from the target hits in a third. A try claims a hit by its "!".
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,27 +20,41 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "07-blocks-last"), str(HERE.parent / "01-countdown")]
 
 from finds import records  # noqa: E402
-from orders import load_config, plan  # noqa: E402
+from orders import MAIN, load_config, plan  # noqa: E402
 from tables import fill, markdown  # noqa: E402
-from units import Places  # noqa: E402
+from units import Config, Places  # noqa: E402
 
 from interlace.tasks import Example, get_task  # noqa: E402
+from interlace.tasks.pair_sum import HIT, TRY  # noqa: E402
 
 ARMS = ("sft", "rlvr-40", "rlvr-40-fast", "rlvr", "sft-texts", "spliced", "plain")
-TRY = re.compile(r"([0-9]{2})\+([0-9]{2})=([0-9]{2})[;!]")
 COLUMNS = {
     "right": "rows right",
     "hits": "tries that hit",
+    "subtract": "subtract",
     "of_the_numbers": "two of the numbers",
-    "sums": "sum right",
+    "sums": "sum or difference right",
     "claims": "claim a hit",
     "false_claims": "of these false",
 }
+WHOLE = {"right": "rows", "false_claims": "claims"}  # else of the tries
 
 
 def main() -> None:
     """Count all arms' tries anew."""
-    config, places = load_config(home=HERE), Places(HERE)
+    for queue in (MAIN, "subtracting"):
+        config = load_config(queue=queue, home=HERE)
+        own = HERE if queue == MAIN else HERE / queue
+        lines = shares(config, Places(own))
+        path = own / "tries.json"
+        path.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+        section = "tries" if queue == MAIN else f"{queue}-tries"
+        page = fill(HERE / "README.md", {section: table(lines, config["labels"])})
+        print(f"wrote {path} and {page}")
+
+
+def shares(config: Config, places: Places) -> list[dict[str, Any]]:
+    """Of every arm and seed of a queue what its tries are."""
     options = dict(config["task"])
     task = get_task(options.pop("name"), split="test", **options)
     lines = []
@@ -54,29 +67,29 @@ def main() -> None:
                 found.update(counts(task.find(record.example_id), record.texts or ()))
                 found["rows"] += len(record.correct)
                 found["right"] += sum(record.correct)
-        whole = {"right": "rows", "false_claims": "claims"}  # shares of tries but for these
-        shares = {name: found[name] / found[whole.get(name, "tries")] for name in COLUMNS}
-        lines.append({"arm": unit.arm, "seed": unit.seed, **shares})
-    path = HERE / "tries.json"
-    path.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    page = fill(HERE / "README.md", {"tries": table(lines, config["labels"])})
-    print(f"wrote {path} and {page}")
+        own = {name: found[name] / max(found[WHOLE.get(name, "tries")], 1) for name in COLUMNS}
+        lines.append({"arm": unit.arm, "seed": unit.seed, **own})
+    return lines
 
 
 def counts(example: Example, texts: Iterable[str]) -> Counter[str]:
     """Tries before a row's first hit, and what of them is right."""
     found: Counter[str] = Counter()
     for text in texts:
-        for first, second, total in TRY.findall(text):
-            pair = {int(first), int(second)}
+        for one in TRY.findall(text):
+            first, second, result = (int(one[at]) for at in (0, 2, 3))
+            taken = one[1] == "-"
+            pair = {second, result} if taken else {first, second}
             own = len(pair & set(example.data["numbers"])) == 2
             hit = own and sum(pair) == example.data["target"]
+            claims = one[4] == HIT
             found["tries"] += 1
             found["hits"] += hit
+            found["subtract"] += taken
             found["of_the_numbers"] += own
-            found["sums"] += int(first) + int(second) == int(total)
-            found["claims"] += int(total) == example.data["target"]
-            found["false_claims"] += int(total) == example.data["target"] and not hit
+            found["sums"] += result == (first - second if taken else first + second)
+            found["claims"] += claims
+            found["false_claims"] += claims and not hit
             if hit:
                 break
     return found

@@ -5,7 +5,8 @@
 
 A response holds three tries of nine tokens, the last of each what the writer holds of it: ";" for a
 miss, "!" for a hit, which it then writes again. The last try counts. Numbers are distinct, from 10
-to 29, and exactly one pair of them has the sum.
+to 29, and exactly one pair of them has the sum. A try may also take a number from the target and
+look for the rest among the numbers: 29-18=11!
 """
 
 from __future__ import annotations
@@ -23,44 +24,45 @@ from interlace.tasks.splicing import Row, Try, columns_of, splice_rows
 TRIES, COUNT, LOW, HIGH = 3, 6, 10, 29
 MISS, HIT = ";", "!"
 TEMPLATE = "{listed} > {target}:"
-_TRY = re.compile(r"([0-9]{2})\+([0-9]{2})=([0-9]{2})([;!])")
-_PAIR = re.compile(r"(?<![0-9])([0-9]{2})\+([0-9]{2})(?![0-9])")
+TRY = re.compile(r"([0-9]{2})([+-])([0-9]{2})=([0-9]{2})([;!])")
+_PAIR = re.compile(r"(?:(?<![0-9])([0-9]{2})\+|-([0-9]{2})=)([0-9]{2})(?![0-9])")
 
 
 class PairSum(DrawnTask):
     """The task; see this module's head.
 
     Args:
-        aimed: Of `trace` only: the chance that a try whose first number belongs to the pair has the
-            target minus it as its second. At 0 pairs are tried blindly.
+        subtracts: Of `trace` only: the share of tries that take a number from the target. At least
+            one in three of them hits; of those that add up a pair, one in 15.
         **options: Those of `DrawnTask`, but `chat` is False unless given, and the template may use
             `{listed}`, `{numbers}` and `{target}`.
 
     Raises:
-        TaskError: if `aimed` is no number from 0 to 1.
+        TaskError: if `subtracts` is no number from 0 to 1.
 
     >>> task = PairSum(size=2)
     >>> task.prompt(task[0]), task.reference_text(task[0])
     ('15 11 20 29 16 23 > 35:', '20+15=35!20+15=35!20+15=35!')
     """
 
-    def __init__(self, *, aimed: float = 0.0, **options: Unpack[DrawnOptions]) -> None:
-        if isinstance(aimed, bool) or not isinstance(aimed, int | float) or not 0 <= aimed <= 1:
-            raise TaskError(f"aimed is a chance, a number from 0 to 1; got {aimed!r}.")
-        self.aimed = aimed
+    def __init__(self, *, subtracts: float = 0.0, **options: Unpack[DrawnOptions]) -> None:
+        number = isinstance(subtracts, int | float) and not isinstance(subtracts, bool)
+        if not number or not 0 <= subtracts <= 1:
+            raise TaskError(f"subtracts is a share, a number from 0 to 1; got {subtracts!r}.")
+        self.subtracts = subtracts
         options.setdefault("chat", False)
         options.setdefault("template", TEMPLATE)
         super().__init__("pair-sum", _problem, **options)
 
     def extract(self, text: str) -> str | None:
-        """The last sum of two numbers in a text."""
+        """The last pair in a text that was added up, or that a difference gave (29-18=11)."""
         pairs = _PAIR.findall(text[-200:])
-        return "+".join(pairs[-1]) if pairs else None
+        return "+".join(filter(None, pairs[-1])) if pairs else None
 
     def normalise(self, answer: str) -> str | None:
         """The pair in order: 11+18 and 18+11 are one vote."""
         found = _PAIR.fullmatch(answer)
-        return None if found is None else "+".join(sorted(found.groups()))
+        return None if found is None else "+".join(sorted(filter(None, found.groups())))
 
     def check(self, example: Example, answer: str) -> Verdict:
         """Whether two of the numbers were added up, and to the target."""
@@ -79,19 +81,24 @@ class PairSum(DrawnTask):
 
     def trace(self, example: Example, draw: Draw) -> str:
         """A response of the policy that a first model learns: pairs at random, none of them twice,
-        in either order; a hit is kept. One in five is right, more with `aimed`."""
-        pairs = draw.shuffled(list(itertools.combinations(example.data["numbers"], 2)))
+        in either order; a hit is kept. One in five is right, more if it `subtracts`."""
+        numbers, target = example.data["numbers"], example.data["target"]
+        pairs = draw.shuffled(list(itertools.combinations(numbers, 2)))
+        taken = draw.shuffled([n for n in numbers if n <= target]) if self.subtracts else []
         tries: list[str] = []
         for pair in pairs[:TRIES]:
             if tries and tries[-1].endswith(HIT):
                 tries.append(tries[-1])
                 continue
-            first, second = draw.shuffled(pair)
-            rest = example.data["target"] - first
-            if self.aimed and rest in set(example.data["numbers"]) - {first}:
-                second = rest if draw.chance(self.aimed) else second
-            end = HIT if first + second == example.data["target"] else MISS
-            tries.append(f"{first}+{second}={first + second}{end}")
+            if taken and draw.chance(self.subtracts):
+                first = taken.pop()
+                second = target - first
+                written = f"{target}-{first}={second:02d}"
+            else:
+                first, second = draw.shuffled(pair)
+                written = f"{first}+{second}={first + second}"
+            hit = first != second and second in numbers and first + second == target
+            tries.append(written + (HIT if hit else MISS))
         return "".join(tries)
 
     def splice(
@@ -102,10 +109,11 @@ class PairSum(DrawnTask):
         def tries_of(row: Sequence[str]) -> list[Try]:
             at = columns_of(row)
             found = []
-            for one in _TRY.finditer("".join(row)):
+            for one in TRY.finditer("".join(row)):
                 if one.start() not in at or one.end() not in at:
                     continue  # a token holds parts of two tries
-                stated = one[4] == HIT and int(one[3]) == example.data["target"]
+                target = one[4] if one[2] == "+" else one[1]
+                stated = one[5] == HIT and int(target) == example.data["target"]
                 hits = stated and self.verify(example, one[0]).correct
                 found.append(Try(at[one.start()], at[one.end()], hits))
             return found
@@ -115,7 +123,7 @@ class PairSum(DrawnTask):
 
 def _kept(row: Sequence[str], at: Try, sibling: Sequence[str], find: Try) -> list[str]:
     """The copied find, repeated up to a response's number of tries."""
-    earlier = len(_TRY.findall("".join(row[: at.start])))
+    earlier = len(TRY.findall("".join(row[: at.start])))
     return list(sibling[find.start : find.stop]) * max(TRIES - earlier, 1)
 
 

@@ -28,7 +28,7 @@ QUEUES = [
     ("05-long-run", "main"),
     ("09-claims", "main"),
     ("08-smollm2", "main"),
-    ("08-smollm2", "aimed"),
+    ("08-smollm2", "subtracting"),
     ("08-smollm2", "gpu"),
     ("08-smollm2", "gsm8k"),
     ("04-couplings", "main"),
@@ -305,8 +305,8 @@ def test_tries_are_counted_up_to_a_rows_first_hit(blocks_last: Any) -> None:
             example = get_task("pair-sum", size=1)[0]  # 15 11 20 29 16 23 > 35
             texts = [
                 "11+16=27;20+15=35!20+15=35!",
-                "11+16=35!11+16=35!",  # claimed twice, and false
-                "11+12=23;11+11=22;",  # not two of the numbers
+                "11+16=35!11+16=35!",  # clsubtracting twice, and false
+                "11+12=23;35-11=24;",  # not two of the numbers
             ]
             found = tries.counts(example, texts)
             lines = json.loads((ROOT / "08-smollm2/tries.json").read_text(encoding="utf-8"))
@@ -318,6 +318,7 @@ def test_tries_are_counted_up_to_a_rows_first_hit(blocks_last: Any) -> None:
     assert found == {
         "tries": 6,
         "hits": 1,
+        "subtract": 1,
         "of_the_numbers": 4,
         "sums": 4,
         "claims": 3,

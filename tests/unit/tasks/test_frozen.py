@@ -135,7 +135,7 @@ def test_reasoning_gym_is_what_it_was() -> None:
     [
         ("countdown", "numbers max_number min_target max_target use_all size seed"),
         ("tiny-countdown", "max_number size seed"),
-        ("pair-sum", "aimed size seed"),
+        ("pair-sum", "size seed subtracts"),
         ("chain-arithmetic", "digits steps operations size seed"),
         ("gsm8k", "data size"),
         ("gpqa", "data size"),

@@ -10,7 +10,7 @@ import pytest
 from interlace.errors import TaskError
 from interlace.tasks import get_task
 from interlace.tasks.drawn import Draw
-from interlace.tasks.pair_sum import PairSum
+from interlace.tasks.pair_sum import TRY, PairSum
 
 TASK = PairSum(split="all", size=200)
 EXAMPLE = TASK[3]
@@ -74,26 +74,44 @@ def test_traces_try_pairs_at_random_and_keep_a_hit() -> None:
     assert 0.16 < right / 600 < 0.25  # three of fifteen pairs
 
 
-@pytest.mark.parametrize(
-    ("aimed", "low", "high"), [(0.0, 0.16, 0.25), (0.3, 0.33, 0.44), (1, 0.65, 0.76)]
-)
-def test_traces_find_as_often_as_they_aim(aimed: float, low: float, high: float) -> None:
-    """A try whose first number is one of the pair (a third of them) takes the other by `aimed`."""
-    task = PairSum(split="all", size=200, aimed=aimed)
-    texts = [task.trace(task[key % 200], Draw("trace", key)) for key in range(600)]
-    right = [task.verify(task[key % 200], text).correct for key, text in enumerate(texts)]
-    assert low < sum(right) / 600 < high
-    for text in texts:
-        misses = re.findall("([0-9+]+)=[0-9]+;", text)
-        assert len({frozenset(pair.split("+")) for pair in misses}) == len(misses)
-    if not aimed:
-        assert texts == [TASK.trace(TASK[key % 200], Draw("trace", key)) for key in range(600)]
+@pytest.mark.parametrize(("subtracts", "low", "high"), [(0.3, 0.36, 0.46), (1, 0.76, 0.86)])
+def test_traces_that_subtract_find_more_often(subtracts: float, low: float, high: float) -> None:
+    task = PairSum(split="all", size=200, subtracts=subtracts)
+    right = 0
+    for key in range(600):
+        text = task.trace(task[key % 200], Draw("trace", key))
+        target = task[key % 200].data["target"]
+        assert len(text) == 27
+        for first, sign, second, result, end in TRY.findall(text):
+            difference = int(first) - int(second)
+            assert int(result) == (int(first) + int(second) if sign == "+" else difference)
+            assert sign == "+" or int(first) == target
+            assert (end == "!") == task.verify(
+                task[key % 200], f"{first}{sign}{second}={result}"
+            ).correct
+        assert len({*re.findall("[^;!]+;", text)}) == text.count(";")
+        right += task.verify(task[key % 200], text).correct
+    assert low < right / 600 < high
 
 
-@pytest.mark.parametrize("aimed", [-0.1, 1.5, True, float("nan")])
-def test_what_is_no_chance_is_refused(aimed: object) -> None:
+def test_a_pair_that_a_difference_gave_counts_and_is_copied() -> None:
+    first, second = EXAMPLE.answer.split("+")
+    told = f"{TARGET}-{second}={first}"
+    assert TASK.extract(told) == f"{second}+{first}"
+    assert TASK.verify(EXAMPLE, MISSES[0] + told + "!").correct
+    other = next(n for n in EXAMPLE.data["numbers"] if str(n) not in (first, second))
+    for wrong in (f"{TARGET}-{other}={TARGET - other:02d}", f"{TARGET}-{other}={first}", told[:-1]):
+        assert not TASK.verify(EXAMPLE, wrong).correct, wrong
+    given = rows(MISSES[0] + (told + "!") * 2, MISSES[1] + MISSES[2] + MISSES[3])
+    assert splice(given)[1] == MISSES[1] + MISSES[2] + told + "!"
+    false = f"{TARGET + 1}-{second}={first}!"
+    assert splice(rows(false * 3, "".join(MISSES[:3]))) == [false * 3, "".join(MISSES[:3])]
+
+
+@pytest.mark.parametrize("subtracts", [-0.1, 1.5, True, float("nan")])
+def test_what_is_no_share_is_refused(subtracts: object) -> None:
     with pytest.raises(TaskError, match="a number from 0 to 1; got"):
-        get_task("pair-sum", size=1, aimed=aimed)
+        get_task("pair-sum", size=1, subtracts=subtracts)
 
 
 def test_a_find_is_copied_into_the_columns_where_the_sibling_keeps_it() -> None:
