@@ -306,14 +306,16 @@ def test_tries_are_counted_up_to_a_rows_first_hit(blocks_last: Any) -> None:
             example = get_task("pair-sum", size=1)[0]  # 15 11 20 29 16 23 > 35
             texts = [
                 "11+16=27;20+15=35!20+15=35!",
-                "11+16=35!11+16=35!",  # clsubtracting twice, and false
+                "11+16=35!11+16=35!",  # claimed twice, and false
                 "11+12=23;35-11=24;",  # not two of the numbers
             ]
             found = tries.counts(example, texts)
-            lines = json.loads((ROOT / "08-smollm2/tries.json").read_text(encoding="utf-8"))
-            labels = blocks_last.orders.load_config(home=ROOT / "08-smollm2")["labels"]
-            page = (ROOT / "08-smollm2/README.md").read_text(encoding="utf-8")
-            assert tries.table(lines, labels) in page
+            home = ROOT / "08-smollm2"
+            labels = blocks_last.orders.load_config(home=home)["labels"]
+            page = (home / "README.md").read_text(encoding="utf-8")
+            for folder in (home, home / "subtracting"):
+                lines = json.loads((folder / "tries.json").read_text(encoding="utf-8"))
+                assert tries.table(lines, labels) in page
     finally:
         sys.path[:] = before
     assert found == {
