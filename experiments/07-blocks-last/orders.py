@@ -33,7 +33,16 @@ from interlace.coupling.registry import coupling_class  # noqa: E402
 
 MAIN, *OTHERS = QUEUES = ("main", "ending", "subtracting", "gpu", "gsm8k")
 SIZES = ("warmup", "grpo", "evaluation")
-REPLACED = ("bases", "task", "arms", "labels", "reference", "compare", "order")  # by a queue's own
+REPLACED = (
+    "bases",
+    "task",
+    "arms",
+    "labels",
+    "reference",
+    "compare",
+    "curves",
+    "order",
+)  # by a queue's own
 SHARED = ("bases", "task", "blocks", "trainer", *SIZES, "smoke")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from finds import finds_of
 from orders import HERE, MAIN, plan
+from orders_figure import draw
 from outcomes import differences, load, pick, records, table
 from picking import YES, measured, over_seeds
 from tables import COLUMNS, fill, finds_table, markdown, show, show_share, together
@@ -39,6 +40,8 @@ def write_report(config: Config, places: Places, home: Path = HERE, queue: str =
     values = measured_values(config, places, f"{home.name}, {queue}")
     path = places.out / "results.json"
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if config.get("curves") and real:
+        draw(values, config["curves"], places.out / "figures")
     sections = sections_of(values, config["labels"])
     if queue != MAIN:
         sections = {f"{queue}-{name}": section for name, section in sections.items()}

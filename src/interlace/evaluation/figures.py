@@ -160,17 +160,20 @@ def width_axis(axes: Axes, widths: list[int]) -> None:
 
 
 def legend(figure: Figure) -> None:
-    """Every line's name once, below all panels."""
+    """Every line's name once, below all panels, in as many columns as fit."""
     lines = {
         str(line.get_label()): line
         for axes in figure.axes
         for line in axes.get_lines()
         if not str(line.get_label()).startswith("_")
     }
-    columns = 2 if figure.get_figwidth() < PAGE else 5
-    figure.legend(
-        lines.values(), lines.keys(), loc="outside lower center", ncols=min(columns, len(lines))
-    )
+    for columns in range(len(lines), 0, -1):
+        drawn = figure.legend(
+            lines.values(), lines.keys(), loc="outside lower center", ncols=columns
+        )
+        if columns == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+            return
+        drawn.remove()
 
 
 FORMATS = ("pdf", "svg", "png")

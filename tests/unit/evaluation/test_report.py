@@ -6,16 +6,18 @@ import json
 import subprocess
 import sys
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
 from interlace.evaluation.compare import compare, parallel_efficiency
-from interlace.evaluation.figures import FIGURES, write_figures
+from interlace.evaluation.figures import FIGURES, STYLE, accuracy, diversity, write_figures
 from interlace.evaluation.measure import measure
 from interlace.evaluation.report import SCHEMA, Report, make_report, to_markdown
 from support.evaluation import BRIDGE, RLVR, made, three_arms
 
 WIDTHS = (1, 2, 4, 8)
+PAIR = ("pass@1", "coverage", "distinct_answers")
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +206,18 @@ def test_figures_leave_no_global_state(report, tmp_path, monkeypatch):
     with mpl.rc_context({"font.size": 11.5, "axes.grid": False}):
         write_figures(report, tmp_path, formats=["svg"])
         assert (mpl.rcParams["font.size"], mpl.rcParams["axes.grid"]) == (11.5, False)
+
+
+@pytest.mark.parametrize("figure_of", [accuracy, diversity])
+@pytest.mark.parametrize("words", [1, 3, 7])
+def test_a_legend_of_long_names_stays_in_the_figure(figure_of, words):
+    curves = {metric: {w: np.full(9, 0.4) for w in (1, 8)} for metric in PAIR}
+    results = [made(f"{name} " + "rollouts " * words, curves) for name in "abcde"]
+    with mpl.rc_context(STYLE):
+        figure = figure_of(results)
+        figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_several_tasks_have_figures_of_their_own(tmp_path):

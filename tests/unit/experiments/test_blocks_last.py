@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import interlace
 from interlace.evaluation.provenance import describe_model
@@ -19,7 +21,7 @@ from interlace.tasks import get_task
 from interlace.tasks.drawn import Draw
 from support.processes import ROOT, modules_of
 
-NAMES = ("orders", "orders_report", "units", "work", "finds", "showing")
+NAMES = ("orders", "orders_report", "units", "work", "finds", "showing", "orders_figure")
 # Experiment and queue.
 QUEUES = [
     ("07-blocks-last", "main"),
@@ -297,6 +299,51 @@ def test_the_tables_are_those_of_the_results(blocks_last: Any, experiment: str, 
     page = (home / "README.md").read_text(encoding="utf-8")
     for name, table in blocks_last.orders_report.sections_of(values, labels).items():
         assert table in page, name
+
+
+@pytest.mark.parametrize(("experiment", "queue"), QUEUES)
+def test_the_picture_is_that_of_the_results(
+    blocks_last: Any, experiment: str, queue: str, tmp_path: Path
+) -> None:
+    home = ROOT / experiment
+    config = blocks_last.orders.load_config(queue=queue, home=home)
+    folder = home if queue == "main" else home / queue
+    if not config.get("curves") or not (folder / "results.json").exists():
+        pytest.skip("no picture")
+    alone, *others = config["curves"].values()
+    held = {tuple(pair) for pair in blocks_last.orders_report.pairs(config)}
+    assert held >= {(arm, alone[rollouts]) for arms in others for rollouts, arm in arms.items()}
+    values = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    drawn = blocks_last.orders_figure.draw(values, config["curves"], tmp_path)
+    for path in drawn:
+        assert description(path) == description(folder / "figures" / path.name)
+    page = (home / "README.md").read_text(encoding="utf-8")
+    assert f"({(folder / 'figures' / 'rollouts.png').relative_to(home).as_posix()})" in page
+    gains = {
+        (e["arm"], e["against"]): 100 * e["over_problems"]["value"]
+        for e in values["differences"]
+        if (e["metric"], e["width"]) == ("pass@1", 8)
+    }
+    for arms in others:
+        for rollouts, arm in arms.items():
+            if (arm, alone[rollouts]) in gains:
+                shown = f"{gains[arm, alone[rollouts]]:.1f} after {rollouts:,}"
+                assert shown in description(drawn[0]).partition(" | ")[2]
+
+
+def test_the_front_page_has_the_picture_of_the_results(blocks_last: Any, tmp_path: Path) -> None:
+    for path in blocks_last.orders_figure.draw_front_page(tmp_path):
+        assert description(path) == description(ROOT.parent / "docs" / "assets" / path.name)
+
+
+def description(path: Path) -> str:
+    """What a picture holds, in words."""
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            return str(image.info["Description"])
+    found = re.search("<dc:description>(.*?)</dc:description>", path.read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1]
 
 
 def test_tries_are_counted_up_to_a_rows_first_hit(blocks_last: Any) -> None:
