@@ -34,6 +34,8 @@ from units import (
 )
 from workers import RUN, Queue, end_with_parent, only_process, read_job
 
+from interlace import huge_pages
+
 STAGES = {"train": ("warmup", "train"), "evaluate": ("evaluate",), "report": ()}
 
 
@@ -147,7 +149,8 @@ def refuse_stale(places: Places, units: Sequence[Unit], redo: bool) -> None:
 
 
 def carry_out_unit(job: Path) -> int:
-    """The work of one of the queue's processes."""
+    """The work of one of the queue's processes, on huge pages where the system grants them."""
+    huge_pages.restart()
     end_with_parent()
     from work import carry_out
 
