@@ -21,7 +21,7 @@ from units import Config, Places, Unit, plan
 from interlace.evaluation.intervals import seed_interval
 from interlace.evaluation.records import GroupRecord
 from interlace.jsonl import to_json
-from interlace.tasks import Task, get_task
+from interlace.tasks import Example, Task, get_task
 from interlace.tasks.tiny_countdown import tries_of
 
 ROWS = 8
@@ -72,10 +72,14 @@ def groups_of(places: Places, unit: Unit) -> dict[str, list[list[list[Try]]]]:
 
 def judged_tries(task: Task, record: GroupRecord) -> list[list[Try]]:
     """Every row's tries."""
-    example = task.find(record.example_id)
+    return tries_in(task, task.find(record.example_id), record.texts or ())
+
+
+def tries_in(task: Task, example: Example, texts: Iterable[str]) -> list[list[Try]]:
+    """The tries of responses to a problem."""
     known: dict[str, bool] = {}
     rows = []
-    for text in record.texts or ():
+    for text in texts:
         tries = PAIR.findall(text) if task.name == "pair-sum" else tries_of(text)
         for one in tries:
             if one not in known:

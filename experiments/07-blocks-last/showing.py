@@ -1,7 +1,7 @@
 """How much reading the warm-ups' groups show, from the responses that runs have left in work/.
 
     python experiments/07-blocks-last/showing.py > experiments/07-blocks-last/showing.json
-    python experiments/07-blocks-last/showing.py experiments/05-long-run    # of another experiment
+    python experiments/07-blocks-last/showing.py experiments/08-smollm2 --queue subtracting
 
 A row shows reading where its first hit is what a sibling has found in an earlier try. Of each arm's
 groups: how many there are, in how many all rows have the same first try, and which share of the
@@ -10,26 +10,28 @@ rows shows reading.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "01-countdown"))
 
-from finds import Try, count  # noqa: E402
+from finds import Try, count, tries_in  # noqa: E402
+from orders import MAIN, QUEUES, load_config  # noqa: E402
+from units import base_source  # noqa: E402
 
 import interlace  # noqa: E402
 from interlace.jsonl import read  # noqa: E402
-from interlace.tasks import get_task  # noqa: E402
-from interlace.tasks.tiny_countdown import tries_of  # noqa: E402
+from interlace.tasks import Task, get_task  # noqa: E402
+
+Groups = Iterable[list[list[Try]]]
 
 
-def showing(groups: Iterable[list[list[Try]]]) -> dict[str, Any]:
+def showing(groups: Groups) -> dict[str, Any]:
     """The counts of an arm's groups."""
     kept = list(groups)
     rows = sum(map(len, kept))
@@ -44,35 +46,29 @@ def showing(groups: Iterable[list[list[Try]]]) -> dict[str, Any]:
     }
 
 
-def groups_in(
-    folder: Path, tokenizer: Any, fewest: int = 2, max_number: int = 9
-) -> Iterable[list[list[Try]]]:
+def groups_in(folder: Path, tokenizer: Any, task: Task, fewest: int = 2) -> Groups:
     """The groups that an arm trained on, as tries."""
-    task = get_task("tiny-countdown", split="train", max_number=max_number)
     for path in sorted(folder.glob("*.jsonl")):
         for _, entry in read(path):
-            example, known = task.find(entry["example"]), {}
-            texts = [
-                tokenizer.decode(ids, skip_special_tokens=True) for ids in entry["completions"]
-            ]
-            tries = [tries_of(text) for text in texts]
-            for one in {one for row in tries for one in row}:
-                known[one] = task.verify(example, one).correct
-            if len(tries) >= fewest:
-                yield [[(one, known[one]) for one in row] for row in tries]
+            rows = entry["completions"]
+            if len(rows) >= fewest:
+                texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+                yield tries_in(task, task.find(entry["example"]), texts)
 
 
 def main() -> int:
     """Print the counts of every arm whose responses are here."""
-    _, tokenizer = interlace.load("tiny")
-    home = Path(sys.argv[1]) if sys.argv[1:] else HERE
-    config = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8"))
-    largest = config.get("task", {}).get("max_number", 9)
-    folders = sorted(home.glob("work/seed-*/*/train/responses"))
-    found = {
-        "/".join(f.parts[-4:-2]): showing(groups_in(f, tokenizer, max_number=largest))
-        for f in folders
-    }
+    parser = argparse.ArgumentParser()
+    parser.add_argument("home", type=Path, nargs="?", default=HERE, help="an experiment's folder")
+    parser.add_argument("--queue", choices=QUEUES, default=MAIN)
+    given = parser.parse_args()
+    config = load_config(queue=given.queue, home=given.home)
+    options = dict(config["task"])
+    task = get_task(options.pop("name"), split="train", **options)
+    _, tokenizer = interlace.load(base_source(config, 0))
+    out = given.home if given.queue == MAIN else given.home / given.queue
+    folders = sorted(out.glob("work/seed-*/*/train/responses"))
+    found = {"/".join(f.parts[-4:-2]): showing(groups_in(f, tokenizer, task)) for f in folders}
     print(json.dumps(found, indent=1))
     return 0
 
