@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ APART = 0.045  # of the way to the next number of rollouts: intervals stand besi
 ROOM = 6  # points below and above all values; a longer interval leaves the picture
 Values = Mapping[str, Any]
 Curves = Mapping[str, Mapping[int, str]]  # a line's arms by rollouts; the first is held against
-NONE = np.empty(0)  # a picture shows no problem's own value
+NO_PROBLEMS = np.empty(0)  # their values; a picture shows none
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def save(figure: Figure, folder: Path, name: str, said: Sequence[str]) -> list[P
 def lines_of(values: Values, curves: Curves) -> list[Line]:
     """A line for independent rows; of coupled ones a line at W = 8 and one at W = 1."""
     found: list[Line] = []
-    colours = {True: iter(COUPLED), False: iter(INDEPENDENT)}
-    for (name, arms), marker in zip(curves.items(), MARKERS, strict=False):
+    colours = {True: cycle(COUPLED), False: cycle(INDEPENDENT)}
+    for (name, arms), marker in zip(curves.items(), cycle(MARKERS), strict=False):
         coupled = any(arm in values["widths"] for arm in arms.values())
         colour = next(colours[coupled])
         if coupled:
@@ -134,7 +135,7 @@ def measured(
                 over = entry["over_seeds" if len(entry["by_seed"]) > 1 else "over_problems"]
                 estimate = Estimate(**over)
                 found.append(
-                    (rollouts, Measurement("pass@1", line.width, 1, None, estimate, NONE, 1))
+                    (rollouts, Measurement("pass@1", line.width, 1, None, estimate, NO_PROBLEMS, 1))
                 )
     return found
 
@@ -153,6 +154,8 @@ def draw_lines(
     """Lines with their points, every number of rollouts as far from the next; in words."""
     ticks = sorted({rollouts for own in points for rollouts, _ in own})
     values = [100 * entry.estimate.value for own in points for _, entry in own]
+    if not values:
+        return ""  # of the arms, only the first are done
     for place, (line, own) in enumerate(zip(lines, points, strict=True)):
         shift = APART * (place - (len(lines) - 1) / 2)
         if own:

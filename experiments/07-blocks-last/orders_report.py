@@ -40,13 +40,13 @@ def write_report(config: Config, places: Places, home: Path = HERE, queue: str =
     values = measured_values(config, places, f"{home.name}, {queue}")
     path = places.out / "results.json"
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    if config.get("curves") and real:
-        draw(values, config["curves"], places.out / "figures")
     sections = sections_of(values, config["labels"])
     if queue != MAIN:
         sections = {f"{queue}-{name}": section for name, section in sections.items()}
     tables = fill(home / "README.md", sections) if real else together(places, sections)
     print(f"wrote {path} and {tables}")
+    if config.get("curves") and real:
+        draw(values, config["curves"], places.out / "figures")
 
 
 def measured_values(config: Config, places: Places, name: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def showing(groups: Groups) -> dict[str, Any]:
     kept = list(groups)
     rows = sum(map(len, kept))
     shown = count(kept)["found, any: the same"]
-    same = sum(len({row[0] for row in group}) == 1 for group in kept)
+    same = sum(len({tuple(row[:1]) for row in group}) == 1 for group in kept)
     return {
         "groups": len(kept),
         "same_first_try": same,

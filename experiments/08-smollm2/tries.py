@@ -27,7 +27,10 @@ from units import Config, Places  # noqa: E402
 from interlace.tasks import Example, get_task  # noqa: E402
 from interlace.tasks.pair_sum import HIT, TRY  # noqa: E402
 
-ARMS = ("sft", "rlvr-40", "rlvr-40-fast", "rlvr", "sft-texts", "spliced", "plain", "mixed")
+ARMS = (
+    *("sft", "rlvr-40", "rlvr-40-fast", "rlvr", "sft-texts", "spliced", "plain"),
+    *("mixed", "mixed-40-slow"),
+)
 COLUMNS = {
     "right": "rows right",
     "hits": "tries that hit",

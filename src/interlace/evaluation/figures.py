@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN, PAGE, HEIGHT = 3.4, 7.0, 3.0  # inches
+ROWS = 0.4  # inches of a legend for which a figure has room; a higher one makes it higher
 GREY, INK = "#8a8a8a", "#333333"
 
 
@@ -160,7 +161,8 @@ def width_axis(axes: Axes, widths: list[int]) -> None:
 
 
 def legend(figure: Figure) -> None:
-    """Every line's name once, below all panels, in as many columns as fit."""
+    """Every line's name once, below all panels, in as many columns as fit; the figure grows by what
+    rows of names the panels cannot spare."""
     lines = {
         str(line.get_label()): line
         for axes in figure.axes
@@ -171,7 +173,9 @@ def legend(figure: Figure) -> None:
         drawn = figure.legend(
             lines.values(), lines.keys(), loc="outside lower center", ncols=columns
         )
-        if columns == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+        box = drawn.get_window_extent()
+        if columns == 1 or box.width <= figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + max(box.height / figure.dpi - ROWS, 0))
             return
         drawn.remove()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from string import ascii_lowercase
 
 import matplotlib as mpl
 import numpy as np
@@ -209,15 +210,17 @@ def test_figures_leave_no_global_state(report, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("figure_of", [accuracy, diversity])
-@pytest.mark.parametrize("words", [1, 3, 7])
-def test_a_legend_of_long_names_stays_in_the_figure(figure_of, words):
+@pytest.mark.parametrize(("words", "arms"), [(1, 5), (3, 5), (6, 5), (6, 24)])
+def test_a_legend_of_long_names_stays_in_the_figure(figure_of, words, arms):
     curves = {metric: {w: np.full(9, 0.4) for w in (1, 8)} for metric in PAIR}
-    results = [made(f"{name} " + "rollouts " * words, curves) for name in "abcde"]
+    results = [made(f"{name} " + "rollouts " * words, curves) for name in ascii_lowercase[:arms]]
     with mpl.rc_context(STYLE):
         figure = figure_of(results)
         figure.canvas.draw()
     box = figure.legends[0].get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0
+    assert all(a.bbox.height > figure.dpi for a in figure.axes)  # an inch of picture
 
 
 def test_several_tasks_have_figures_of_their_own(tmp_path):

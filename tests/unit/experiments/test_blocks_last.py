@@ -331,6 +331,17 @@ def test_the_picture_is_that_of_the_results(
                 assert shown in description(drawn[0]).partition(" | ")[2]
 
 
+def test_a_picture_of_the_first_arms_shows_what_there_is(blocks_last: Any, tmp_path: Path) -> None:
+    home = ROOT / "07-blocks-last"
+    curves = blocks_last.orders.load_config(home=home)["curves"]
+    values = json.loads((home / "results.json").read_text(encoding="utf-8"))
+    first = {"rlvr-120": values["arms"]["rlvr-120"]}
+    begun = {"arms": first, "differences": [], "widths": {}}
+    assert description(blocks_last.orders_figure.draw(begun, curves, tmp_path)[0]) == (
+        "RLVR-only: 43.6 after 120 | "
+    )
+
+
 def test_the_front_page_has_the_picture_of_the_results(blocks_last: Any, tmp_path: Path) -> None:
     for path in blocks_last.orders_figure.draw_front_page(tmp_path):
         assert description(path) == description(ROOT.parent / "docs" / "assets" / path.name)
