@@ -249,7 +249,7 @@ def test_a_row_shows_reading_where_it_takes_a_find_over(blocks_last: Any) -> Non
         ("07-blocks-last", "rlvr-2160@step-4320", "spliced-1080", "sft-1080", 5),
         ("05-long-run", "rlvr-1080", "spliced-1080", "sft-1080", 3),
         ("08-smollm2", "sft", "spliced", "sft-texts", 3),
-        ("08-smollm2/subtracting", "rlvr", "spliced-rlvr", "texts-rlvr", 1),
+        ("08-smollm2/subtracting", "rlvr", "spliced-rlvr", "texts-rlvr", 3),
     ],
 )
 def test_the_front_page_has_the_results(
