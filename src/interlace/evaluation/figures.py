@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN, PAGE, HEIGHT = 3.4, 7.0, 3.0  # inches
-ROWS = 0.4  # inches of a legend for which a figure has room; a higher one makes it higher
+LEGEND = 0.4  # inches of a legend that a figure has room for; a higher one makes the figure higher
 GREY, INK = "#8a8a8a", "#333333"
 
 
@@ -161,8 +161,10 @@ def width_axis(axes: Axes, widths: list[int]) -> None:
 
 
 def legend(figure: Figure) -> None:
-    """Every line's name once, below all panels, in as many columns as fit; the figure grows by what
-    rows of names the panels cannot spare."""
+    """Every line's name once, below all panels, in as many columns as fit.
+
+    A legend of many rows makes the figure higher, so that the panels keep their size.
+    """
     lines = {
         str(line.get_label()): line
         for axes in figure.axes
@@ -175,7 +177,7 @@ def legend(figure: Figure) -> None:
         )
         box = drawn.get_window_extent()
         if columns == 1 or box.width <= figure.bbox.width:
-            figure.set_figheight(figure.get_figheight() + max(box.height / figure.dpi - ROWS, 0))
+            figure.set_figheight(figure.get_figheight() + max(box.height / figure.dpi - LEGEND, 0))
             return
         drawn.remove()
 
