@@ -35,8 +35,7 @@ from interlace.engine.backends.flat import (
     normalised,
     why_not_flat,
 )
-from interlace.engine.backends.hf import is_of_libraries
-from interlace.engine.backends.host import Borrowed, Patch, Twin, can_have_twin
+from interlace.engine.backends.hf import Borrowed, Patch, Twin, can_have_twin, is_of_libraries
 from interlace.engine.kv import fused_cpu
 from interlace.errors import GenerationError
 from interlace.rows import Owners, Rows

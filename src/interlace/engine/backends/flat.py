@@ -26,8 +26,14 @@ from transformers.activations import ACT2FN
 
 from interlace.attached import Swapped
 from interlace.coupling.base import Coupling
-from interlace.engine.backends.hf import HFBackend, is_of_libraries, windows_of, written_in
-from interlace.engine.backends.host import Borrowed, Twin
+from interlace.engine.backends.hf import (
+    Borrowed,
+    HFBackend,
+    Twin,
+    is_of_libraries,
+    windows_of,
+    written_in,
+)
 from interlace.rows import Groups, Rows
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")

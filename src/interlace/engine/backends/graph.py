@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interlace.engine.backends.flat import FlatBackend, OwnProduct, flatten, why_not_flat
-from interlace.engine.backends.host import Twin, can_have_twin
+from interlace.engine.backends.hf import Twin, can_have_twin
 from interlace.engine.kv import Ahead, Slot, StoredPrompt
 from interlace.engine.sampling import Workspace, draw_on_device, uniforms_on_device
 from interlace.engine.slots import Fields, Shape, SlotAttention, SlotCache

@@ -43,7 +43,7 @@ from interlace.engine.backends.flat import (
     number_eps,
     why_not_flat,
 )
-from interlace.engine.backends.host import Borrowed, Patch, Twin
+from interlace.engine.backends.hf import Borrowed, Patch, Twin
 from interlace.engine.kv import Slot, Store
 from interlace.engine.sampling import Sampled, has_filters
 from interlace.engine.types import SamplingParams

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interlace import Engine, SamplingParams, detach
-from interlace.engine.backends.host import Borrowed, Twin, can_have_twin, host_of
+from interlace.engine.backends.hf import Borrowed, Twin, can_have_twin, host_of
 from interlace.errors import GenerationInterrupted
 from support.architectures import NAMES, attach_random, build
 from support.engine import largest_gap
