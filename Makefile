@@ -5,6 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
+# pip would compile every module that it installs, a minute for torch and transformers; Python compiles those
+# that are imported, once.
+export PIP_NO_COMPILE = 1
+export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-oldest clients test-gpu fuzz sanitize vllm check format demo serve bench docs dist smoke size smollm2 clean
@@ -22,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP) ## Create .venv and install the package with its development tools
 
-test: $(STAMP) ## Run the default tests (12 to 22 minutes on two busy cores)
+test: $(STAMP) ## Run the default tests (about ten minutes on two busy cores)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP) ## Run the slow tests too: compile, FSDP2, LoRA, all attention kinds

@@ -54,9 +54,10 @@ ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "KINETO_
 PASSES = ("forward", "forward_backward", "decode_step")
 
 
-def smollm2_shape(dtype: torch.dtype) -> LlamaForCausalLM:
+def smollm2_shape(dtype: torch.dtype, layers: int) -> LlamaForCausalLM:
     """SmolLM2-135M without its weights."""
-    config = LlamaConfig(**SMOLLM2, attn_implementation="sdpa")
+    sizes = SMOLLM2 | {"num_hidden_layers": layers}
+    config = LlamaConfig(**sizes, attn_implementation="sdpa")
     torch.manual_seed(0)
     return LlamaForCausalLM(config).to(dtype)
 
@@ -180,10 +181,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--quick", action="store_true", help="8 positions, W = 4, 2 repeats")
+    parser.add_argument("--quick", action="store_true", help="8 positions, W = 4, 2 repeats, 2 layers")
     options = parser.parse_args()
+    options.layers = SMOLLM2["num_hidden_layers"]
     if options.quick:
-        options.positions, options.repeats, options.widths = 8, 2, [4]
+        options.positions, options.repeats, options.widths, options.layers = 8, 2, [4], 2
     return options
 
 
@@ -193,7 +195,7 @@ def main() -> None:
     if os.environ | ENVIRONMENT != os.environ:
         os.execve(sys.executable, sys.orig_argv, os.environ | ENVIRONMENT)
     torch.set_num_threads(1)
-    base = smollm2_shape(getattr(torch, options.dtype)).train()
+    base = smollm2_shape(getattr(torch, options.dtype), options.layers).train()
     bridge = with_bridge(base)
     share = count_parameters(bridge) / count_parameters(base) - 1
     say(

@@ -1,5 +1,6 @@
 """Test-wide setup: shapes and types of every annotated call are checked."""
 
+import gc
 import os
 import signal
 
@@ -23,6 +24,12 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 # Both measure the wall clock, and so how busy the machine is.
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any load")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now is not looked through again: half of a short training run was that."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

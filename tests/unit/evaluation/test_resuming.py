@@ -25,7 +25,14 @@ from support.processes import TESTS
 from support.text import number_engine, sums
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "by-call"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("float32", marks=pytest.mark.slow),
+        "bfloat16",
+        pytest.param("by-call", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_and_started_again_gives_the_result_of_an_unbroken_one(kind, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     # 14 groups at width 1 are the first call; the second begins at group 15 and holds 14, of width
