@@ -181,7 +181,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--quick", action="store_true", help="8 positions, W = 4, 2 repeats, 2 layers")
+    parser.add_argument(
+        "--quick", action="store_true", help="8 positions, W = 4, 2 repeats, 2 layers"
+    )
     options = parser.parse_args()
     options.layers = SMOLLM2["num_hidden_layers"]
     if options.quick:

@@ -111,7 +111,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="new tokens for each row")
     parser.add_argument("--layers", type=int, default=8, help="of the model that is trained")
     parser.add_argument("--vocabulary", type=int, default=16384, help="of the same")
-    parser.add_argument("--quick", action="store_true", help="width 8, 4 tokens, 1 repeat, 2 layers")
+    parser.add_argument(
+        "--quick", action="store_true", help="width 8, 4 tokens, 1 repeat, 2 layers"
+    )
     parser.add_argument("--one", choices=list(KINDS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
