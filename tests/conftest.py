@@ -27,7 +27,7 @@ settings.load_profile("any load")
 
 
 def pytest_collection_finish() -> None:
-    """What was imported by now is not looked through again: half of a short training run was that."""
+    """What is imported is not looked through again, which was half of a short training run."""
     gc.collect()
     gc.freeze()
 
