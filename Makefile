@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP) ## Create .venv and install the package with its development tools
 
-test: $(STAMP) ## Run the default tests (about ten minutes on two busy cores)
+test: $(STAMP) ## Run the default tests (12 to 22 minutes on two busy cores)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP) ## Run the slow tests too: compile, FSDP2, LoRA, all attention kinds

