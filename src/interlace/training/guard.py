@@ -5,8 +5,9 @@ split group or stale weights: accuracy does not. In fp32 the pass that trains is
 a gap that fp32's own rounding may explain is looked at again in float64 (decision 0012). In lower
 precision one group is sampled again in fp32 in the first rollout and every `guard_every`-th; in
 between the gap is held against the last one that was found clean, and what the batch says against
-what the engine recorded, which is exact. What vLLM sampled cannot be sampled again as it was: there
-a gap is held against the rounding of the training pass, that pass in a wider type.
+what the engine recorded, which is exact. A gap that is far larger, and any of what vLLM sampled,
+which cannot be sampled again as it was, is held against the rounding of the training pass: its
+distance from that pass in a wider type, on the same tokens.
 
 Axes: P groups, W width, T completion positions.
 """
@@ -41,8 +42,9 @@ LARGEST_GAP = 1e-4  # in nats, in fp32
 # single tokens that are hardly ever drawn are rounded more in one pass than in the other.
 ROUNDINGS, COARSEST_GAP = 4.0, 1e-2
 # In lower precision, between two exact checks: a gap, mean or largest, of so many times that of the
-# last exactly checked rollout is checked exactly, and a mean of so many more is an error.
-SUSPICIOUS, WRONG = 3.0, 10.0
+# last exactly checked rollout is checked exactly, and a mean of so many more is held against the
+# pass's rounding, too. It is no error by itself: other tokens may be rounded so much more.
+SUSPICIOUS, FAR = 3.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,17 @@ def _gap(differences: Tensor) -> Gap:
     return Gap(float(differences.max()), float(differences.mean()), differences.numel())
 
 
-def check_gap(gap: Gap, largest: float = LARGEST_GAP) -> None:
+def check_gap(gap: Gap) -> None:
     """Raise if a gap is too large for fp32."""
-    if gap.largest <= largest and gap.largest == gap.largest:
-        return
-    raise GuardError(
+    if not gap.largest <= LARGEST_GAP:
+        raise _too_large(gap, f"they may differ by {LARGEST_GAP:.2g}")
+
+
+def _too_large(gap: Gap, rule: str) -> GuardError:
+    return GuardError(
         "The log-probabilities of the training pass differ from those of sampling by up to "
-        f"{gap.largest:.2g} nats (mean {gap.mean:.2g}, {gap.tokens} tokens); they may differ by "
-        f"{largest:.2g}. Ratios and advantages would be wrong without any other sign. Usual "
+        f"{gap.largest:.2g} nats (mean {gap.mean:.2g}, {gap.tokens} tokens); {rule}. Ratios and "
+        "advantages would be wrong without any other sign. Usual "
         "causes: an alive mask that is late or that is the completion mask, a group split over "
         "micro-batches or shuffled, weights that changed after sampling, dropout in either pass, "
         "or another temperature."
@@ -145,7 +150,7 @@ def sample_again(
     return measure_gap(engine.model, batch, temperature=temperature, forbidden=forbidden)
 
 
-Rounding = Callable[[torch.dtype], Gap]  # of the training pass, against one in a wider type
+Rounding = Callable[[torch.dtype], Gap | None]  # of the training pass; in a wider type
 Exact = Callable[[torch.dtype], None]  # raises if a group is not the same in a wider type
 
 
@@ -183,12 +188,7 @@ class RolloutGuard:
         if not beyond or self._trainer.args.device.type == "mps":  # which has no float64
             check_gap(gap)
             return
-        if self._trainer.skeleton is None:
-            found = rounding_in(torch.float64)
-            rounding = self._largest(found.largest)
-            self._trainer.tally.extreme("sampled_gap/rounding", rounding, LARGEST)
-            if not self._largest(gap.mean) <= ROUNDINGS * self._largest(found.mean):
-                check_gap(gap)
+        self._check_rounding(gap, rounding_in(torch.float64))
         if not self._is_sampled_elsewhere:
             check_in(torch.float64)
 
@@ -199,17 +199,29 @@ class RolloutGuard:
         self._unchecked += 1
         clean = self._clean
         due = clean is None or self._unchecked >= self._trainer.args.guard_every
-        if clean is not None and clean.mean and not now.mean <= WRONG * clean.mean:
-            check_gap(now, WRONG * clean.mean)
-        if due or clean is None or is_suspicious(now, clean):
-            if self._is_sampled_elsewhere:  # nothing here can sample it again as it was sampled
-                rounding = rounding_in(torch.float32)
-                if not now.mean <= SUSPICIOUS * rounding.mean:
-                    check_gap(now, SUSPICIOUS * rounding.mean)
-            else:
-                check_in(torch.float32)
+        suspicious = clean is None or is_suspicious(now, clean)
+        far = clean is not None and not now.mean <= FAR * clean.mean
+        if far or ((due or suspicious) and self._is_sampled_elsewhere):
+            self._check_rounding(gap, rounding_in(torch.float32))
+        if (due or suspicious) and not self._is_sampled_elsewhere:
+            check_in(torch.float32)
         if due:  # a gap that was suspicious is no measure for the next ones
             self._clean, self._unchecked = now, 0
+
+    def _check_rounding(self, gap: Gap, rounding: Gap | None) -> None:
+        """Raise, in every process alike, if a gap's mean is not what the rounding of the training
+        pass explains: in the process where it is most, of those that have a copy to ask."""
+        tiny = torch.finfo(torch.float32).tiny
+        times = 0.0 if rounding is None else gap.mean / max(rounding.mean, tiny)
+        largest = self._largest(0.0 if rounding is None else rounding.largest)
+        self._trainer.tally.extreme("sampled_gap/rounding", largest, LARGEST)
+        times = self._largest(times)
+        if not times <= ROUNDINGS:
+            raise _too_large(
+                gap,
+                f"the mean may be {ROUNDINGS:g} times what the training pass rounds, and is "
+                f"{times:.2g} times that",
+            )
 
     def _check_record(self, batch: GroupBatch) -> None:
         fault: GuardError | None = None
@@ -227,13 +239,16 @@ class RolloutGuard:
         batch: GroupBatch,
         logprobs: Float[Tensor, "P W T"],
         dtype: torch.dtype,
-    ) -> Gap:
-        """How far the training pass is from itself in a wider type on the same tokens.
+    ) -> Gap | None:
+        """How far the training pass is from itself in a wider type on the same tokens; None where
+        there is no copy.
 
         A fault of masks, groups or weights is in both precisions alike, so it does not enter.
         """
         with without_autocast(model):
-            wide = copy.deepcopy(model).to(dtype)
+            wide = self._copy(model, dtype)
+        if wide is None:
+            return None
         exact = score(wide, batch, **self._sampling()).logprobs
         return _gap((exact - logprobs.to(dtype)).abs()[batch.completion_mask])
 
@@ -244,17 +259,20 @@ class RolloutGuard:
     def _check_in_wider(self, model: nn.Module, group: GroupOutput, dtype: torch.dtype) -> None:
         """Of a sharded model the first process checks a whole copy, and all hear of it."""
         found = Gap(0.0, 0.0, 0)
-        skeleton, args = self._trainer.skeleton, self._trainer.args
         with without_autocast(model):
-            if skeleton is None:
-                copied: nn.Module | None = copy.deepcopy(model).to(dtype)
-            else:
-                first = args.process_index == 0
-                copied = skeleton.filled(model, keep=first, device=args.device, dtype=dtype)
+            copied = self._copy(model, dtype)
             if copied is not None:
                 engine, pad = self._trainer.new_engine(copied), self._trainer.pad_token_id
                 found = sample_again(engine, group, pad_token_id=pad, **self._sampling())
         check_gap(Gap(self._largest(found.largest), found.mean, found.tokens))
+
+    def _copy(self, model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+        """The model in a wider type; of a sharded one, in the first process alone."""
+        skeleton, args = self._trainer.skeleton, self._trainer.args
+        if skeleton is None:
+            return copy.deepcopy(model).to(dtype)
+        first = args.process_index == 0
+        return skeleton.filled(model, keep=first, device=args.device, dtype=dtype)
 
     def _sampling(self) -> dict[str, Any]:
         return {

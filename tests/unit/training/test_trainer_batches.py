@@ -295,6 +295,26 @@ def test_I7_between_exact_checks_stale_packed_weights_stop_the_run(
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
 
 
+@in_low_precision
+def test_I7_a_rollout_of_sure_tokens_is_no_measure_that_stops_the_next(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run stopped at a mean of .0091 nats, as in all rollouts before, since the exactly checked
+    one happened to be of sure tokens and had .00035: the pass's own rounding has the last word."""
+    check = RolloutGuard.check
+
+    def measured_on_sure_tokens(self: RolloutGuard, *arguments: Any, **options: Any) -> None:
+        check(self, *arguments, **options)
+        assert self._clean is not None
+        self._clean = guard.Gap(self._clean.largest / 100, self._clean.mean / 100, 20)
+
+    monkeypatch.setattr(RolloutGuard, "check", measured_on_sure_tokens)
+    lines = run(tmp_path, precision, width=3, guard_every=100)
+    (_, second, third) = (line for line in lines if "sampled_gap/max" in line)
+    for line in (second, third):
+        assert 0 < line["sampled_gap/mean"] <= 4 * line["sampled_gap/rounding"]
+
+
 @pytest.mark.parametrize(("every", "checks"), [(1, 3), (2, 2), (10, 1)])
 def test_I7_exact_checks_come_first_and_then_seldom(
     every: int, checks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
