@@ -253,7 +253,8 @@ def saves(folder: Path, options: dict[str, Any]) -> None:
 
 
 def guards(folder: Path, options: dict[str, Any]) -> None:
-    """In low precision, too, a run with finished rows in sight stops, in every process."""
+    """In low precision, too, a run with finished rows in sight stops, in every process; an honest
+    one goes on when its rounding is asked."""
     from interlace.training import grpo as trainers
     from interlace.training import guard
 
@@ -264,7 +265,8 @@ def guards(folder: Path, options: dict[str, Any]) -> None:
         return dataclasses.replace(batch, alive=torch.ones_like(batch.alive))
 
     common = {"max_steps": 1, "save_strategy": "no", "width": 3, "bf16": True, **SGD, **options}
-    grpo(folder / "honest", **common).run()
+    guard.FAR = 0.0  # from the second rollout on
+    grpo(folder / "honest", **{**common, "max_steps": 4}).run()
     trainers.collate = guard.collate = visible  # type: ignore[attr-defined]
     stopped = False
     try:
@@ -276,7 +278,9 @@ def guards(folder: Path, options: dict[str, Any]) -> None:
     said: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(said, stopped)
     if dist.get_rank() == 0:
-        print(json.dumps({"stopped": said}))
+        lines = [json.loads(line) for line in (folder / "honest/metrics.jsonl").open()]
+        asked = any("sampled_gap/rounding" in line for line in lines)
+        print(json.dumps({"stopped": said, "rounding asked": asked}))
 
 
 if __name__ == "__main__":

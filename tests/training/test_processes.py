@@ -46,7 +46,7 @@ def test_two_processes_are_one(kind: str, place: Path) -> None:
     assert any(0 in parts for parts in runs[2]["parts"])  # a process with nothing to learn from
     assert resumed == {"same": True, "saved": True, "metrics": True}
     assert saved == {"plain": True, "adapted": True}
-    assert guarded == {"stopped": [True, True]}
+    assert guarded == {"stopped": [True, True], "rounding asked": True}
 
 
 COMMAND = """
