@@ -102,7 +102,10 @@ _CONJUNCTION = re.compile(r"\b(?:and|or)\b")
 _SEPARATOR = re.compile(r" ?(?:, ?(?:(?:and|or) )?|; ?)|(?: (?:and|or) )")
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)")
 _BESIDE_SIGN = re.compile(r"\s*([^\w\s])\s*")
-_LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
+# The MATH benchmark writes 10,\!080, and 11,\! 111,\! 100.
+_LATEX_THOUSANDS = re.compile(
+    r"(?<=[0-9])(?:(?:\{,\}|\\[,!])(?=[0-9]{3})|,\\! ?(?=[0-9]{3}(?![0-9])))"
+)
 _THOUSANDS = re.compile(
     r"(?<![0-9,.])(?<![0-9] )[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+(?!/))"
     r"(?![0-9]|[, ][0-9])"
