@@ -106,6 +106,8 @@ def load(argument: str, level: float) -> ArmResult:
     from interlace.evaluation.run import CONFIG, RECORDS, load_run
 
     arm, sign, place = argument.partition("=")
+    if Path(argument).exists():  # runs/lr=1e-5
+        sign = ""
     path = Path(place if sign else argument)
     folder = path if path.is_dir() else path.parent
     if (folder / CONFIG).exists() and path.name in (folder.name, RECORDS, "result.json"):
