@@ -137,16 +137,16 @@ class GroupArguments(TrainingArguments):
             raise ConfigError(f"lora= holds options for train='lora'; train is {self.train!r}.")
 
     def _check_evaluation(self) -> None:
-        widths = self.eval_widths
+        widths, named = self.eval_widths, "eval_widths"
         if widths is None:
-            return
-        if not widths or not all(type(w) is int and w >= 1 for w in widths):
-            raise ConfigError(f"eval_widths is a list of whole numbers from 1 on; got {widths!r}.")
+            widths, named = self.widths, "width"
+        elif not widths or not all(type(w) is int and w >= 1 for w in widths):
+            raise ConfigError(f"{named} is a list of whole numbers from 1 on; got {widths!r}.")
         rows = self.num_generations_eval
-        if rows is not None and any(rows % width for width in widths):
+        if rows is not None and any(rows % w for w in widths if type(w) is int and w >= 1):
             raise ConfigError(
                 "num_generations_eval rows are whole groups of every width; got "
-                f"num_generations_eval={rows} and eval_widths={widths}."
+                f"num_generations_eval={rows} and {named}={widths}."
             )
 
     def _check_saving(self) -> None:

@@ -155,6 +155,7 @@ def test_the_batch_is_that_of_all_processes(
         ({"generation_batch_size": 6, "steps_per_generation": 1}, "say the same"),
         ({"gradient_accumulation_steps": 3, "prompts_per_rollout": 4}, "pass one of them"),
         ({"eval_widths": [0]}, r"eval_widths is a list of whole numbers from 1 on; got \[0\]"),
+        ({"num_generations_eval": 7}, "num_generations_eval=7 and width="),
         ({"eval_widths": [4], "num_generations_eval": 6}, "whole groups of every width"),
     ],
     ids=str,
