@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
-from interlace.errors import ConfigError, MissingDependencyError
+from interlace.errors import ConfigError, MissingDependencyError, nearest
 from interlace.training.losses import (
     Baseline,
     Credit,
@@ -468,7 +468,12 @@ def _listed(width: int | list[int]) -> list[int]:
 
 def refuse_missing_trackers(report_to: Any) -> None:
     """Raise unless the packages are there that a run reports to."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name not in (*INTEGRATION_TO_CALLBACK, "all", "none"):
+            near = nearest(str(name), TRACKERS)
+            raise ConfigError(f"report_to names a tracker, or none; got {name!r}.{near}")
         if name in TRACKERS and find_spec(name) is None:
             raise MissingDependencyError(
                 f"report_to={name!r} needs the package {name}: pip install {name}. Or report to "

@@ -172,6 +172,12 @@ def test_an_unknown_name_is_pythons_error(tmp_path: Path) -> None:
         WarmupConfig(output_dir=str(tmp_path), num_iterations=2)  # type: ignore[call-arg]
 
 
+def test_a_tracker_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    """Hugging Face's own error came with a traceback, once the model was loaded."""
+    with pytest.raises(ConfigError, match=r"got 'tensorbord'\. Did you mean 'tensorboard'"):
+        config(tmp_path, report_to="tensorbord")
+
+
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_tracker_that_is_missing_is_named_at_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
