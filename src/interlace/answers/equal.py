@@ -63,10 +63,15 @@ _GLUED = (
     r"|(?:(?![万亿千百十半])[\u4e00-\u9fff])++)"
 )
 _POWER = r"(?:\^\{?[23]\}?)?"
+# What is for each of something: "a day", "/day"; not "a half", and not the quotient 18/x.
+_EACH = (
+    r"(?:(?: an?+ |/)(?:second|sec|minute|min|hour|hr|day|night|week|month|year|person|piece)"
+    r"(?![A-Za-z]))"
+)
 _AMONG_WORDS = re.compile(
-    r"(?:[A-Za-z]{2,}+(?:: *+| ++)|[$\u20ac\u00a3])*+"
+    r"(?:(?:[A-Za-z]{2,}+(?:'s)?+|[aAiI](?![A-Za-z]))(?:: *+| ++)|[$\u20ac\u00a3])*+"
     r"(-?(?:[0-9][0-9,]*+(?:\.[0-9]++)?(?:/[0-9]++)?))"
-    rf"(?:(?:[ -]++{_UNIT}|[ -]*+{_GLUED}){_POWER}(?:/[A-Za-z]++{_POWER})?|[ -]*+%)*+"
+    rf"(?:(?:[ -]++{_UNIT}|[ -]*+{_GLUED}){_POWER}(?:/[A-Za-z]++{_POWER})?|{_EACH}|[ -]*+%)*+"
 )
 # Words that make another number of the one beside them.
 _OTHERWISE = re.compile(
@@ -74,9 +79,10 @@ _OTHERWISE = re.compile(
     r"repeating|recurring|"
     r"thousand|[mbtr]+illion|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths|"
     r"pi|sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc)\b|\b(?:than|over|under|above|below)\b.*[0-9]"
+    r"|\b(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth)s?\s+of\b"
 )
 _UNIT_TEXT = re.compile(
-    r"\s*\$?((?:[^A-Za-z\\]|\\[A-Za-z]++)+?)\\(?:text|mathrm|mbox)\{([^{}]*)\}"
+    r"\s*\$?((?:[^A-Za-z\\]|\\[A-Za-z]++)+?)(?:\\[,;:! ])*+\\(?:text|mathrm|mbox)\{([^{}]*)\}"
     r"(?:\^\{?([23])\}?)?[\s.$]*"
 )
 # Not arithmetic: dates and the like.

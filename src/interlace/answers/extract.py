@@ -41,7 +41,8 @@ _BOX_OR_BRACE = re.compile(
 )
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*+(?P<line>[^\n]{0,1000})")
 _SAID = re.compile(
-    r"\banswers?\b[*_]*+(?:\s++(?:is|are|(?:would|should|must)\ be)\b[ \t]*+:?|\s*+:"
+    r"\banswers?\b(?:\s++to\s++(?:the|this)\s++(?:question|problem)\b)?+[*_]*+"
+    r"(?:\s++(?:is|are|(?:would|should|must)\ be)\b[ \t]*+:?|\s*+:"
     r"|[ *_]*+(?P<cell>\|))[ \t*_]*+|\"(?:final_?)?answer\"\s*+(?P<json>:)\s*+"
     r"|^[ \t]{0,3}(?:\#{1,6}[ \t]*|\*\*)(?:the[ ])?(?:final[ ])?answer[:*_ \t]*$"
     r"|(?:答案[*_】]*[是为选:\uff1a]+|答案】|[故应]选[:\uff1a]?)[ \t*_]*",
@@ -78,10 +79,10 @@ _COMMENT = re.compile(
 )
 # Letters of an alphabet make a name of what follows; those of Chinese or Japanese do not.
 _NUMBER = re.compile(
-    r"(?<![A-Za-z\d_.^\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥]?"
+    r"(?<![A-Za-z\d_.^\u00c0-\u024f\u0370-\u04ff])(?:(?<![)\]])[-\u2212])?[$€£¥₹]?"
     rf"(?:{REPEATING}|"
     r"(?:\\[dt]?frac\{\d+\}\{\d+\}|\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)"
-    r"|(?:\d{1,3} (?=\d+/\d))?\d+(?:,\d+)*)(?:\.\d+)?[¼-¾⅐-⅞]?"
+    r"|(?:\d{1,3} (?=\d+/\d))?\d+(?:,\d+)*|(?=\.\d))(?:\.\d+)?[¼-¾⅐-⅞]?"
     r"(?:\s?/\s?\d+|[eE][-+]?\d+|(?:\s?(?:\\times|\\cdot|[x\u00d7·*])\s?10)?"
     r"(?:\^\{?[-\u2212+]?\d+\}?|[⁰¹²³⁴-⁹⁺⁻]+))?)%?"
 )

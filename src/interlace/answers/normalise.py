@@ -6,8 +6,9 @@ The rule, in order:
    `\boxed{...}`, `\text{...}`, `\left`, `\right`, LaTeX spaces, a closing full stop; Unicode forms
    are folded (minus signs, digits of any script, vulgar fractions, superscripts). Repeating
    decimals become fractions: `0.\overline{3}`, `0.\dot{3}`, `0.(3)` and `0.333...` are 1/3.
-2. Units that are one sign go: `$ € £ ¥ % °`. So "50%" is 50, not 1/2, as in the MATH benchmark's
-   own normaliser (arXiv 2103.03874). Units that are words stay: "5 minutes" is not "5 hours".
+2. Units that are one sign go: `$ € £ ¥ ₹ ¢ % °`, `°C`, `°F`. So "50%" is 50, not 1/2, as in the
+   MATH benchmark's own normaliser (arXiv 2103.03874). Units that are words stay: "5 minutes" is not
+   "5 hours".
 3. `x = 5`, `f(3) = 5`, `x \in ...` and `6 \times 12 = 72` are their right sides: a side that is
    only a name, or that has a value, says nothing. So is `5 = x` its left one. `x + y = 5` stays an
    equation. `1/3 \approx 0.333` is 1/3, and `x \approx 0.333` is 0.333.
@@ -79,11 +80,14 @@ REPEATING = (
 )
 _REPEATING = re.compile(REPEATING)
 _LATEX_SPACE = re.compile(
-    r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b|\\boxed(?![A-Za-z{]| ?\{)"
+    r"(?<!\\)\\[,;:! ()]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b|\\boxed(?![A-Za-z{]| ?\{)"
 )
-_UNIT_SIGN = re.compile(r"\^\s*\\circ\b|\^\s*\{\s*\\circ\s*\}|\\?[$%]|[€£¥°]|\\(?:degree|pounds)\b")
+_UNIT_SIGN = re.compile(
+    r"(?:\^\s*\\circ\b|\^\s*\{\s*\\circ\s*\}|°|\\degree\b)(?:\s*[CF](?![A-Za-z]))?"
+    r"|\\?[$%]|[€£¥₹¢]|\\pounds\b|\^\{\s*(?:st|nd|rd|th)\s*\}"
+)
 _TEXT_COMMAND = re.compile(
-    r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|boldsymbol|mbox|boxed)\s*\{([^{}]*)\}"
 )
 _FRACTION = re.compile(r"\\[dtc]?frac(?![A-Za-z])\s*([0-9]?)")
 _INDEX = re.compile(r"_\{(\w)\}")
@@ -102,7 +106,10 @@ _CONJUNCTION = re.compile(r"\b(?:and|or)\b")
 _SEPARATOR = re.compile(r" ?(?:, ?(?:(?:and|or) )?|; ?)|(?: (?:and|or) )")
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)")
 _BESIDE_SIGN = re.compile(r"\s*([^\w\s])\s*")
-_LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
+# The MATH benchmark writes 10,\!080, and 11,\! 111,\! 100.
+_LATEX_THOUSANDS = re.compile(
+    r"(?<=[0-9])(?:(?:\{,\}|\\[,!])(?=[0-9]{3})|,\\! ?(?=[0-9]{3}(?![0-9])))"
+)
 _THOUSANDS = re.compile(
     r"(?<![0-9,.])(?<![0-9] )[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+(?!/))"
     r"(?![0-9]|[, ][0-9])"

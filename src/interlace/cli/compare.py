@@ -73,7 +73,7 @@ def run(arguments: Namespace) -> None:
     from rich.console import Console
 
     from interlace.evaluation.report import make_report, print_report
-    from interlace.evaluation.run import write_report
+    from interlace.evaluation.run import refuse_foreign_report, write_report
 
     if not arguments.runs:
         raise ConfigError("Say which runs: interlace compare runs/base runs/bridge.")
@@ -83,6 +83,7 @@ def run(arguments: Namespace) -> None:
     folder = Path(arguments.output or "runs/" + file_name("compare-" + "-".join(arms)))
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} is the folder of a run; choose another --output.")
+    refuse_foreign_report(folder)
     base = arguments.base or ("base" if "base" in arms else arms[0])
     report = make_report(results, base=base, provenance=head(results))
     write_report(folder, report, arguments.figures)
@@ -105,6 +106,8 @@ def load(argument: str, level: float) -> ArmResult:
     from interlace.evaluation.run import CONFIG, RECORDS, load_run
 
     arm, sign, place = argument.partition("=")
+    if Path(argument).exists():  # runs/lr=1e-5
+        sign = ""
     path = Path(place if sign else argument)
     folder = path if path.is_dir() else path.parent
     if (folder / CONFIG).exists() and path.name in (folder.name, RECORDS, "result.json"):

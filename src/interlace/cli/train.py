@@ -183,7 +183,8 @@ def _print_evaluations(folder: Path) -> None:
     lines = [line for _, line in read(path) if any(key.startswith(EVALUATED) for key in line)]
     if not lines:
         return
-    first, last = lines[0], lines[-1]
+    last = lines[-1]
+    first = next(line for line in lines if line.keys() >= last.keys())  # a run may change widths
     title = f"Held-out problems, per cent: optimizer step {first['step']} -> {last['step']}"
     rows = []
     for key in last:

@@ -28,6 +28,7 @@ from interlace.evaluation.intervals import LEVEL
 from interlace.evaluation.measure import measure, with_latency
 from interlace.evaluation.provenance import summary
 from interlace.evaluation.records import GroupRecord, Timing, read_records, read_timings
+from interlace.evaluation.report import SCHEMA as REPORT_SCHEMA
 from interlace.evaluation.report import Report, make_report, to_markdown
 from interlace.evaluation.results import ArmResult, set_sizes
 from interlace.jsonl import BadLineError, Store, parse, read_object
@@ -136,8 +137,8 @@ class RunFolder:
                     "the folder is left alone. Choose another output folder."
                 )
             return
-        names = (RECORDS, TIMINGS, RESULT, REPORT)
-        full = [n for n in names if (self.path / n).exists() and (self.path / n).stat().st_size]
+        names = (RECORDS, TIMINGS, RESULT, REPORT, FIGURES)
+        full = [name for name in names if _holds_something(self.path / name)]
         if full and not overwrite:
             raise RunError(
                 f"{self.path} has {', '.join(full)}, but no {CONFIG} that says what they are of. "
@@ -166,6 +167,31 @@ class RunFolder:
             "environments": self.environments,
         }
         files.write_text(self.path / CONFIG, json.dumps(content, indent=1) + "\n")
+
+
+def _holds_something(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.exists() and path.stat().st_size > 0
+
+
+def refuse_foreign_report(folder: Path) -> None:
+    """Raise if a folder holds files with a report's names that are not a report's: writing one
+    replaces them, a whole folder of figures too.
+
+    Raises:
+        RunError: naming them.
+    """
+    full = [name for name in (RESULT, REPORT, FIGURES) if _holds_something(folder / name)]
+    try:
+        ours = str(parse(files.locate(folder, RESULT).read_bytes()).get("schema"))
+    except (OSError, BadLineError):
+        ours = ""
+    if full and not ours.startswith(REPORT_SCHEMA.partition("/")[0]):
+        raise RunError(
+            f"{folder} has {', '.join(full)} of something else, which this report would replace. "
+            "Choose another output folder."
+        )
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

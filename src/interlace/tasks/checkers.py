@@ -30,16 +30,19 @@ Checker = Callable[[str, str], Verdict]
 
 _LONE_LETTER = re.compile(r"^[ \t*_]*\(?([A-Z])[).]?[*_. \t]*$|(?<!not )\(([A-Z])\)", re.MULTILINE)
 _SAID_LETTER = re.compile(
-    r"\b(?i:(?:option|choice)(?:\s+is|\s*:)|choose|pick)[\s*_(\[]*([A-Z])\b(?!'|\s+(?!because|since)[a-z])"
+    r"\b(?i:(?:option|choice)(?:\s+is|\s*:)|(?:choose|pick|select|go\s+with)(?:\s+(?:option|choice))?)"
+    r"[\s*_(\[]*([A-Z])\b(?!'|\s+(?!because|since)[a-z])"
     r"|(?:^|\b(?i:option|choice|so|therefore|thus|hence)[\s,*_(\[]+)([A-Z])[)\]*_]*\s+(?i:is\s+"
     r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer))",
     re.MULTILINE,
 )
 _LETTER = re.compile(
-    r"(?:(?i:option|choice|answer)\s+)?"
+    r"(?:(?i:option|choice|answer|letter|definitely|clearly|(?:most\s+)?likely|probably|therefore|thus)"
+    r"\s+)*[*_]*"
     r"(?:\(([A-Z])\).*|([A-Z])(?:[).:,](?:\s.*)?|\s+(?:because|since|as|is|rather|[-\u2013\u2014])\s.*|\s\(.*)?)",
     re.DOTALL,
 )
+_OPENING = re.compile(r"^[ \t*_]*\(?([A-Z])[).][*_ \t]", re.MULTILINE)
 _SEVERAL = re.compile(r"\(?[A-Z]\)?\s*(?:[,/&]|and|or)\s*\(?[A-Z](?:[),]|$)")
 
 
@@ -106,7 +109,7 @@ class ChoiceTask(Task):
     Which letter of a text counts: that of the last marked answer (see `Task.extract`) which names
     one, by letter; else the last letter that is said to be right ("Option B is correct"); else the
     marked answer, which may be a choice's whole text; else the last letter in brackets or alone on
-    its line.
+    its line; else the one that the text, and no other line of it, begins with ("B) 12 m").
     """
 
     instruction: str = "Reason step by step, and end with one line of the form\nAnswer: A"
@@ -165,9 +168,14 @@ def chosen(text: str) -> str | None:
 
 
 def lone_letter(text: str) -> str | None:
-    """The last capital letter in brackets or alone on its line; None without one."""
-    found = list(_LONE_LETTER.finditer(final_part(text)))
-    return (found[-1][1] or found[-1][2]) if found else None
+    """The last capital letter in brackets or alone on its line, else the one that the text, and no
+    other line of it, begins with; None without one."""
+    text = final_part(text).lstrip()
+    found = list(_LONE_LETTER.finditer(text))
+    if found:
+        return found[-1][1] or found[-1][2]
+    opening = list(_OPENING.finditer(text))  # several lines so are the choices, repeated
+    return opening[0][1] if len(opening) == 1 and opening[0].start() == 0 else None
 
 
 def with_choices(question: Prompt, choices: Sequence[str]) -> Prompt:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
-from interlace.errors import ConfigError, MissingDependencyError
+from interlace.errors import ConfigError, MissingDependencyError, nearest
 from interlace.training.losses import (
     Baseline,
     Credit,
@@ -137,16 +137,16 @@ class GroupArguments(TrainingArguments):
             raise ConfigError(f"lora= holds options for train='lora'; train is {self.train!r}.")
 
     def _check_evaluation(self) -> None:
-        widths = self.eval_widths
+        widths, named = self.eval_widths, "eval_widths"
         if widths is None:
-            return
-        if not widths or not all(type(w) is int and w >= 1 for w in widths):
-            raise ConfigError(f"eval_widths is a list of whole numbers from 1 on; got {widths!r}.")
+            widths, named = self.widths, "width"
+        elif not widths or not all(type(w) is int and w >= 1 for w in widths):
+            raise ConfigError(f"{named} is a list of whole numbers from 1 on; got {widths!r}.")
         rows = self.num_generations_eval
-        if rows is not None and any(rows % width for width in widths):
+        if rows is not None and any(rows % w for w in widths if type(w) is int and w >= 1):
             raise ConfigError(
                 "num_generations_eval rows are whole groups of every width; got "
-                f"num_generations_eval={rows} and eval_widths={widths}."
+                f"num_generations_eval={rows} and {named}={widths}."
             )
 
     def _check_saving(self) -> None:
@@ -468,7 +468,12 @@ def _listed(width: int | list[int]) -> list[int]:
 
 def refuse_missing_trackers(report_to: Any) -> None:
     """Raise unless the packages are there that a run reports to."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name not in (*INTEGRATION_TO_CALLBACK, "all", "none"):
+            near = nearest(str(name), TRACKERS)
+            raise ConfigError(f"report_to names a tracker, or none; got {name!r}.{near}")
         if name in TRACKERS and find_spec(name) is None:
             raise MissingDependencyError(
                 f"report_to={name!r} needs the package {name}: pip install {name}. Or report to "

@@ -29,6 +29,7 @@ from torch import Tensor
 from interlace.answers import extract_answer
 from interlace.engine.types import GroupOutput, HidingParams, SamplingParams
 from interlace.errors import ConfigError, RewardError
+from interlace.jsonl import as_line
 from interlace.tasks.base import Example, Prompt, Task, Verdict
 from interlace.training.arguments import GroupArguments, GRPOConfig
 from interlace.training.data import LEFT_OUT, RESERVED, NamedReward, RowsTask
@@ -228,7 +229,7 @@ class Judge:
                 raise RewardError(
                     f"log_extra takes one value a completion, {len(texts)}; got {len(values)}."
                 )
-            extras[column] = list(values)
+            extras[column] = list(map(_as_json, values))
 
         columns = self._columns(groups, owners) | {
             "trainer_state": state,
@@ -256,11 +257,12 @@ class Judge:
     ) -> dict[str, Any]:
         rows = [(g, c) for g, group in enumerate(groups) for c in group.completions]
         examples = [owners[g][1] for g, _ in rows]
-        return columns_of(self._verdicts.task, examples) | {
+        return {
+            "answers": [example.answer for example in examples],  # a data set may have its own
+            **columns_of(self._verdicts.task, examples),
             "examples": examples,
             "groups": [g for g, _ in rows],
             "completion_ids": [completion.token_ids for _, completion in rows],
-            "answers": [example.answer for example in examples],
         }
 
     def _judged(
@@ -351,6 +353,17 @@ def add_up(
     return totals, parts
 
 
+def _as_json(value: Any) -> Any:
+    """A value for completions.jsonl: numbers of tensors and arrays as such, what JSON lacks as
+    text."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    try:
+        as_line(plain)
+    except TypeError:
+        return str(plain)
+    return plain
+
+
 def _values(reward: NamedReward, **given: Any) -> Any:
     try:
         values: Any = reward.function(**given)
@@ -402,10 +415,12 @@ def weigh(rolled: Sequence[RolledGroup], args: GRPOConfig, tally: Tally) -> None
 
 def describe(rolled: Sequence[RolledGroup], widths: Iterable[int], tally: Tally) -> None:
     """Tally what the sampled groups say of the model."""
-    for width in ["", *widths]:
+    # Of all, since a process that has no group of some width notes the same names as the others.
+    judged = all(entry.verdicts is not None for entry in rolled)
+    for width in ["", *widths] if judged else []:
         prefix = f"width_{width}/" if width else ""
         chosen = [entry for entry in rolled if width in ("", entry.width)]
-        _describe(chosen, prefix, tally)
+        _describe([entry.verdicts or [] for entry in chosen], prefix, tally)
     completions = [c for entry in rolled for c in entry.group.completions]
     lengths = [len(c.token_ids) for c in completions]
     tally.mean("completion_length", sum(lengths), len(lengths))
@@ -414,10 +429,7 @@ def describe(rolled: Sequence[RolledGroup], widths: Iterable[int], tally: Tally)
     tally.total("tokens/rollout", sum(lengths))
 
 
-def _describe(chosen: Sequence[RolledGroup], prefix: str, tally: Tally) -> None:
-    judged = [entry.verdicts for entry in chosen if entry.verdicts is not None]
-    if len(judged) < len(chosen):
-        return  # nothing says which rows are right
+def _describe(judged: Sequence[list[Verdict]], prefix: str, tally: Tally) -> None:
     rows = [verdict.correct for verdicts in judged for verdict in verdicts]
     tally.mean(f"{prefix}pass@1", sum(rows), len(rows))
     votes = solved = distinct = 0

@@ -321,7 +321,9 @@ class GroupTrainer(ResumableTrainer):
             decayed = self.get_decay_parameter_names(model)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self._group_names, groups = optimizer_groups(model, self.args, decayed)
-            self.optimizer = kind(groups, **options)
+            name = getattr(self.args.optim, "value", self.args.optim)
+            with reading(ConfigError, f"optim={name} does not take these options"):
+                self.optimizer = kind(groups, **options)
         return self.optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:

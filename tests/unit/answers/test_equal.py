@@ -241,10 +241,28 @@ FIELD_EQUAL = r"""
 1 000                     | 1000
 12 345 678                | 12345678
 1{,}234                   | 1234
+10,\!080                   | 10080
+\$32,\!348                 | $32,348
+11,\! 111,\! 111,\! 100   | 11111111100
 72\,\mathrm{cm}           | 72
 72元                      | 72
 72 个                     | 72
 72。                      | 72
+$72/day                   | 72
+She makes $72 a day       | 72
+72 dollars a week         | 72
+Tom's total is 72         | 72
+A total of 72 eggs        | 72
+I have 72 left            | 72
+72°C                      | 72
+72\,^\circ\text{F}        | 72
+₹72                       | 72
+72^{\text{th}}            | 72
+\textrm{72}               | 72
+\( 72 \) apples           | 72
+\(x = 3\) and \(x = 4\)   | 3, 4
+9\pi\,\text{cm}^3         | 9\pi
+\sqrt{2}\ \mathrm{m}      | \sqrt{2}
 72kg                      | 72
 72 L                      | 72
 21st                      | 21
@@ -311,9 +329,14 @@ x^{-1}(y+1)               | \frac{y+1}{x}
 """
 FIELD_DIFFERENT = r"""
 not 72                    | 72
+(3,\!1000)                 | 31000
 minus 72                  | 72
 twice 72                  | 72
 half of 72                | 72
+a third of 72             | 72
+one quarter of 72         | 72
+72 and a quarter          | 72
+72/x                      | 72
 72 squared                | 72
 72 thousand               | 72
 72万                      | 72

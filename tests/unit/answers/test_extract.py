@@ -133,6 +133,10 @@ from interlace.answers import extract_answer, normalise_answer
         ("The answer is 72, which is 8*9.", "72"),
         ("The answer is as follows:\n72", "72"),
         ("The answer would be 72.", "72"),
+        ("The answer to the question is 72. Done in 3.", "72"),
+        ("So the answer to this problem is: **72**\nIn 3 steps.", "72"),
+        ("He pays $1.25 and .75, so it is .5", ".5"),
+        ("So it is -.5 in all", "-.5"),
         # JSON, end tokens
         ('```json\n{"answer": 72, "steps": 3}\n```', "72"),
         ('{"steps": 3, "final_answer": "St. Louis", "n": 4}', "St. Louis"),

@@ -76,6 +76,27 @@ def test_the_papers_table(run):
     ]
 
 
+@pytest.mark.parametrize("name", ["report.md", "figures/photo.png", "result.json"])
+def test_a_folder_of_something_else_is_left_alone(name, run):
+    """It replaced a report of the user's own, and deleted a folder of the user's figures."""
+    own = Path("paper", name)
+    own.parent.mkdir(parents=True)
+    own.write_text('{"schema": "mine"}')
+    files = [arm_file(arm, problems=4) for arm in (BASE, BRIDGE)]
+    status, _, err = run(*files, "--output", "paper", "--figures", "none")
+    assert status != 0
+    assert f"paper has {name.partition('/')[0]} of something else" in err
+    assert own.read_text() == '{"schema": "mine"}'
+    for _ in range(2):  # its own report is replaced
+        assert run(*files, "--output", "out", "--figures", "none")[0] == 0
+
+
+def test_a_path_may_hold_an_equals_sign(run):
+    base, other = arm_file(BASE, "base", 4), arm_file(BRIDGE, "lr=1e-5", 4)
+    assert run(base, other, "--figures", "none")[0] == 0
+    assert run(base, f"Bridge={other}", "--figures", "none")[0] == 0
+
+
 def test_gains_are_paired_over_problems(run):
     files = [arm_file(arm) for arm in (BASE, BRIDGE)]
     run(*files, "--output", "out", "--figures", "none")

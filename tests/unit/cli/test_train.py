@@ -128,6 +128,15 @@ def test_the_same_command_goes_on_and_another_recipe_is_refused(train):
     assert Path("out/grpo.before-1/metrics.jsonl").exists()
 
 
+def test_a_run_may_go_on_with_other_widths_to_measure_at(train):
+    """After all its steps it ended with a traceback, from the first evaluation's table."""
+    measuring = ["grpo.eval_strategy=steps", "grpo.eval_steps=2", "grpo.lr_scheduler_type=constant"]
+    assert train("grpo", *measuring, "grpo.max_steps=2", "grpo.eval_widths=[1]")[0] == 0
+    status, out, err = train("grpo", *measuring, "grpo.max_steps=4", "grpo.eval_widths=[1,2]")
+    assert status == 0, err
+    assert "optimizer step 4 -> 4" in out
+
+
 def test_fresh_blocks_are_warned_about(train):
     _, _, err = train("grpo", "grpo.max_steps=2")
     assert "GRPO starts from fresh blocks. Without a warm-up nothing was seen to happen" in err

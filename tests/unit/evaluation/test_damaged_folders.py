@@ -86,6 +86,15 @@ def test_a_folder_of_something_else_is_left_alone(overwrite: bool, tmp_path: Pat
     assert contents(tmp_path) == before
 
 
+def test_figures_of_something_else_are_left_alone(tmp_path: Path) -> None:
+    """The folder of figures is replaced as a whole, which deleted what else it held."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "photo.png").write_bytes(b"precious")
+    with pytest.raises(RunError, match=r"has figures, but no config\.json"):
+        RunFolder(tmp_path, {})
+    assert (tmp_path / "figures" / "photo.png").exists()
+
+
 @pytest.mark.parametrize("name", ["records.jsonl", "timings.jsonl", "result.json", "report.md"])
 def test_files_without_a_configuration_are_left_alone(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("precious notes without an end")

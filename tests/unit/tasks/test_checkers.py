@@ -195,6 +195,13 @@ def test_unfit_checkers() -> None:
         "**Answer: (B)** and not (C), since 12 floats",
         "The answer is not clear.\n(B)",
         "The answer is B. It is 12 in all.",
+        "B) 12 apples",
+        "**B.** 12 apples\n\nFor 6 and 6 are 12.",
+        "The correct answer is Option **B**.",
+        "The answer is definitely B.",
+        "The answer is most likely (B).",
+        "I'd go with B.",
+        "I would select option B.",
     ],
 )
 def test_the_choice_of_a_text(text: str) -> None:
@@ -203,6 +210,11 @@ def test_the_choice_of_a_text(text: str) -> None:
 
 def test_a_letter_that_is_ruled_out_does_not_stand_alone() -> None:
     assert lone_letter("It is not (B).") is None
+
+
+def test_choices_that_are_repeated_are_no_answer() -> None:
+    assert lone_letter("A) 10\nB) 12\nHm.") is None
+    assert lone_letter("Let us see.\nB) 12") is None
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,12 @@ def test_a_schedule_that_cannot_be_is_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_options_that_the_optimizer_refuses_are_one_error(tmp_path: Path) -> None:
+    """After the warm-up had sampled for hours, torch's error came with a traceback."""
+    with pytest.raises(ConfigError, match=r"optim=adamw_torch\S* does not take .*: .*-1\.0"):
+        grpo(tmp_path, learning_rate=-1.0).train()
+
+
 def test_every_legal_width_trains(tmp_path: Path) -> None:
     for width in (1, 6):
         assert gradients(grpo(tmp_path / str(width), width=width, micro_rows=6))

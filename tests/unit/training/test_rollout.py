@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.errors import ConfigError, RewardError
+from interlace.jsonl import as_line
 from interlace.tasks.base import Example, Verdict
-from interlace.training.data import NAMED, NamedReward, given_rewards
-from interlace.training.rollout import Verdicts, add_up
+from interlace.training.data import NAMED, NamedReward, RowsTask, given_rewards
+from interlace.training.rollout import Judge, RolledGroup, Verdicts, add_up, describe
+from interlace.training.trainer import Tally
 from support.training import Evens, grpo, metrics
 
 TASK = Evens(4)
@@ -257,3 +260,66 @@ def test_a_rollout_has_its_verdicts_reached_together(
     monkeypatch.setattr(Verdicts, "reach", noting)
     grpo(tmp_path, max_steps=1).train()
     assert seen == [24]
+
+
+def rolled_of(rows: Any, texts: list[str], reward: Any, tally: Tally) -> list[RolledGroup]:
+    """One group of these texts on a plain data set's first row, judged by a reward."""
+    task = RowsTask(rows)
+    completions = [
+        Completion(
+            text, token_ids=[1], logprobs=[0.0], sampled_logprobs=[0.0], finish_reason="stop"
+        )
+        for text in texts
+    ]
+    params = SamplingParams(width=len(texts))
+    group = GroupOutput(
+        prompt=rows[0]["prompt"],
+        prompt_token_ids=[1],
+        completions=completions,
+        params=params,
+        seconds=0.0,
+    )
+    judge = Judge(Verdicts(task), [NamedReward("own", 1.0, reward)])
+    return judge([group], [(0, task[0])], tally)
+
+
+def test_a_data_sets_own_answers_reach_the_rewards() -> None:
+    """They were replaced by the column `answer`, or by blanks where there is none."""
+    seen = []
+
+    def reward(completions: Any, answers: Any, **columns: Any) -> list[float]:
+        seen.extend(answers)
+        return [1.0] * len(completions)
+
+    rolled_of([{"prompt": "1 + 1?", "answers": ["2", "two"]}], ["2", "3"], reward, Tally())
+    assert seen == [["2", "two"], ["2", "two"]]
+
+
+def test_whatever_a_reward_logs_is_a_line() -> None:
+    """Numbers of numpy ended the run, in the writing of completions.jsonl."""
+
+    def reward(completions: Any, log_extra: Any, **columns: Any) -> list[float]:
+        log_extra("array", np.array([1, 2], dtype=np.float32))
+        log_extra("tensor", [torch.tensor(3), torch.tensor([4, 5])])
+        log_extra("other", [Path("a"), None])
+        return [1.0] * len(completions)
+
+    (group,) = rolled_of([{"prompt": "1 + 1?"}], ["2", "3"], reward, Tally())
+    assert group.extras == {"array": [1.0, 2.0], "tensor": [3, [4, 5]], "other": ["a", None]}
+    as_line(group.to_dict())
+
+
+def test_processes_note_the_same_names_without_a_verifier() -> None:
+    """One that had no group of a width noted that width's metrics, and the others did not: what
+    they add up over processes no longer fitted together."""
+
+    def reward(completions: Any, **columns: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    names = []
+    for width in (1, 2):
+        tally = Tally()
+        rolled = rolled_of([{"prompt": "1 + 1?"}], ["2"] * width, reward, tally)
+        describe(rolled, [1, 2], tally)
+        names.append(set(tally.collect(lambda values, how: values + 1)))
+    assert names[0] == names[1]

@@ -155,6 +155,7 @@ def test_the_batch_is_that_of_all_processes(
         ({"generation_batch_size": 6, "steps_per_generation": 1}, "say the same"),
         ({"gradient_accumulation_steps": 3, "prompts_per_rollout": 4}, "pass one of them"),
         ({"eval_widths": [0]}, r"eval_widths is a list of whole numbers from 1 on; got \[0\]"),
+        ({"num_generations_eval": 7}, "num_generations_eval=7 and width="),
         ({"eval_widths": [4], "num_generations_eval": 6}, "whole groups of every width"),
     ],
     ids=str,
@@ -169,6 +170,12 @@ def test_an_unknown_name_is_pythons_error(tmp_path: Path) -> None:
         config(tmp_path, num_generation=4)
     with pytest.raises(TypeError, match="unexpected keyword argument 'num_iterations'"):
         WarmupConfig(output_dir=str(tmp_path), num_iterations=2)  # type: ignore[call-arg]
+
+
+def test_a_tracker_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    """Hugging Face's own error came with a traceback, once the model was loaded."""
+    with pytest.raises(ConfigError, match=r"got 'tensorbord'\. Did you mean 'tensorboard'"):
+        config(tmp_path, report_to="tensorbord")
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
