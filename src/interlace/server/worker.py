@@ -200,9 +200,10 @@ class Worker:
         made = make_requests(backend, self.tokenizer, job.prompts, params, ids, stats)
         if job.coupled:
             return made
-        alone = replace(params, width=1, record_attention=None)
-        return [
-            replace(whole, params=alone, keys=whole.keys[row : row + 1])  # the same uniforms
+        single = replace(params, width=1, record_attention=None)
+        skips = backend.skips_alone  # then their prompt goes by the blocks, as they do
+        return [  # with the same uniforms
+            replace(whole, params=single, keys=whole.keys[row : row + 1], alone=skips)
             for whole in made
             for row in range(params.width)
         ]
