@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -130,6 +131,7 @@ class Plain(http.server.BaseHTTPRequestHandler):
     odd: ClassVar[bytes | None] = None  # sent in place of an answer
     models: ClassVar[list[str] | None] = ["plain"]
     failures = 0
+    silent: ClassVar[threading.Event | None] = None  # until which it says nothing
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing."""
@@ -148,6 +150,9 @@ class Plain(http.server.BaseHTTPRequestHandler):
             self._send({"error": {"message": "busy"}}, 503)
             return
         Plain.asked.append(body)
+        if Plain.silent is not None:
+            Plain.silent.wait(300)
+            return
         if Plain.odd is not None:
             self._send(json.loads(Plain.odd or "null"))
             return
@@ -251,6 +256,28 @@ def test_an_interrupt_gives_what_was_there_before(plain: str) -> None:
             ["a", "b"], PARAMS, progress=interrupt
         )
     assert 0 in caught.value.groups
+
+
+def test_an_interrupted_command_does_not_wait_for_the_server(
+    plain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that it was interrupted, and stayed until its requests had ended and been
+    repeated."""
+    silent = threading.Event()
+    monkeypatch.setattr(Plain, "silent", silent)
+    command = [sys.executable, "-m", "interlace.cli.main", "generate", "--model", plain, "--json"]
+    process = subprocess.Popen([*command, "a"], stderr=subprocess.PIPE, text=True)
+    try:
+        while not Plain.asked:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert "Interrupted" in process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+    finally:
+        silent.set()
+        process.kill()
+        process.communicate()
 
 
 def test_a_model_is_named_where_a_server_has_several_or_lists_none(
