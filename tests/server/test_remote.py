@@ -295,6 +295,17 @@ def test_a_model_is_named_where_a_server_has_several_or_lists_none(
         RemoteEngine(plain, retries=0)
 
 
+def test_a_raw_text_is_no_message_at_a_server_either(
+    server: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["generate", "--model", f"{server.address}/v1", "--width", "1", "--json", "abc"]
+    counts = []
+    for raw in ([], ["--raw"]):
+        assert main([*asked, "--max-new-tokens", "1", *raw]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["prompt_tokens"])
+    assert counts[0] > counts[1] == 3
+
+
 @pytest.mark.slow
 def test_a_foreign_server(twin: interlace.Engine, tmp_path: Path) -> None:
     """`transformers serve`: it lists no such model, ignores n, and gives neither token ids nor
