@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from interlace.engine.request import checked_ids, list_of_prompts, one_each
+from interlace.engine.request import checked_ids, checked_prompt, list_of_prompts, one_each
 from interlace.engine.types import (
     Completion,
     EngineStats,
@@ -118,8 +118,9 @@ class RemoteEngine:
         """The prompt as it is: the server makes tokens of it.
 
         Raises:
-            GenerationError: for an empty one.
+            GenerationError: for an empty one, and for what is no prompt.
         """
+        prompt = checked_prompt(prompt, index)
         if not len(prompt):
             raise GenerationError(f"Prompt {index} is empty: give at least one token or character.")
         return prompt

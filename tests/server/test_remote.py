@@ -27,6 +27,7 @@ from interlace.evaluation.run import load_run
 from support.architectures import build
 from support.server import Running, running
 from support.text import EOS, VOCAB
+from support.typecheck import unchecked
 
 PARAMS = SamplingParams(width=5, seed=3, max_new_tokens=14, temperature=0.9, top_k=40)
 PROMPTS = ["One: ", "Two: ", "One: "]
@@ -232,6 +233,10 @@ def test_choices_are_rows_by_their_index(plain: str, monkeypatch: pytest.MonkeyP
     [
         ("abc", {}, "single one"),
         ([[]], {}, "empty"),
+        ([None], {}, "got NoneType"),
+        ([["a", "b"]], {}, "list of texts"),
+        ([[[1, 2]]], {}, "mixed things"),
+        (["a", {"role": "user", "content": "a"}], {}, r"write \[message\]"),
         (["a"], {"sample_ids": [1, 2]}, "one entry"),
         (["a"], {"params": PARAMS.replace(top_logprobs=2)}, "top_logprobs"),
         (["a"], {"params": PARAMS.replace(record_attention="mean")}, "record_attention"),
@@ -241,8 +246,8 @@ def test_choices_are_rows_by_their_index(plain: str, monkeypatch: pytest.MonkeyP
 def test_what_no_server_carries_out_is_refused(
     plain: str, prompts: Any, options: dict[str, Any], word: str
 ) -> None:
-    """It was left out in silence, or ended in another library's error."""
-    with pytest.raises(GenerationError, match=word):
+    """It was left out in silence, taken for something else, or ended in another library's error."""
+    with unchecked(), pytest.raises(GenerationError, match=word):
         RemoteEngine(plain, chat=False).generate(prompts, **options)
     assert not Plain.asked
 
