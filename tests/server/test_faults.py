@@ -146,6 +146,17 @@ def test_a_scorer_that_fails_shows_nothing_of_what_it_read(
     assert "cannot read" not in reply.text
 
 
+def test_a_score_that_json_lacks_is_null() -> None:
+    """The reply could not be written, and the client got a 500."""
+    with running(scorers={"worst": lambda text: float("-inf")}) as server:
+        chosen = {"method": "best_of_n", "scorer": "worst"}
+        with httpx.Client(base_url=server.address, timeout=60) as http:
+            reply = ask(http, n=2, aggregate=chosen)
+    assert reply.status_code == 200
+    assert reply.json()["aggregate"][0]["details"]["scores"] == [None, None]
+    assert reply.json()["aggregate"][0]["index"] == 0
+
+
 def test_a_body_of_another_type_is_refused(http: httpx.Client) -> None:
     """A page elsewhere may send a form without asking, and no JSON."""
     body = json.dumps({"prompt": PROMPT})
