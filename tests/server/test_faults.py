@@ -441,6 +441,21 @@ def test_tokenize_gives_what_the_engine_is_fed(http: httpx.Client) -> None:
     assert http.post("/tokenize", json={}).status_code == 400
 
 
+def test_tokenize_counts_prompts_that_are_too_long_and_parts_of_texts(http: httpx.Client) -> None:
+    """What it is asked for, to compare with max_model_len, it refused; and what it counted of parts
+    was their notation."""
+    reply = http.post("/tokenize", json={"prompt": "x" * 300}).json()
+    assert (reply["count"], reply["max_model_len"]) == (300, 256)
+    parts: list[Any] = ["ab", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]]
+    found = [
+        http.post("/tokenize", json={"messages": [{"role": "user", "content": content}]}).json()
+        for content in parts
+    ]
+    assert found[0] == found[1]
+    odd = http.post("/tokenize", json={"messages": [{"role": "user", "content": None}]})
+    assert odd.json()["error"]["param"] == "messages[0].content"
+
+
 def test_a_stream_that_only_echoes_says_that_it_ends(http: httpx.Client) -> None:
     reply = ask(http, n=2, max_tokens=0, echo=True, stream=True)
     events = [

@@ -20,7 +20,7 @@ from typing import Any
 
 from interlace.engine.core import Event
 from interlace.engine.engine import Engine
-from interlace.engine.request import Request, make_requests
+from interlace.engine.request import Request, encode, make_requests
 from interlace.engine.types import EngineStats, GroupOutput, Prompt, SamplingParams
 from interlace.server.metrics import Metrics
 
@@ -157,11 +157,9 @@ class Worker:
             raise self._refusal
 
     async def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt."""
-        job = Job([prompt], SamplingParams())
+        """Token ids of a prompt, which may be longer than the model's context."""
         loop = asyncio.get_running_loop()
-        requests = await loop.run_in_executor(self._encoder, self._requests, job)
-        return requests[0].token_ids
+        return await loop.run_in_executor(self._encoder, encode, prompt, 0, self.tokenizer)
 
     def abort(self, job: Job) -> None:
         """Let go of a job's rows before the next step; of a job that has ended, nothing."""
