@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from interlace.engine.request import checked_ids, list_of_prompts, one_each
+from interlace.engine.request import checked_ids, checked_prompt, list_of_prompts, one_each
 from interlace.engine.types import (
     Completion,
     EngineStats,
@@ -116,8 +118,9 @@ class RemoteEngine:
         """The prompt as it is: the server makes tokens of it.
 
         Raises:
-            GenerationError: for an empty one.
+            GenerationError: for an empty one, and for what is no prompt.
         """
+        prompt = checked_prompt(prompt, index)
         if not len(prompt):
             raise GenerationError(f"Prompt {index} is empty: give at least one token or character.")
         return prompt
@@ -193,12 +196,19 @@ class RemoteEngine:
         stats: EngineStats,
         progress: Callable[[EngineStats], None] | None,
     ) -> Iterator[tuple[int, GroupOutput]]:
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="interlace-remote")
+        stop, waiting = threading.Event(), queue.SimpleQueue[tuple[Future[GroupOutput], Any]]()
         jobs: dict[Future[GroupOutput], int] = {}
         try:
             for index, job in enumerate(zip(prompts, params, sample_ids, strict=True)):
-                jobs[pool.submit(self._group, *job, stats, stop)] = index
+                future: Future[GroupOutput] = Future()
+                jobs[future] = index
+                waiting.put((future, job))
+            for _ in range(min(self._concurrency, len(jobs))):
+                # Daemons: a process whose call was interrupted would not end before their requests
+                # do, which may take minutes, and are repeated.
+                threading.Thread(
+                    target=self._work, args=(waiting, stats, stop), daemon=True
+                ).start()
             while jobs:
                 done, _ = wait(jobs, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=jobs.__getitem__):
@@ -215,7 +225,21 @@ class RemoteEngine:
             ) from None
         finally:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _work(
+        self,
+        waiting: queue.SimpleQueue[tuple[Future[GroupOutput], Any]],
+        stats: EngineStats,
+        stop: threading.Event,
+    ) -> None:
+        """In a thread: one group after the other, until there are no more or the call has ended."""
+        with suppress(queue.Empty):
+            while not stop.is_set():
+                future, job = waiting.get_nowait()
+                try:
+                    future.set_result(self._group(*job, stats, stop))
+                except BaseException as error:  # whoever waits for the group raises it
+                    future.set_exception(error)
 
     # One group ------------------------------------------------------------------------------------
 

@@ -7,12 +7,14 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
 
 import interlace
 from interlace import SamplingParams
+from support.server import byte_engine, running
 from support.text import BYTES
 
 PROMPT = "A prompt: "
@@ -75,6 +77,17 @@ def test_rows_read_each_other_unless_they_are_to_be_alone(
     assert [row[0] for row in ids[True]] == [row[0] for row in ids[False]]
     alone = twin.generate([PROMPT], SamplingParams(width=1, seed=1, max_new_tokens=24))[0]
     assert ids[False][0] == alone.completions[0].token_ids
+
+
+def test_rows_alone_are_the_base_models_where_blocks_say_so() -> None:
+    """Their prompt went through the blocks, which the rows themselves went by."""
+    with running(byte_engine(alone="skip")) as server:
+        fields = {"prompt": PROMPT, "seed": 1, "max_tokens": 24, "return_token_ids": True}
+        rows = [
+            httpx.post(f"{server.address}/v1/completions", json=fields | more).json()["choices"][0]
+            for more in ({"n": 1}, {"n": 3, "coupled": False})
+        ]
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize(

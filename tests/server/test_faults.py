@@ -146,6 +146,17 @@ def test_a_scorer_that_fails_shows_nothing_of_what_it_read(
     assert "cannot read" not in reply.text
 
 
+def test_a_score_that_json_lacks_is_null() -> None:
+    """The reply could not be written, and the client got a 500."""
+    with running(scorers={"worst": lambda text: float("-inf")}) as server:
+        chosen = {"method": "best_of_n", "scorer": "worst"}
+        with httpx.Client(base_url=server.address, timeout=60) as http:
+            reply = ask(http, n=2, aggregate=chosen)
+    assert reply.status_code == 200
+    assert reply.json()["aggregate"][0]["details"]["scores"] == [None, None]
+    assert reply.json()["aggregate"][0]["index"] == 0
+
+
 def test_a_body_of_another_type_is_refused(http: httpx.Client) -> None:
     """A page elsewhere may send a form without asking, and no JSON."""
     body = json.dumps({"prompt": PROMPT})
@@ -428,6 +439,21 @@ def test_tokenize_gives_what_the_engine_is_fed(http: httpx.Client) -> None:
     chat = http.post("/tokenize", json={"messages": [{"role": "user", "content": "a"}]}).json()
     assert chat["count"] > reply["count"]
     assert http.post("/tokenize", json={}).status_code == 400
+
+
+def test_tokenize_counts_prompts_that_are_too_long_and_parts_of_texts(http: httpx.Client) -> None:
+    """What it is asked for, to compare with max_model_len, it refused; and what it counted of parts
+    was their notation."""
+    reply = http.post("/tokenize", json={"prompt": "x" * 300}).json()
+    assert (reply["count"], reply["max_model_len"]) == (300, 256)
+    parts: list[Any] = ["ab", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]]
+    found = [
+        http.post("/tokenize", json={"messages": [{"role": "user", "content": content}]}).json()
+        for content in parts
+    ]
+    assert found[0] == found[1]
+    odd = http.post("/tokenize", json={"messages": [{"role": "user", "content": None}]})
+    assert odd.json()["error"]["param"] == "messages[0].content"
 
 
 def test_a_stream_that_only_echoes_says_that_it_ends(http: httpx.Client) -> None:

@@ -97,6 +97,8 @@ def test_who_is_not_done_at_the_deadline_is_told_so(stream: bool) -> None:
         (["--host", "0.0.0.0"], "--api-key"),
         (["--port", "99999999"], "port"),
         (["--max-width", "0"], "max_width"),
+        (["--memory", "-1"], "--memory"),
+        (["--scorer", "math:sqrt", "--scorer", "cmath:sqrt"], "two functions 'sqrt'"),
         (["no-such-model"], "no-such-model"),
     ],
 )

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from interlace.evaluation.run import load_run
 from support.architectures import build
 from support.server import Running, running
 from support.text import EOS, VOCAB
+from support.typecheck import unchecked
 
 PARAMS = SamplingParams(width=5, seed=3, max_new_tokens=14, temperature=0.9, top_k=40)
 PROMPTS = ["One: ", "Two: ", "One: "]
@@ -130,6 +132,7 @@ class Plain(http.server.BaseHTTPRequestHandler):
     odd: ClassVar[bytes | None] = None  # sent in place of an answer
     models: ClassVar[list[str] | None] = ["plain"]
     failures = 0
+    silent: ClassVar[threading.Event | None] = None  # until which it says nothing
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing."""
@@ -148,6 +151,9 @@ class Plain(http.server.BaseHTTPRequestHandler):
             self._send({"error": {"message": "busy"}}, 503)
             return
         Plain.asked.append(body)
+        if Plain.silent is not None:
+            Plain.silent.wait(300)
+            return
         if Plain.odd is not None:
             self._send(json.loads(Plain.odd or "null"))
             return
@@ -227,6 +233,10 @@ def test_choices_are_rows_by_their_index(plain: str, monkeypatch: pytest.MonkeyP
     [
         ("abc", {}, "single one"),
         ([[]], {}, "empty"),
+        ([None], {}, "got NoneType"),
+        ([["a", "b"]], {}, "list of texts"),
+        ([[[1, 2]]], {}, "mixed things"),
+        (["a", {"role": "user", "content": "a"}], {}, r"write \[message\]"),
         (["a"], {"sample_ids": [1, 2]}, "one entry"),
         (["a"], {"params": PARAMS.replace(top_logprobs=2)}, "top_logprobs"),
         (["a"], {"params": PARAMS.replace(record_attention="mean")}, "record_attention"),
@@ -236,8 +246,8 @@ def test_choices_are_rows_by_their_index(plain: str, monkeypatch: pytest.MonkeyP
 def test_what_no_server_carries_out_is_refused(
     plain: str, prompts: Any, options: dict[str, Any], word: str
 ) -> None:
-    """It was left out in silence, or ended in another library's error."""
-    with pytest.raises(GenerationError, match=word):
+    """It was left out in silence, taken for something else, or ended in another library's error."""
+    with unchecked(), pytest.raises(GenerationError, match=word):
         RemoteEngine(plain, chat=False).generate(prompts, **options)
     assert not Plain.asked
 
@@ -253,6 +263,28 @@ def test_an_interrupt_gives_what_was_there_before(plain: str) -> None:
     assert 0 in caught.value.groups
 
 
+def test_an_interrupted_command_does_not_wait_for_the_server(
+    plain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that it was interrupted, and stayed until its requests had ended and been
+    repeated."""
+    silent = threading.Event()
+    monkeypatch.setattr(Plain, "silent", silent)
+    command = [sys.executable, "-m", "interlace.cli.main", "generate", "--model", plain, "--json"]
+    process = subprocess.Popen([*command, "a"], stderr=subprocess.PIPE, text=True)
+    try:
+        while not Plain.asked:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert "Interrupted" in process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+    finally:
+        silent.set()
+        process.kill()
+        process.communicate()
+
+
 def test_a_model_is_named_where_a_server_has_several_or_lists_none(
     plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +298,17 @@ def test_a_model_is_named_where_a_server_has_several_or_lists_none(
         assert RemoteEngine(plain, model="plain", chat=False, retries=0).model_name == "plain"
     with pytest.raises(GenerationError, match="404"):
         RemoteEngine(plain, retries=0)
+
+
+def test_a_raw_text_is_no_message_at_a_server_either(
+    server: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["generate", "--model", f"{server.address}/v1", "--width", "1", "--json", "abc"]
+    counts = []
+    for raw in ([], ["--raw"]):
+        assert main([*asked, "--max-new-tokens", "1", *raw]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["prompt_tokens"])
+    assert counts[0] > counts[1] == 3
 
 
 @pytest.mark.slow

@@ -19,11 +19,11 @@ from support.architectures import attach_random, build
 from support.text import EOS, VOCAB, byte_tokenizer
 
 
-def byte_engine(tied: bool = True, **options: Any) -> interlace.Engine:
+def byte_engine(tied: bool = True, alone: str = "block", **options: Any) -> interlace.Engine:
     """A random model with random blocks whose tokens are bytes: most of its text is no UTF-8."""
     sizes = {"vocab_size": VOCAB, "max_position_embeddings": 256, "eos_token_id": EOS}
     model = build("llama", seed=1, tie_word_embeddings=tied, **sizes)
-    attach_random(model, "bridge")
+    attach_random(model, "bridge", alone=alone)
     return interlace.Engine(model, byte_tokenizer(), **options)
 
 

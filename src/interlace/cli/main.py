@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, so that a reader who has left is noticed here
         return status
     except InterlaceError as error:
-        return refused(str(error))
+        status = refused(str(error))
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else status
     except KeyboardInterrupt:
         print("interlace: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from interlace.cli.shared import check_loading
 from interlace.configuration import Parser
+from interlace.errors import ConfigError
 from interlace.server.settings import Address, Limits, ServerSettings
 from interlace.user_code import named_function
 
@@ -88,6 +90,7 @@ def run(arguments: Namespace) -> int:
     given = vars(arguments)
     given["api_key"] = given["api_key"] or os.environ.get(KEY) or None
     settings = Settings(**given)  # before a model is loaded for what is refused
+    check_loading(settings)
     from interlace.engine.engine import Engine
     from interlace.models.loading import load
     from interlace.server.run import serve
@@ -124,4 +127,12 @@ def run(arguments: Namespace) -> int:
 
 
 def _scorers(places: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
-    return {place.rsplit(":", 1)[-1]: named_function(place, "--scorer") for place in places}
+    found: dict[str, Callable[..., Any]] = {}
+    for place in places:
+        name, function = place.rsplit(":", 1)[-1], named_function(place, "--scorer")
+        if found.setdefault(name, function) is not function:
+            raise ConfigError(
+                f"--scorer names two functions {name!r}, which clients could not tell apart. Give "
+                "one of them another name."
+            )
+    return found

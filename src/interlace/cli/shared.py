@@ -135,15 +135,16 @@ def prompt_text(task: Task, example: Example) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def load_engine(settings: Any, notes: Console) -> Engine | RemoteEngine:
-    """The engine that a command's settings ask for; a server's where the model is its address."""
+def load_engine(settings: Any, notes: Console, chat: bool | None = None) -> Engine | RemoteEngine:
+    """The engine that a command's settings ask for; a server's where the model is its address, to
+    which `chat` says whether texts are sent as a user's message."""
     from rich.markup import escape
 
     if settings.model.startswith(("http://", "https://")):
         from interlace.remote import RemoteEngine
 
         address, _, name = settings.model.partition("#")
-        return RemoteEngine(address, model=name or None)
+        return RemoteEngine(address, model=name or None, chat=chat)
     # The imports take their time too.
     with notes.status(escape(printable(f"Loading {settings.model}"))):
         import torch

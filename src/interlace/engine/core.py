@@ -200,6 +200,8 @@ class EngineCore:
         self._is_torn = True
         for ticket in [ticket for ticket in self._waiting if ticket.id == number]:
             self._waiting.remove(ticket)
+            if not any(one in self._waiting for one in self._admitting):
+                self._drop_admission()  # nobody waits for its prompts any more
             self._tidy()
         for group in [group for group in self._running if group.ticket.id == number]:
             partial = _as_it_is(group)
@@ -299,7 +301,8 @@ class EngineCore:
             self._most_rows = min(2 * self._most_rows, self._limits.rows)
 
     def _first_to_admit(self) -> Ticket:
-        return self._admitting[0] if self._admitting else self._waiting[0]
+        wanted = (ticket for ticket in self._admitting if ticket in self._waiting)
+        return next(wanted, self._waiting[0])
 
     def _fail_pass(self, error: Exception, admitting: bool) -> None:
         """An error that no single group of a pass can be blamed for ends all of them."""

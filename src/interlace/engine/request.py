@@ -222,8 +222,7 @@ def encode(prompt: Prompt, index: int, tokenizer: Any) -> list[int]:
     Raises:
         GenerationError: for an empty prompt, or one that the tokenizer cannot take.
     """
-    if not isinstance(prompt, str):
-        prompt = _as_list(prompt, index)
+    prompt = checked_prompt(prompt, index)
     # An empty text is empty too where the tokenizer would begin it with a token of its own.
     ids = _ids(prompt, index, tokenizer) if len(prompt) else []
     if not ids:
@@ -235,28 +234,42 @@ def encode(prompt: Prompt, index: int, tokenizer: Any) -> list[int]:
 
 
 def _ids(prompt: Any, index: int, tokenizer: Any) -> list[int]:
-    is_chat = all(isinstance(item, Mapping) for item in prompt)
-    if isinstance(prompt, str) or is_chat:
-        if tokenizer is None:
-            raise GenerationError(
-                f"Prompt {index} is not a list of token ids, and this Engine has no tokenizer: "
-                "pass one, Engine(model, tokenizer)."
-            )
-        return (_from_messages if is_chat else _from_text)(prompt, index, tokenizer)
-    if all(isinstance(item, str) for item in prompt):
+    is_chat = isinstance(prompt[0], Mapping)
+    if not isinstance(prompt, str) and not is_chat:
+        return list(prompt)
+    if tokenizer is None:
+        raise GenerationError(
+            f"Prompt {index} is not a list of token ids, and this Engine has no tokenizer: "
+            "pass one, Engine(model, tokenizer)."
+        )
+    return (_from_messages if is_chat else _from_text)(prompt, index, tokenizer)
+
+
+def checked_prompt(prompt: Any, index: int) -> Prompt:
+    """A prompt that is a text, a list of token ids or a list of messages; it may be empty.
+
+    Raises:
+        GenerationError: for anything else.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    items = _as_list(prompt, index)
+    if all(isinstance(item, Mapping) for item in items):
+        return items
+    if all(isinstance(item, str) for item in items):
         raise GenerationError(
             f"Prompt {index} is a list of texts: they are one prompt each, for generate(texts); "
-            f"got {shown(prompt, 80)}."
+            f"got {shown(items, 80)}."
         )
     try:
-        if any(isinstance(item, bool) for item in prompt):
+        if any(isinstance(item, bool) for item in items):
             raise TypeError
-        return [operator.index(item) for item in prompt]
+        return [operator.index(item) for item in items]
     except TypeError:
         raise GenerationError(
             f"Prompt {index} is a list of mixed things: it is a text, a list of token ids, or a "
             "list of messages like {'role': 'user', 'content': ...}; "
-            f"got {shown(prompt, 80)}."
+            f"got {shown(items, 80)}."
         ) from None
 
 

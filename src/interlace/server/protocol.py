@@ -266,7 +266,7 @@ def parse(kind: type[Body], body: bytes) -> Body:
         raise ApiError(400, "The body is not JSON that can be read.") from None
     if isinstance(request, SamplingRequest):
         _refuse(request)
-    if isinstance(request, ChatRequest):
+    if isinstance(request, ChatRequest | TokenizeRequest) and request.messages:
         request.messages[:] = [_text_message(m, i) for i, m in enumerate(request.messages)]
     return request
 

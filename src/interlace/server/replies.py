@@ -17,6 +17,7 @@ from typing import Any
 from interlace.answers import Aggregate
 from interlace.engine.state import RowText
 from interlace.engine.types import Completion, GroupOutput, Step
+from interlace.jsonl import to_json
 from interlace.server.logits import Scored, Token
 from interlace.server.protocol import ChatRequest, SamplingRequest
 
@@ -263,7 +264,7 @@ def aggregate_json(aggregate: Aggregate, first: int) -> dict[str, Any]:
         "answer": aggregate.answer,
         "text": aggregate.text,
         "index": index,
-        "details": aggregate.details,
+        "details": to_json(aggregate.details),  # a scorer may say that a row is infinitely bad
     }
 
 

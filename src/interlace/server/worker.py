@@ -20,7 +20,7 @@ from typing import Any
 
 from interlace.engine.core import Event
 from interlace.engine.engine import Engine
-from interlace.engine.request import Request, make_requests
+from interlace.engine.request import Request, encode, make_requests
 from interlace.engine.types import EngineStats, GroupOutput, Prompt, SamplingParams
 from interlace.server.metrics import Metrics
 
@@ -157,11 +157,9 @@ class Worker:
             raise self._refusal
 
     async def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt."""
-        job = Job([prompt], SamplingParams())
+        """Token ids of a prompt, which may be longer than the model's context."""
         loop = asyncio.get_running_loop()
-        requests = await loop.run_in_executor(self._encoder, self._requests, job)
-        return requests[0].token_ids
+        return await loop.run_in_executor(self._encoder, encode, prompt, 0, self.tokenizer)
 
     def abort(self, job: Job) -> None:
         """Let go of a job's rows before the next step; of a job that has ended, nothing."""
@@ -200,9 +198,10 @@ class Worker:
         made = make_requests(backend, self.tokenizer, job.prompts, params, ids, stats)
         if job.coupled:
             return made
-        alone = replace(params, width=1, record_attention=None)
-        return [
-            replace(whole, params=alone, keys=whole.keys[row : row + 1])  # the same uniforms
+        single = replace(params, width=1, record_attention=None)
+        skips = backend.skips_alone  # then their prompt goes by the blocks, as they do
+        return [  # with the same uniforms
+            replace(whole, params=single, keys=whole.keys[row : row + 1], alone=skips)
             for whole in made
             for row in range(params.width)
         ]

@@ -322,6 +322,40 @@ def test_a_prefill_that_has_begun_can_end(what: str) -> None:
     assert core.backend.nbytes == 0
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_prefill_that_somebody_has_left_harms_nobody(is_shared: bool) -> None:
+    """It went on though nobody wanted it, and where memory ran out in it, the step raised."""
+    model, long = attach_random(build("llama")), [5 + n % 20 for n in range(43)]
+    core = Engine(model, prefill_chunk=5, backend="hf").core
+    prompts = [PROMPTS[0], PROMPTS[1], long] if is_shared else [PROMPTS[0], long, PROMPTS[2]]
+    params = [PARAMS.replace(max_new_tokens=4), PARAMS, PARAMS]
+    first, second, third = requests(core, prompts, params)
+    running = core.add(first)
+    core.step()
+    leaving, last = core.add(second), core.add(third)
+    core.step()
+    core.abort(leaving)
+    chunks = 0
+
+    def count(module: Any, args: Any) -> None:
+        nonlocal chunks
+        if args[0].shape[1] == 5:
+            chunks += 1
+            if not core._live_rows():
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.model.norm.register_forward_pre_hook(count)
+    events = drain(core)
+    assert events.keys() == {running, last}
+    assert events[running][-1].error is None
+    assert (chunks > 0) == is_shared
+    if is_shared:
+        assert isinstance(events[last][-1].error, GenerationError)
+    else:
+        assert ids(events[last][-1].group) == EXPECTED[2]
+    assert core.backend.nbytes == 0
+
+
 def test_row_limits_come_back_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """They came back only when all was done, and a server is never idle."""
     monkeypatch.setattr(core_module, "_CALM", 3)

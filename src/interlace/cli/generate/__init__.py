@@ -235,7 +235,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _load(settings: Settings, notes: Console) -> Engine | RemoteEngine:
-    engine = load_engine(settings, notes)
+    engine = load_engine(settings, notes, chat=False if settings.raw else None)
     if settings.system is not None and not engine.chats:
         raise ConfigError(
             f"--system needs a chat template, and the tokenizer of {settings.model} has none. Put "
