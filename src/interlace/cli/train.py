@@ -31,7 +31,7 @@ examples:
     interlace train grpo tiny
   A recipe of your own, some of its options overridden (values as YAML):
     interlace train grpo my.yaml grpo.learning_rate=1e-5 'grpo.width=[1,2,4,8]' output_dir=runs/x
-  What it would take, without loading weights:
+  What it would take, without training:
     interlace train grpo smollm2-135m-gpu --dry-run --memory 80
   The baselines, each the same command with another attach:
     interlace train grpo tiny attach=none output_dir=runs/tiny-rlvr
@@ -64,7 +64,8 @@ class Settings:
         stage: Stage to run: the warm-up, or GRPO.
         recipe: Path of a YAML file (also after --config), or name of a recipe that comes along.
         overrides: Keys of the recipe with other values, as section.key=value; the last one wins.
-        dry_run: Load no weights; print steps, tokens and memory, and refuse what cannot fit.
+        dry_run: Print steps, tokens and memory, and refuse what cannot fit; weights are loaded only
+            to show spliced groups.
         restart: Begin anew; what the stage's folder holds is moved aside, never deleted.
         processes: Number of processes that train, for --dry-run; by default WORLD_SIZE, or 1.
         memory: GiB of each process's device, for --dry-run; by default what this machine has.
