@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ from interlace.errors import GenerationError, GenerationInterrupted, require
 UNKNOWN = -1  # token id where the server tells none
 _SEEDS = 2**31  # what every server takes
 _MOST_TOLD = 300  # characters of a server's message
+_Job = tuple[Future[GroupOutput], Callable[[], GroupOutput]]
 
 
 class RemoteEngine:
@@ -196,19 +198,17 @@ class RemoteEngine:
         stats: EngineStats,
         progress: Callable[[EngineStats], None] | None,
     ) -> Iterator[tuple[int, GroupOutput]]:
-        stop, waiting = threading.Event(), queue.SimpleQueue[tuple[Future[GroupOutput], Any]]()
+        stop, waiting = threading.Event(), queue.SimpleQueue[_Job]()
         jobs: dict[Future[GroupOutput], int] = {}
         try:
             for index, job in enumerate(zip(prompts, params, sample_ids, strict=True)):
                 future: Future[GroupOutput] = Future()
                 jobs[future] = index
-                waiting.put((future, job))
+                waiting.put((future, partial(self._group, *job, stats, stop)))
             for _ in range(min(self._concurrency, len(jobs))):
                 # Daemons: a process whose call was interrupted would not end before their requests
                 # do, which may take minutes, and are repeated.
-                threading.Thread(
-                    target=self._work, args=(waiting, stats, stop), daemon=True
-                ).start()
+                threading.Thread(target=_work, args=(waiting, stop), daemon=True).start()
             while jobs:
                 done, _ = wait(jobs, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=jobs.__getitem__):
@@ -225,21 +225,6 @@ class RemoteEngine:
             ) from None
         finally:
             stop.set()
-
-    def _work(
-        self,
-        waiting: queue.SimpleQueue[tuple[Future[GroupOutput], Any]],
-        stats: EngineStats,
-        stop: threading.Event,
-    ) -> None:
-        """In a thread: one group after the other, until there are no more or the call has ended."""
-        with suppress(queue.Empty):
-            while not stop.is_set():
-                future, job = waiting.get_nowait()
-                try:
-                    future.set_result(self._group(*job, stats, stop))
-                except BaseException as error:  # whoever waits for the group raises it
-                    future.set_exception(error)
 
     # One group ------------------------------------------------------------------------------------
 
@@ -415,6 +400,17 @@ class RemoteStream:
 
     def close(self) -> None:
         """Nothing is left to be done."""
+
+
+def _work(waiting: queue.SimpleQueue[_Job], stop: threading.Event) -> None:
+    """In a thread: one group after the other, until there are no more or the call has ended."""
+    with suppress(queue.Empty):
+        while not stop.is_set():
+            future, ask = waiting.get_nowait()
+            try:
+                future.set_result(ask())
+            except BaseException as error:  # whoever waits for the group raises it
+                future.set_exception(error)
 
 
 def _note(stats: EngineStats, remark: str) -> None:

@@ -3,6 +3,7 @@ options name; and how far a run is."""
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -110,7 +111,7 @@ def check_loading(settings: Any) -> None:
     """Check that the options of a command name a model, and leave room for it."""
     if not settings.model:
         raise ConfigError("Say which model: --model Qwen/Qwen2.5-1.5B-Instruct, or a folder.")
-    if settings.memory is not None and not settings.memory > 0:
+    if settings.memory is not None and not 0 < settings.memory * 2**30 < math.inf:
         raise ConfigError(f"--memory is a number of GiB above 0; got {settings.memory}.")
 
 

@@ -290,7 +290,7 @@ def test_a_long_prompt_is_computed_between_the_steps_of_others(backend: str) -> 
 def test_a_prefill_that_has_begun_can_end(what: str) -> None:
     """Its request leaves, weights change, or memory runs out in the middle of it."""
     model, long = attach_random(build("llama")), [5 + n % 20 for n in range(23)]
-    core = Engine(model, prefill_chunk=5).core
+    core = Engine(model, prefill_chunk=5, backend="hf").core  # which calls the hook below
     first, second, third = requests(core, [PROMPTS[0], long, PROMPTS[2]])
     running = core.add(first)
     core.step()
@@ -312,6 +312,7 @@ def test_a_prefill_that_has_begun_can_end(what: str) -> None:
         handle = model.model.norm.register_forward_pre_hook(short)
     events = drain(core)
     if what == "memory":
+        assert not model.model.norm._forward_pre_hooks  # memory did run out
         assert ids(events[running][-1].group) == EXPECTED[0]
     if what == "refresh":  # weights changed under running rows; those that begin later are whole
         groups = [event.group for n in (leaving, last) for event in events[n] if event.group]

@@ -107,7 +107,8 @@ class Aggregation:
         from interlace.engine.request import encode
 
         tokenizer = self.engine.tokenizer
-        room = context_length(self.engine.model) - self.settings.max_new_tokens
+        context, _ = self.engine.core.backend.context  # LongRoPE's is not its configuration's
+        room = (context or sys.maxsize) - self.settings.max_new_tokens
         characters = sum(map(len, responses.texts)) + len(responses.texts)
         for _ in range(_ROOM_STEPS):
             text, shortened = synthesis_prompt(
@@ -125,12 +126,6 @@ class Aggregation:
             f"fit the model's context with {self.settings.max_new_tokens} new tokens. Use a "
             "smaller --width or --max-new-tokens, or another --aggregate."
         )
-
-
-def context_length(model: Any) -> int:
-    """The most positions that a model takes; a huge number if its configuration does not say."""
-    config = model.config.get_text_config(decoder=True)
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
 
 
 def responses_of(

@@ -130,6 +130,22 @@ def test_a_synthesis_is_shortened_until_it_fits_the_context(generate: Any) -> No
     assert line["aggregate"]["text"]
 
 
+def test_a_synthesis_fits_what_the_engine_gives_the_model(
+    generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LongRoPE's context is shorter than its configuration says: a synthesis of more was refused,
+    and ended the call."""
+    from interlace.engine.backends.hf import HFBackend
+
+    monkeypatch.setattr(
+        HFBackend, "context", property(lambda self: (400, ""), lambda *_: None), raising=False
+    )
+    status, out, err = generate("--width", 4, "--max-new-tokens", 100, "--ignore-eos", "--json",
+                                "--aggregate", "synthesize", "10 11")  # fmt: skip
+    assert status == 0, err
+    assert json.loads(out)["aggregate"]["shortened"] == [0, 1, 2, 3]
+
+
 def test_an_aggregator_of_ones_own(generate: Any, tmp_path: Path) -> None:
     path = tmp_path / "my.py"
     path.write_text(
