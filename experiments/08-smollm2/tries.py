@@ -29,7 +29,7 @@ from interlace.tasks.pair_sum import HIT, TRY  # noqa: E402
 
 ARMS = (
     *("sft", "rlvr-40", "rlvr-40-fast", "rlvr", "sft-texts", "spliced", "plain"),
-    *("mixed", "mixed-40-slow", "mixed-slow"),
+    *("mixed", "mixed-40-slow", "mixed-slow", "pmatch-warm", "pmatch-40-slow"),
 )
 COLUMNS = {
     "right": "rows right",
