@@ -11,9 +11,12 @@ a single multiplication cannot be interrupted from within. So they run in childr
 Preparing (an import, a data set) is not part of a question and only has the second bound.
 
 Each child has a thread here, and only that thread touches its pipes: an interrupt or an alarm in
-whoever waits cannot leave a reply behind. Should an exchange break all the same, its child is
-ended. Requests and replies are lines of JSON; nothing is pickled, no signal is set in this process,
-and any thread may ask. Children end with this process, even where it is killed.
+whoever waits cannot leave a reply behind. Nor can it leave a lock taken: who asks meets locks and
+queues written in C alone. A `Future` or a semaphore takes and gives back its lock in Python code,
+and an interrupt between two of its lines can leave it taken for good. Should an exchange break all
+the same, its child is ended. Requests and replies are lines of JSON; nothing is pickled, no signal
+is set in this process, and any thread may ask. Children end with this process, even where it is
+killed.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +68,27 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
+    """A question that was asked.
+
+    Attributes:
+        line: What the child reads.
+        identity: Of all questions of the pool.
+        cpu_seconds: Processor time that the answer may take.
+        outcome: The answer or what was raised, once there is one.
+    """
+
     line: str
     identity: int
     cpu_seconds: float
-    future: Future[Any]
+    outcome: queue.SimpleQueue[tuple[Any, BaseException | None]]
+
+    def result(self) -> Any:
+        """Wait for the answer; once, since it is taken."""
+        answer, error = self.outcome.get()
+        if error is not None:
+            raise error
+        return answer
 
 
 class VerifierPool:
@@ -99,14 +117,14 @@ class VerifierPool:
         self.cpu_seconds = cpu_seconds
         self.stalled_seconds = stalled_seconds
         self._identities = itertools.count()
-        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._free = threading.Semaphore(0)
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()  # an item a child that waits
         self._children: list[_Child] = []
 
     def submit(
         self, operation: str, /, *, cpu_seconds: float | None = None, **arguments: Any
-    ) -> Future[Any]:
+    ) -> Question:
         """Ask without waiting.
 
         Args:
@@ -116,9 +134,9 @@ class VerifierPool:
             arguments: JSON values that the function takes.
 
         Returns:
-            What becomes a JSON value, or a `Refusal` where a bound was met or the answering failed;
-            it raises a `WorkerError` where no child can be started, or the question not be
-            prepared: no fault of the text that is judged.
+            The question. Its `result` is a JSON value, or a `Refusal` where a bound was met or the
+            answering failed; it raises a `WorkerError` where no child can be started, or the
+            question not be prepared: no fault of the text that is judged.
         """
         allowed = self.cpu_seconds if cpu_seconds is None else cpu_seconds
         identity = next(self._identities)
@@ -129,12 +147,22 @@ class VerifierPool:
             "cpu_seconds": allowed,
             "stalled_seconds": self.stalled_seconds,
         }
-        question = _Question(json.dumps(request), identity, allowed, Future())
+        question = Question(json.dumps(request), identity, allowed, queue.SimpleQueue())
         with self._lock:
+            self._see_to_a_child()
             self._questions.put(question)
-            if not self._free.acquire(blocking=False) and len(self._children) < self.size:
-                self._children.append(_Child(self._questions, self._free, self.stalled_seconds))
-        return question.future
+        return question
+
+    def _see_to_a_child(self) -> None:
+        """Start a child if none waits. An interrupt here costs a child that waits its mention, or
+        leaves one that does not serve and is not counted."""
+        try:
+            self._free.get_nowait()
+        except queue.Empty:
+            if sum(child.serves for child in self._children) < self.size:
+                child = _Child(self._questions, self._free, self.stalled_seconds)
+                self._children.append(child)
+                child.start()
 
     def ask(self, operation: str, /, **arguments: Any) -> Any:
         """`submit`, and its answer."""
@@ -142,8 +170,8 @@ class VerifierPool:
 
     def map(self, operation: str, many: Iterable[Mapping[str, Any]], /) -> list[Any]:
         """The answers to many questions, asked at once; in the order of the questions."""
-        futures = [self.submit(operation, **arguments) for arguments in many]
-        return [future.result() for future in futures]
+        questions = [self.submit(operation, **arguments) for arguments in many]
+        return [question.result() for question in questions]
 
     def processes(self) -> list[int]:
         """The ids of the children that run."""
@@ -155,7 +183,7 @@ class VerifierPool:
         used again."""
         with self._lock:
             children, self._children = self._children, []
-            self._free = threading.Semaphore(0)
+            self._free = queue.SimpleQueue()
             for _ in children:
                 self._questions.put(None)
             self._questions = queue.SimpleQueue()
@@ -168,8 +196,8 @@ class _Child:
 
     def __init__(
         self,
-        questions: queue.SimpleQueue[_Question | None],
-        free: threading.Semaphore,
+        questions: queue.SimpleQueue[Question | None],
+        free: queue.SimpleQueue[None],
         stalled_seconds: float,
     ) -> None:
         self._questions = questions
@@ -178,8 +206,16 @@ class _Child:
         self._process: subprocess.Popen[str] | None = None
         self._ended = False
         self._lock = threading.Lock()
-        thread = threading.Thread(target=self._serve, daemon=True, name="interlace-verifier")
-        thread.start()
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="interlace-verifier")
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    @property
+    def serves(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
 
     @property
     def pid(self) -> int | None:
@@ -196,18 +232,17 @@ class _Child:
 
     def _serve(self) -> None:
         while (question := self._questions.get()) is not None:
-            if question.future.set_running_or_notify_cancel():
-                try:
-                    answer = self._exchange(question)
-                except BaseException as error:
-                    self._stop()  # whatever broke the exchange, its reply may still come
-                    question.future.set_exception(error)
-                else:
-                    question.future.set_result(answer)
-            self._free.release()
+            outcome: tuple[Any, BaseException | None]
+            try:
+                outcome = self._exchange(question), None
+            except BaseException as error:
+                self._stop()  # whatever broke the exchange, its reply may still come
+                outcome = None, error
+            self._free.put(None)
+            question.outcome.put(outcome)
         self._stop()
 
-    def _exchange(self, question: _Question) -> Any:
+    def _exchange(self, question: Question) -> Any:
         """The answer to one question. A child that is ended by others is replaced once."""
         why = ""
         for _ in range(2):
@@ -230,7 +265,7 @@ class _Child:
                 raise WorkerError(f"The process that judges text did not start: {why}.")
         return Refusal(why)
 
-    def _reply_to(self, question: _Question, send: bool = False) -> dict[str, Any] | None:
+    def _reply_to(self, question: Question, send: bool = False) -> dict[str, Any] | None:
         """The next reply to a question, after asking it if need be; None if the child ended."""
         process = self._running() if send else self._process
         if process is None or process.stdin is None or process.stdout is None:
@@ -258,7 +293,7 @@ class _Child:
                 self._process = _start()
         return self._process
 
-    def _why(self, question: _Question) -> str:
+    def _why(self, question: Question) -> str:
         """Why there is no reply; leaves no process behind."""
         code = self._stop()
         if self._ended:
