@@ -37,6 +37,7 @@ from interlace.training.losses import advantages, without_variance
 from interlace.user_code import blame
 
 if TYPE_CHECKING:
+    from interlace.answers.vote import Normalise
     from interlace.training.trainer import Tally
 
 # What is drawn ------------------------------------------------------------------------------------
@@ -413,14 +414,16 @@ def weigh(rolled: Sequence[RolledGroup], args: GRPOConfig, tally: Tally) -> None
 # What a rollout says ------------------------------------------------------------------------------
 
 
-def describe(rolled: Sequence[RolledGroup], widths: Iterable[int], tally: Tally) -> None:
-    """Tally what the sampled groups say of the model."""
+def describe(
+    rolled: Sequence[RolledGroup], widths: Iterable[int], normalise: Normalise, tally: Tally
+) -> None:
+    """Tally what the sampled groups say of the model; answers are counted in their normal form."""
     # Of all, since a process that has no group of some width notes the same names as the others.
     judged = all(entry.verdicts is not None for entry in rolled)
     for width in ["", *widths] if judged else []:
         prefix = f"width_{width}/" if width else ""
         chosen = [entry for entry in rolled if width in ("", entry.width)]
-        _describe([entry.verdicts or [] for entry in chosen], prefix, tally)
+        _describe([entry.verdicts or [] for entry in chosen], prefix, normalise, tally)
     completions = [c for entry in rolled for c in entry.group.completions]
     lengths = [len(c.token_ids) for c in completions]
     tally.mean("completion_length", sum(lengths), len(lengths))
@@ -429,18 +432,20 @@ def describe(rolled: Sequence[RolledGroup], widths: Iterable[int], tally: Tally)
     tally.total("tokens/rollout", sum(lengths))
 
 
-def _describe(judged: Sequence[list[Verdict]], prefix: str, tally: Tally) -> None:
+def _describe(
+    judged: Sequence[list[Verdict]], prefix: str, normalise: Normalise, tally: Tally
+) -> None:
     rows = [verdict.correct for verdicts in judged for verdict in verdicts]
     tally.mean(f"{prefix}pass@1", sum(rows), len(rows))
     votes = solved = distinct = 0
     for verdicts in judged:
-        # A verdict's answer is in its normal form; of equally many the first seen wins.
-        answers = Counter(v.answer for v in verdicts if v.answer is not None)
+        forms = [None if v.answer is None else normalise(v.answer) for v in verdicts]
+        answers = Counter(form for form in forms if form is not None)
         distinct += len(answers)
         solved += any(verdict.correct for verdict in verdicts)
         if answers:
-            (winner, _), *_ = answers.most_common(1)
-            votes += next(v.correct for v in verdicts if v.answer == winner)
+            (winner, _), *_ = answers.most_common(1)  # of equally many the first seen
+            votes += verdicts[forms.index(winner)].correct
     tally.mean(f"{prefix}coverage", solved, len(judged))
     tally.mean(f"{prefix}vote", votes, len(judged))
     tally.mean(f"{prefix}distinct_answers", distinct, len(judged))
@@ -473,4 +478,4 @@ def measure(
         params,
         sample_ids=[f"{place}.{group}" for place in mine for group in range(groups)],
     )
-    describe(judge(sampled, owners, tally, state), (), tally)
+    describe(judge(sampled, owners, tally, state), (), task.normalise, tally)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from interlace.answers.normalise import normalise_answer
 from interlace.engine.types import Completion, GroupOutput, SamplingParams
 from interlace.errors import ConfigError, RewardError
 from interlace.jsonl import as_line
@@ -262,7 +263,9 @@ def test_a_rollout_has_its_verdicts_reached_together(
     assert seen == [24]
 
 
-def rolled_of(rows: Any, texts: list[str], reward: Any, tally: Tally) -> list[RolledGroup]:
+def rolled_of(
+    rows: Any, texts: list[str], reward: Any, tally: Tally, correct: str | None = None
+) -> list[RolledGroup]:
     """One group of these texts on a plain data set's first row, judged by a reward."""
     task = RowsTask(rows)
     completions = [
@@ -279,7 +282,7 @@ def rolled_of(rows: Any, texts: list[str], reward: Any, tally: Tally) -> list[Ro
         params=params,
         seconds=0.0,
     )
-    judge = Judge(Verdicts(task), [NamedReward("own", 1.0, reward)])
+    judge = Judge(Verdicts(task), [NamedReward("own", 1.0, reward)], correct)
     return judge([group], [(0, task[0])], tally)
 
 
@@ -309,6 +312,21 @@ def test_whatever_a_reward_logs_is_a_line() -> None:
     as_line(group.to_dict())
 
 
+def test_answers_of_one_normal_form_are_one_vote() -> None:
+    """As in an evaluation: "Blue" and "blue" were two answers, so that "red" won."""
+    texts = [f"The answer is {what}" for what in ("red", "Blue", "red.", "blue", "blue.")]
+
+    def reward(completions: Any, **columns: Any) -> list[float]:
+        return [float("blue" in text.lower()) for text in completions]
+
+    tally = Tally()
+    rolled = rolled_of([{"prompt": "which?"}], [*texts, "none"], reward, tally, correct="own")
+    describe(rolled, (), normalise_answer, tally)
+    found = tally.collect(lambda values, how: values)
+    assert found["vote"] == 1
+    assert found["distinct_answers"] == 2
+
+
 def test_processes_note_the_same_names_without_a_verifier() -> None:
     """One that had no group of a width noted that width's metrics, and the others did not: what
     they add up over processes no longer fitted together."""
@@ -320,6 +338,6 @@ def test_processes_note_the_same_names_without_a_verifier() -> None:
     for width in (1, 2):
         tally = Tally()
         rolled = rolled_of([{"prompt": "1 + 1?"}], ["2"] * width, reward, tally)
-        describe(rolled, [1, 2], tally)
+        describe(rolled, [1, 2], normalise_answer, tally)
         names.append(set(tally.collect(lambda values, how: values + 1)))
     assert names[0] == names[1]
