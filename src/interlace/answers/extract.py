@@ -27,7 +27,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from interlace.answers.normalise import REPEATING
+from interlace.answers.normalise import REPEATING, ROUND
 
 MAX_TEXT = 200_000
 MAX_ANSWER = 1000
@@ -84,7 +84,7 @@ _NUMBER = re.compile(
     r"(?:\\[dt]?frac\{\d+\}\{\d+\}|\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)"
     r"|(?:\d{1,3} (?=\d+/\d))?\d+(?:,\d+)*|(?=\.\d))(?:\.\d+)?[¼-¾⅐-⅞]?"
     r"(?:\s?/\s?\d+|[eE][-+]?\d+|(?:\s?(?:\\times|\\cdot|[x\u00d7·*])\s?10)?"
-    r"(?:\^\{?[-\u2212+]?\d+\}?|[⁰¹²³⁴-⁹⁺⁻]+))?)%?"
+    rf"(?:\^\{{?[-\u2212+]?\d+\}}?|[⁰¹²³⁴-⁹⁺⁻]+))?)(?:%| (?i:{'|'.join(ROUND)})(?![A-Za-z]))?"
 )
 _REPEATED = re.compile(rf"{REPEATING}\Z")
 _FORMULA = re.compile(

@@ -2,13 +2,13 @@ r"""When two short answers are the same answer: one plain, exact normal form, wi
 
 The rule, in order:
 
-1. Dressing goes: surrounding blanks, quotes, Markdown stars, `$...$`, `\(...\)`, `\[...\]`,
+1. Dressing goes: surrounding blanks, quotes, Markdown stars, ticks, `$...$`, `\(...\)`, `\[...\]`,
    `\boxed{...}`, `\text{...}`, `\left`, `\right`, LaTeX spaces, a closing full stop; Unicode forms
    are folded (minus signs, digits of any script, vulgar fractions, superscripts). Repeating
    decimals become fractions: `0.\overline{3}`, `0.\dot{3}`, `0.(3)` and `0.333...` are 1/3.
 2. Units that are one sign go: `$ € £ ¥ ₹ ¢ % °`, `°C`, `°F`. So "50%" is 50, not 1/2, as in the
    MATH benchmark's own normaliser (arXiv 2103.03874). Units that are words stay: "5 minutes" is not
-   "5 hours".
+   "5 hours". "1.5 million" is 1,500,000.
 3. `x = 5`, `f(3) = 5`, `x \in ...` and `6 \times 12 = 72` are their right sides: a side that is
    only a name, or that has a value, says nothing. So is `5 = x` its left one. `x + y = 5` stays an
    equation. `1/3 \approx 0.333` is 1/3, and `x \approx 0.333` is 0.333.
@@ -42,7 +42,8 @@ _WRAPPERS = (
     *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}")),
     ("'", "'"),  # alone it is a prime: f'
 )
-_DRESSING = ' \t\r\n*`"\u2018\u2019\u201c\u201d'
+# Blanks, stars and quotes, and the signs that models put behind an answer: 12 ✅, 12 🎉.
+_DRESSING = ' \t\r\n*`"\u2018\u2019\u201c\u201d\u2705\u2714\u2611\u2713\ufe0f\U0001f389'
 _CLOSING = ".,;:\u3002"
 # Hyphens, dashes and minus signs; fraction slashes and the division sign; thin and empty blanks.
 _FOLDED = str.maketrans(
@@ -59,6 +60,7 @@ _FOLDED = str.maketrans(
         "≠": r"\ne ",
         "≈": r"\approx ",
         "∈": r"\in ",
+        "∅": r"\emptyset ",
         "±": r"\pm ",
         "\u222a": r"\cup ",
         "∩": r"\cap ",
@@ -81,6 +83,11 @@ REPEATING = (
 _REPEATING = re.compile(REPEATING)
 _LATEX_SPACE = re.compile(
     r"(?<!\\)\\[,;:! ()]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b|\\boxed(?![A-Za-z{]| ?\{)"
+)
+_EMPTY_SET = re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}")
+ROUND = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_ROUNDED = re.compile(
+    rf"(?<![0-9.,/^])([0-9]+(?:,[0-9]{{3}})*(?:\.[0-9]+)?) ({'|'.join(ROUND)})(?![A-Za-z])", re.I
 )
 _UNIT_SIGN = re.compile(
     r"(?:\^\s*\\circ\b|\^\s*\{\s*\\circ\s*\}|°|\\degree\b)(?:\s*[CF](?![A-Za-z]))?"
@@ -176,7 +183,7 @@ def undress(text: str) -> str:
     text = _OTHER_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text)
     text = _unwrap(unicodedata.normalize("NFKC", text).translate(_FOLDED))
     text = _LATEX_SPACE.sub(" ", _LATEX_THOUSANDS.sub("", text))
-    text = _UNIT_SIGN.sub("", text)
+    text = _UNIT_SIGN.sub("", _EMPTY_SET.sub(r"\\emptyset", text))
     text = _ROOT_COMMAND.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text)
     text = _FRACTION.sub(lambda m: r"\frac" + (f"{{{m[1]}}}" if m[1] else ""), text)
     text = _INDEX.sub(r"_\1", _BARE_BOTTOM.sub(r"\1{\2}", text))
@@ -184,7 +191,13 @@ def undress(text: str) -> str:
     if sign:  # 1/3 is exact in 1/3 ≈ 0.333; x ≈ 0.333 says no more than that
         named = not exact.strip() or _NAMED.fullmatch(_squeezed(sides(exact)[-1]))
         text = f"{exact}={about}" if named else exact
-    return _strip(" ".join(text.split()))
+    return _strip(_ROUNDED.sub(_as_digits, " ".join(text.split())))
+
+
+def _as_digits(found: re.Match[str]) -> str:
+    """1.5 million as 1500000."""
+    value = Fraction(found[1].replace(",", "")) * 10 ** ROUND[found[2].lower()]
+    return str(value) if value.denominator == 1 else found[0]
 
 
 def _as_fraction(found: re.Match[str]) -> str:

@@ -47,6 +47,7 @@ from interlace.answers import extract_answer, normalise_answer
         ("The answer is the U.S. Navy. Of 3", "the U.S. Navy"),
         ("The answer is B. Because 3", "B"),
         ("The answer is 3.5.", "3.5"),
+        ("So they sold 1.5 million.", "1.5 million"),
         ("The answer is **72.** Done in 3.", "72"),
         ("The answer is 72 because 3 * 20 = 60 and 12 more.", "72"),
         ("The answer is 5, since 2 + 3 = 5.", "5"),

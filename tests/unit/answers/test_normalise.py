@@ -29,6 +29,11 @@ SAME = {
     "choice": r"A | (A) | a | \text{A} | A. | (A)",
     "yes": r"yes | Yes | **Yes**. | YES! | \textbf{yes}",
     "pair": r"(1,2) | (1, 2) | \left( 1, 2 \right) | ( 1 ,2 )",
+    "million": r"1.5 million | 1,500,000 | $1.5 Million | 1.5\text{ million}"
+    r" | 1,500 thousand | x=1500000",
+    "people": "2 million people | 2,000,000 people",
+    "empty set": r"\emptyset | \varnothing | ∅ | $\varnothing$ | \{ \}",
+    "ticked": "12 ✅ | 12 | ✅ 12 | **12** ✔️ | 12 🎉!",
     "power": "x^{10} | x¹⁰ | $x^{10}$",
 }
 
@@ -50,6 +55,8 @@ def test_different_answers_have_different_normal_forms():
         ("0.333", "1/3"),  # nothing is rounded
         ("50%", "1/2"),  # a percent sign is a unit
         ("5 minutes", "5 hours"),
+        ("1/2 million", "500"),
+        ("3 millionths", "3 million"),
         ("52", "5²"),
         ("x^2", "x2"),
         ("1,2", "12"),
