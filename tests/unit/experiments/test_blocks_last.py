@@ -247,7 +247,7 @@ def test_a_row_shows_reading_where_it_takes_a_find_over(blocks_last: Any) -> Non
     [
         ("07-blocks-last", "rlvr-120", "spliced-120", "sft-120", 5),
         ("07-blocks-last", "rlvr-2160@step-4320", "spliced-1080", "sft-1080", 5),
-        ("05-long-run", "rlvr-1080", "spliced-1080", "sft-1080", 3),
+        ("05-long-run", "rlvr-1080", "spliced-1080", "sft-1080", 4),
         ("08-smollm2", "sft", "spliced", "sft-texts", 3),
         ("08-smollm2/subtracting", "rlvr", "spliced-rlvr", "texts-rlvr", 3),
     ],
