@@ -154,8 +154,8 @@ class VerifierPool:
         return question
 
     def _see_to_a_child(self) -> None:
-        """Start a child if none waits. An interrupt here costs a child that waits its mention, or
-        leaves one that does not serve and is not counted."""
+        """Start a child if none waits. An interrupt here may forget that one waits, so that another
+        is started, or leave a child that never serves; such a one is not counted."""
         try:
             self._free.get_nowait()
         except queue.Empty:

@@ -94,6 +94,21 @@ def test_an_interrupted_caller_does_not_shift_later_answers(pool: VerifierPool) 
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_child_whose_start_was_interrupted_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(child: object) -> None:
+        raise KeyboardInterrupt
+
+    pool = VerifierPool(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("interlace.verifier_pool._Child.start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(ECHO, value=1)
+    asked = pool.submit(ECHO, value=2)
+    assert any(child.serves for child in pool._children)  # else nobody would answer
+    assert asked.result() == 2
+    pool.close()
+
+
 def test_a_reply_to_another_question_is_no_answer(pool: VerifierPool) -> None:
     """Catches a pipe that is read without looking at whom a reply belongs to."""
     assert pool.ask(ECHO, value=1) == 1

@@ -190,8 +190,9 @@ class GRPOTrainer(GroupTrainer):
         with self.timed("verify"):
             rolled = self._judge(groups, asked.owners, self.tally, self.state)
             weigh(rolled, args, self.tally)
-            widths = dict.fromkeys(self._widths) if len(set(self._widths)) > 1 else ()
-            describe(rolled, widths, self.task.normalise, self.tally)
+            widths = dict.fromkeys(self._widths)
+            each = widths if len(widths) > 1 else ()
+            describe(rolled, each, self.task.normalise, self.tally)
         if self.is_world_process_zero() and args.log_completions:
             shown = rolled[: args.log_completions]
             self._shown = [{"rollout": number, **entry.to_dict()} for entry in shown]

@@ -418,6 +418,7 @@ def describe(
     rolled: Sequence[RolledGroup], widths: Iterable[int], normalise: Normalise, tally: Tally
 ) -> None:
     """Tally what the sampled groups say of the model; answers are counted in their normal form."""
+    normalise = functools.cache(normalise)  # rows repeat answers, and each width is told of again
     # Of all, since a process that has no group of some width notes the same names as the others.
     judged = all(entry.verdicts is not None for entry in rolled)
     for width in ["", *widths] if judged else []:
